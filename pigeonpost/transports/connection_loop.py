@@ -1,16 +1,24 @@
-"""One thread that serves many connections: it waits for all of their sockets together (epoll), and for their times.
+"""One thread that serves many connections: it waits for all their sockets (epoll) and timers at the same time.
 
-Each member belongs to this thread; any other may `add` and `wake` it. `_changed` (a Condition and its lock) guards who
-is a member and whether the thread runs; it is held for one change. The thread lives as long as there are members.
+All connections share one thread because a server may collect from thousands of nodes that each send little data.
+A thread for each node would need memory, and waking a thread takes several times as long as decoding a sample.
 
-A member does what can be done at once and never waits. Samples for which there is no room it holds (`hold`), so that
-the next are decoded while those before are being stored; when members hold MOST_HELD together, none is read (`pause`),
-and their peers wait. Many peers that send a little each are read together, every ROUND_S: to wake a thread costs
-several times what one sample does. Of live samples it only matters that they are read before the next commit: while
-there is nothing else, sockets and times are looked at every CALM_S and shortly before each commit, and what a peer has
-sent until then is decoded together. Members that are woken are served at once.
-Errors: what `serve` raises is told to the member (`fail`), and concerns no other. What is raised beside that is logged,
-and all members are looked at again.
+The loop's thread owns the members; any other thread may only call `add`, `wake` and `wait_for_end`. `_changed` (a
+Condition and its lock) guards the set of members and whether the thread runs; it is held for one change. The thread
+runs while there are members.
+
+Rules for members and loop:
+
+- A member never waits. It keeps samples that the ingestor cannot accept yet and reports their number with `hold`, so
+  that it can decode the next samples while the earlier ones are being stored. While all members together hold
+  MOST_HELD samples, no member reads (`pause`), and TCP flow control makes the peers wait.
+- With more than FEW members, sockets are read in rounds, ROUND_S apart, so that one wake-up serves many peers.
+- Live samples only have to be read before the next commit. With more than FEW members and no other work, the loop
+  rests: it reads the sockets only every CALM_S and AHEAD_S before each commit, and decodes all samples received until
+  then together. This takes a fraction of the processor time. Members that are woken are served without this delay.
+
+Errors: an exception from `serve` is passed to that member (`fail`) and does not affect the others. Any other exception
+is logged, and then all members are served again.
 """
 
 from __future__ import annotations
@@ -35,77 +43,93 @@ from pigeonpost.core.wake_pipe import WakePipe
 
 log = logging.getLogger(__name__)
 
-ROUND_S = 0.02  # from one round to the next, at least, when there are more members than FEW
-FEW = 8
-CALM_S = 0.5  # the longest rest while members have only live samples
-AHEAD_S = 0.04  # this rest ends so long before the next commit, which is to have them
-STIR_S = 1.0  # there is none for so long after a member has read more than live samples,
-EXPECT_S = 2.0  # nor while it waits for an answer, at most so long: a silent peer must not keep all others busy
-HURRY_S = 0.1  # so long there is no rest after a member has read as much as it can at once
-FULL_S = 0.05  # after which it is tried again whether there is room, should nobody wake the loop
-MOST_HELD = 32_768  # samples, of all members together
-MOST_HELPERS = 4
+ROUND_S = 0.02  # minimum time from one round to the next when there are more than FEW members
+FEW = 8  # up to this number of members, sockets are read immediately: without rounds and rests
+CALM_S = 0.5  # longest rest while members receive only live samples
+AHEAD_S = 0.04  # the rest ends this long before the next commit, so that the commit includes the samples
+STIR_S = 1.0  # no rest for this time after a member has read more than live samples
+EXPECT_S = 2.0  # no rest for this time after a member began to expect an answer; not longer, since a peer may be silent
+HURRY_S = 0.1  # neither rest nor rounds for this time after a member has filled its read buffer
+FULL_S = 0.05  # after this time held samples are submitted again, even if nothing wakes the loop
+MOST_HELD = 32_768  # maximum number of held samples of all members together
+
+MOST_HELPERS = 4  # maximum number of threads for work that may wait for the store
 
 
 class LoopMember:
-    """A connection, or what makes one: all methods but `serve` and `fail` are the loop's."""
+    """A connection, or an attempt to connect, that a ConnectionLoop serves; only the loop's thread calls its methods.
+
+    `watched_fd`, `watched_events` and `due_s` belong to the loop.
+    """
 
     watched_fd = -1
     watched_events = 0
     due_s = math.inf
 
     def serve(self, events: int) -> None:
-        """Do what can be done now. `events`: those of the socket (epoll); 0: it was woken, or its time has come."""
+        """Do what is possible now without waiting.
+
+        Args:
+            events: Events of the socket (epoll), or 0 if the member was woken or its timer has expired.
+        """
         raise NotImplementedError
 
     def hand_on(self) -> None:
-        """Hand on what it holds as far as there is room now, and `hold` the rest."""
+        """Submit held samples until the ingestor is full, and `hold` the rest."""
         raise NotImplementedError
 
     def resume(self) -> None:
-        """Be read again, after `pause`."""
+        """Continue to read after `pause`."""
         raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
-        """`serve` has raised this: end the connection, and say so."""
+        """End the connection, because `serve` has raised `error`, and log the reason."""
         raise NotImplementedError
 
 
 class ConnectionLoop:
-    """The thread and its members."""
+    """Thread that serves its members; it runs while there are members.
+
+    Args:
+        clock: Clock for timers.
+        next_commit_s: Function that returns the time of the next commit, by `clock.monotonic`. With a time in the
+            past the loop does not rest.
+    """
 
     def __init__(self, clock: Clock, next_commit_s: Callable[[], float] = lambda: 0.0) -> None:
-        """
-        next_commit_s  returns when what members hand on is committed next, by `clock.monotonic`; a time in
-                        the past: as soon as possible
-        """
         self.clock = clock
         self._next_commit_s = next_commit_s
         self.lookup = NameLookup()
-        self.helpers = HelperThreads("ask the store", MOST_HELPERS)  # which may wait for it
+        self.helpers = HelperThreads("ask the store", MOST_HELPERS)
         self._changed = threading.Condition()
         self._members: dict[LoopMember, None] = {}
         self._thread: threading.Thread | None = None
         self._wake_pipe: WakePipe | None = None
         self._woken: list[LoopMember] = []
-        self._is_woken = False  # the pipe has been written to since the loop has looked
-        # The rest is the thread's own.
-        self._serves_all = False  # each member is to be looked at: something has failed
+        self._is_woken = False  # the pipe has been written to since the loop last read `_woken`
+        # Used by the loop's thread only:
+        self._serves_all = False  # after an error: serve each member in the next round
         self._epoll: Any = None
-        self._watched: dict[int, LoopMember] = {}  # by descriptor
-        self._due: list[tuple[float, int, LoopMember]] = []  # a heap; entries that are not the member's `due_s` are old
+        self._watched: dict[int, LoopMember] = {}  # by file descriptor
+        # A heap. An entry is outdated if it differs from the member's `due_s`.
+        self._due: list[tuple[float, int, LoopMember]] = []
         self._numbers = itertools.count()
-        self._held: dict[LoopMember, int] = {}  # samples,
-        self._held_count = 0  # and their sum
+        self._held: dict[LoopMember, int] = {}  # number of samples that each member holds
+        self._held_count = 0  # their sum
         self._paused: dict[LoopMember, None] = {}
-        self._expecting: dict[LoopMember, float] = {}  # since when, the newest last
-        self._began_s = self._hurried_s = self._stirred_s = 0.0  # the last round; when `hurry` and `stir` were called
+        self._expecting: dict[LoopMember, float] = {}  # monotonic time of the first `expect`, the newest last
+        self._began_s = self._hurried_s = self._stirred_s = 0.0  # times of the last round, `hurry` and `stir`
         self.rare_log = RareLog(log, clock)
 
     # ------------------------------------------------------------------------------------ from any thread
 
     def add(self, member: LoopMember) -> None:
-        """Serve `member` from now on. Raises OSError or RuntimeError when there is no descriptor or thread for it."""
+        """Serve `member` from now on.
+
+        Raises:
+            OSError: There is no free file descriptor.
+            RuntimeError: The thread cannot be started.
+        """
         with self._changed:
             if self._thread is None:
                 self._begin()
@@ -113,7 +137,7 @@ class ConnectionLoop:
         self.wake(member)
 
     def wake(self, member: LoopMember) -> None:
-        """Have `member` served soon; nothing happens to one that was removed."""
+        """Have `member` served soon; do nothing if it was removed."""
         pipe = self._wake_pipe
         if pipe is not None:
             self._woken.append(member)
@@ -122,12 +146,12 @@ class ConnectionLoop:
                 pipe.wake()
 
     def wait_for_end(self, member: LoopMember, limit_s: float) -> bool:
-        """Return True if `member` was removed within `limit_s` seconds."""
+        """Wait until `member` is removed, at most `limit_s` seconds; return True if it is."""
         with self._changed:
             return self._changed.wait_for(lambda: member not in self._members, limit_s)
 
     def _begin(self) -> None:
-        """Start the thread; with `_changed`."""
+        """Start the thread; the caller holds `_changed`."""
         epoll = select.epoll()
         try:
             pipe = WakePipe()
@@ -137,7 +161,7 @@ class ConnectionLoop:
             self._wake_pipe = pipe
             thread.start()
         except BaseException:
-            self._wake_pipe = None  # which closes it
+            self._wake_pipe = None  # drops the last reference, which closes the pipe
             epoll.close()
             raise
         self._thread = thread
@@ -146,13 +170,21 @@ class ConnectionLoop:
 
     @property
     def is_full(self) -> bool:
-        """Members hold as much as they may: one that would read more calls `pause` instead."""
+        """True while the members hold as many samples as allowed: a member then calls `pause` instead of reading."""
         return self._held_count >= MOST_HELD
 
     def watch(self, member: LoopMember, fd: int, events: int) -> None:
-        """Serve `member` when its socket has one of these events (epoll); in place of the socket of before.
+        """Serve `member` when its socket has one of `events`, instead of the socket that was watched for it before.
 
-        Before a socket is closed it is no longer watched: `unwatch`. Raises OSError.
+        Call `unwatch` before the socket is closed.
+
+        Args:
+            member: The member that owns the socket.
+            fd: File descriptor of the socket.
+            events: Mask of epoll events.
+
+        Raises:
+            OSError: The kernel cannot watch the socket.
         """
         if fd != member.watched_fd:
             self.unwatch(member)
@@ -164,52 +196,52 @@ class ConnectionLoop:
             member.watched_events = events
 
     def unwatch(self, member: LoopMember) -> None:
-        """Watch no socket for `member`."""
+        """Stop watching the socket of `member`."""
         fd = member.watched_fd
         member.watched_fd, member.watched_events = -1, 0
         if fd >= 0 and self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def call_in(self, member: LoopMember, seconds: float) -> None:
-        """Serve `member` in so many seconds, or sooner: an earlier time that was set before stays."""
+        """Serve `member` in `seconds` at the latest; an earlier time that was set before is kept."""
         due_s = self.clock.monotonic() + seconds
         if due_s < member.due_s:
             heapq.heappush(self._due, (due_s, next(self._numbers), member))
             member.due_s = due_s
 
     def hold(self, member: LoopMember, count: int) -> None:
-        """`member` holds so many samples for which there is no room; its `hand_on` is called when there may be."""
+        """Record that `member` holds `count` samples; call its `hand_on` when the ingestor may have capacity."""
         self._held_count += count - self._held.pop(member, 0)
         if count:
             self._held[member] = count
 
     def pause(self, member: LoopMember) -> None:
-        """Call `resume` of `member` when members hold less than MOST_HELD again."""
+        """Call `resume` of `member` once all members together hold fewer than MOST_HELD samples again."""
         self._paused[member] = None
 
     def forget(self, member: LoopMember) -> None:
-        """`member` has nothing to hand on or to read any more."""
+        """Clear the number of held samples, the pause and the expected answer of `member`."""
         self.hold(member, 0)
         self._paused.pop(member, None)
         self._expecting.pop(member, None)
 
     def expect(self, member: LoopMember, is_expecting: bool) -> None:
-        """Note whether `member` waits for its peer: then it is read soon after something has come."""
+        """Record whether `member` waits for an answer (`is_expecting`); while it does, the loop does not rest."""
         if is_expecting:
             self._expecting.setdefault(member, self.clock.monotonic())
         else:
             self._expecting.pop(member, None)
 
     def stir(self) -> None:
-        """A member has read more than live samples are: all are read often for a while."""
+        """Do not rest for STIR_S: a member has read more than live samples."""
         self._stirred_s = self.clock.monotonic()
 
     def hurry(self) -> None:
-        """A member has more to read than it read now: no rest for a while."""
+        """Do not rest or wait for the next round for HURRY_S: a member has more to read than it has read now."""
         self._hurried_s = self._stirred_s = self.clock.monotonic()
 
     def remove(self, member: LoopMember) -> None:
-        """Serve `member` no more."""
+        """Stop serving `member`."""
         self.unwatch(member)
         self.forget(member)
         with self._changed:
@@ -221,12 +253,12 @@ class ConnectionLoop:
         while True:
             try:
                 self._serve_round(epoll, pipe)
-            except Exception as error:  # between two members, or where one of them could not be ended
-                self._serves_all = True  # so that nothing is forgotten
+            except Exception as error:  # outside of `serve`, or in `fail`
+                self._serves_all = True  # no event may be lost
                 time.sleep(PAUSE_S)
                 with contextlib.suppress(MemoryError):
-                    text = "there is no memory" if isinstance(error, MemoryError) else "internal error"
-                    self.rare_log.say(logging.ERROR, text, f"{text}; it is tried again", is_traceback=True)
+                    text = "out of memory" if isinstance(error, MemoryError) else "internal error"
+                    self.rare_log.log(logging.ERROR, text, f"{text}; trying again", is_traceback=True)
             with self._changed:
                 if not self._members:
                     self._thread, self._wake_pipe = None, None
@@ -243,7 +275,7 @@ class ConnectionLoop:
             return
         self._began_s = self.clock.monotonic()
         ready = epoll.poll(self._wait_s(), len(self._watched) + 1)
-        for holder in list(self._held):  # before others bring more: what came first is first to be taken
+        for holder in list(self._held):  # before others read more: samples are submitted in the order of arrival
             self._call(holder, holder.hand_on)
         for fd, events in ready:
             member = self._watched.get(fd)
@@ -258,16 +290,16 @@ class ConnectionLoop:
             if due_s == member.due_s:
                 member.due_s = math.inf
                 self._serve(member, 0)
-        if self._paused and not self.is_full:  # last: those that may be read again are read before their time comes
+        if self._paused and not self.is_full:  # last, after the timers: `resume` reads, and may fill the loop again
             for member in list(self._paused):
                 self._paused.pop(member, None)
                 self._call(member, member.resume)
 
     def _serve_woken(self) -> None:
-        self._is_woken = False  # before the list is read: who adds to it from here on writes to the pipe
+        self._is_woken = False  # before the list is read, so that any later `wake` writes to the pipe
         if self._woken or self._serves_all:
             woken = self._woken[:]
-            del self._woken[: len(woken)]  # others may have added meanwhile
+            del self._woken[: len(woken)]  # other threads may have appended in the meantime
             if self._serves_all:
                 woken += self._members
                 self._serves_all = False
@@ -275,7 +307,7 @@ class ConnectionLoop:
                 self._serve(member, 0)
 
     def _rest(self, pipe: WakePipe) -> bool:
-        """Wait until it is time for the next round. Returns True if members were woken before: only they are served."""
+        """Wait until the next round is due. Return True if members were woken before that: only those are served."""
         now_s = self.clock.monotonic()
         if len(self._members) <= FEW or now_s - self._hurried_s <= HURRY_S:
             return False
@@ -283,7 +315,7 @@ class ConnectionLoop:
         if left_s > ROUND_S:
             is_woken = self._wait_for_wake(pipe, left_s)
             if is_woken:
-                time.sleep(ROUND_S)  # others soon are, too: a commit wakes all
+                time.sleep(ROUND_S)  # a commit wakes many members: collect them in one round
             return is_woken
         left_s = self._began_s + ROUND_S - now_s
         if left_s > 0:
@@ -297,7 +329,7 @@ class ConnectionLoop:
         return bool(poll.poll(limit_s * 1000))
 
     def _calm_s(self, now_s: float) -> float:
-        """Return the seconds in which nobody needs to be read; 0 or less: there are none."""
+        """Return the seconds for which the loop may rest; 0 or less if it may not."""
         expected_s = next(reversed(self._expecting.values()), -math.inf)
         if self._held or self._paused or self._serves_all or now_s - expected_s <= EXPECT_S:
             return 0.0
@@ -306,7 +338,7 @@ class ConnectionLoop:
         return min(self._began_s + CALM_S, self._next_commit_s() - AHEAD_S) - now_s
 
     def _wait_s(self) -> float:
-        """Seconds for which to wait for events; -1: without a limit."""
+        """Return how many seconds to wait for events, or -1 for no limit."""
         if self._serves_all:
             return 0.0
         if self._held:

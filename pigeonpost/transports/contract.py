@@ -1,10 +1,11 @@
-"""Interface of a transport's two ends, and what the server gives to its end.
+"""Interface of both ends of a transport, and ServerContext, the components that the server's ends use.
 
-Each end is a module of its own, named by the program that runs it and not by its part in TCP: on `tcp` it is the node
-that listens. registry.py lists the transports beside TCP, which every node has.
+Each end is a module of its own, named after the program that runs it (node or server). The name does not tell which end
+connects: over TCP the node listens and the server connects. Every node has the TCP transport; registry.py lists the
+others.
 
-Each end has its own threads, and ends them within the limit that `stop` is given.
-Errors: those of one connection end that connection, are logged once, and the end that connects tries again.
+Each end has its own threads, and ends them within the time limit of `stop`.
+Errors: an error of one connection ends only that connection and is logged once. The end that connects tries again.
 """
 
 from __future__ import annotations
@@ -31,14 +32,24 @@ if TYPE_CHECKING:
 
 
 class ServerContext(NamedTuple):
-    """What the server gives to its end of every transport.
+    """The server's components and settings, as every transport end on the server receives them.
 
-    links    all nodes that are collected from or connect to us, as the pages show them; may grow while the server runs
-    collect  (node's name, address) begins to collect from a node over TCP; returns that link
-    faults   what is wrong with this server
-    throttle counts failed attempts with every kind of secret
-    names    the present names of nodes; None: no node was ever renamed
-    api_tokens  the tokens of programs; None: no program may write
+    Attributes:
+        name: Name of the server.
+        data: Path of the data directory.
+        clock: The server's clock.
+        settings: The settings of server.toml.
+        store: The database.
+        ingestor: Queue that commits submitted batches.
+        tokens: The tokens of the nodes.
+        unnumbered_sources: Clients that send readings without an epoch and sequence numbers.
+        links: All nodes that the server collects from or that connect to it, as the pages show them. The list may grow
+            while the server runs.
+        collect: Function of (node name, address) that starts to collect from a node over TCP and returns that link.
+        faults: Faults of this server that the pages and `control.py check` report.
+        throttle: Delays and refuses clients after failed attempts with passwords, tokens and keys.
+        names: Present names of renamed nodes, or None if nodes cannot be renamed.
+        api_tokens: Tokens of programs that may write readings, or None if no program may write.
     """
 
     name: str
@@ -57,31 +68,44 @@ class ServerContext(NamedTuple):
     api_tokens: ApiTokens | None = None
 
     def current(self, name: str) -> str:
-        """Return the present name of the node that says it is `name`."""
+        """Return the present name of the node that reports the name `name`."""
         return name if self.names is None else self.names.current(name)
 
 
 class Transport:
-    """One end of a transport."""
+    """One end of a transport.
 
-    endpoints: Sequence[Endpoint] = ()  # of a server's end: its addresses on the web server, beside the pages
-    fault: str = ""  # of a server's end: what keeps it from its work, for people and `control.py check`
+    Attributes:
+        endpoints: HTTP endpoints of a server's end, which the web server offers in addition to the pages.
+        fault: The fault that keeps a server's end from working, for people and `control.py check`, or an empty string.
+    """
+
+    endpoints: Sequence[Endpoint] = ()
+    fault: str = ""
 
     def start(self) -> None:
-        """Open it; returns when it can be reached, or is trying to reach. Raises SettingsError when it never will."""
+        """Start the transport; return once it can be reached or has begun to connect.
+
+        Raises:
+            SettingsError: The transport can never work with its present settings.
+        """
         raise NotImplementedError
 
     def report(self) -> dict[str, Any] | None:
-        """How it is, for people and programs to look at (JSON); None: it has nothing to tell."""
+        """Return the state of the transport for people and programs (JSON), or None if it has nothing to report."""
         return None
 
     def stop(self, limit_s: float) -> str | None:
-        """Send what is due within `limit_s` seconds, and close. Stopping twice is fine. Says what was left undone."""
+        """Send pending data within `limit_s` seconds, then close; a second call does nothing.
+
+        Returns:
+            A description of the work that was not finished, or None if all of it was.
+        """
         raise NotImplementedError
 
 
 class PassiveTransport(Transport):
-    """A transport with nothing to open or to close: one without work, or with endpoints alone."""
+    """A transport with nothing to open or to close: it does no work, or has only endpoints."""
 
     def start(self) -> None:
         pass

@@ -1,11 +1,11 @@
-"""Announcements of nodes on the local network: the datagram, the interfaces, and the loop that both ends run.
+"""Announcements of nodes on the local network: the datagram, the interfaces, and the thread loop of both ends.
 
     {"mac": "<64 hex>", "pigeonpost": 1, "node": "basement", "at": ["192.168.1.20:5003"], "time": "...", "clock": "set",
      "nonce": "<16 hex>"}
 
 A datagram is one JSON object, signed with the node's token (payload.sign); docs/protocol.md describes it.
-Each end has a thread of its own; others only set an Event or write to its pipe.
-Errors: BadArgument for a datagram that is no announcement. Source: netdevice(7), SIOCGIFCONF.
+Each end has a thread of its own; other threads only set an Event or write to its pipe.
+Errors: BadArgument for a datagram that is not a valid announcement. Source: netdevice(7), SIOCGIFCONF.
 """
 
 from __future__ import annotations
@@ -35,61 +35,81 @@ VERSION = 1
 
 PURPOSE = "announce"
 
-DATAGRAM_BYTES = 1200  # at most: one frame of any network
+DATAGRAM_BYTES = 1200  # maximum length: fits one frame of any network
 
-MOST_PLACES = 8  # in a datagram
+MOST_ADDRESSES = 8  # maximum number of addresses in a datagram
 
-MOST_INTERFACES = 32
+MOST_INTERFACES = 32  # interfaces with an IPv4 address; more are ignored
 
-ADDRESS_CHECK_S = 2.0  # between two looks at this machine's interfaces
+ADDRESS_CHECK_S = 2.0  # time between two checks of this machine's interfaces
 
 LOOPBACK = "127.0.0.1"
 
 _SIOCGIFCONF = 0x8912  # netdevice(7)
 
-_IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # one interface in its answer
+_IFREQ_BYTES = 40 if struct.calcsize("P") == 8 else 32  # size of the entry of one interface
 
 
 class Announcement(NamedTuple):
-    """A decoded datagram: the node's name, its addresses, and its time (None: its clock is not set)."""
+    """A decoded datagram.
+
+    Attributes:
+        node: Name of the node.
+        addresses: Addresses and ports at which it can be reached.
+        time_ms: Time of the datagram in milliseconds since 1970 (UTC), or None if the node's clock is not set.
+        nonce: Random text that makes each datagram unique.
+    """
 
     node: str
-    places: list[tuple[str, int]]
+    addresses: list[tuple[str, int]]
     time_ms: int | None
     nonce: str
 
 
-def write_announcement(key: Key, node: str, places: Sequence[tuple[str, int]], clock: Clock) -> bytes:
-    """The datagram that says that `node` is at `places`."""
-    said = {
-        "pigeonpost": VERSION, "node": node, "at": [join_address(*place) for place in places[:MOST_PLACES]],
+def write_announcement(key: Key, node: str, addresses: Sequence[tuple[str, int]], clock: Clock) -> bytes:
+    """Return the signed datagram that announces a node.
+
+    Args:
+        key: Key of the node's token.
+        node: Name of the node.
+        addresses: Its addresses and ports; the first MOST_ADDRESSES are sent.
+        clock: Clock for the time in the datagram.
+    """
+    fields = {
+        "pigeonpost": VERSION, "node": node, "at": [join_address(*address) for address in addresses[:MOST_ADDRESSES]],
         "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset", "nonce": os.urandom(8).hex(),
     }  # fmt: skip
-    body = write_json(said).encode()
-    return sign(body, key.seal(PURPOSE, body))
+    body = write_json(fields).encode()
+    return sign(body, key.signature(PURPOSE, body))
 
 
 def read_announcement(body: bytes) -> Announcement:
-    """Return the announcement in `body`, which is untrusted. Raises BadArgument."""
+    """Return the announcement in the untrusted `body`.
+
+    Raises:
+        BadArgument: The body is not a valid announcement.
+    """
     try:
-        said = read_json(body.decode())
-        node, at, nonce, is_set = said["node"], said["at"], said["nonce"], said["clock"] == "set"
+        fields = read_json(body.decode())
+        node, texts, nonce, is_set = fields["node"], fields["at"], fields["nonce"], fields["clock"] == "set"
         if (
-            said["pigeonpost"] != VERSION
+            fields["pigeonpost"] != VERSION
             or not NODE_NAME(node)
-            or not 0 < len(at) <= MOST_PLACES
-            or type(at) is not list
+            or not 0 < len(texts) <= MOST_ADDRESSES
+            or type(texts) is not list
         ):
-            raise ValueError
+            raise BadArgument("not a valid announcement")
         if type(nonce) is not str or not 8 <= len(nonce) <= 64:
-            raise ValueError
-        return Announcement(node, [_place(text) for text in at], parse_rfc3339(said["time"]) if is_set else None, nonce)
+            raise BadArgument("not a valid announcement")
+        return Announcement(
+            node, [_read_address(text) for text in texts], parse_rfc3339(fields["time"]) if is_set else None, nonce
+        )
     except (KeyError, TypeError, ValueError, AttributeError, OSError):
-        raise BadArgument("not an announcement") from None
+        raise BadArgument("not a valid announcement") from None
 
 
-def _place(text: str) -> tuple[str, int]:
-    """An IPv4 address with a port: never a name, for which an unknown sender would make us ask a name server."""
+def _read_address(text: str) -> tuple[str, int]:
+    """Return the IPv4 address and port in `text`. Reject host names: an untrusted sender must not cause look-ups."""
     host, port = split_address(text)
     first = socket.inet_pton(socket.AF_INET, host)[0]
     if not 0 < first < 224 or not port:
@@ -98,46 +118,50 @@ def _place(text: str) -> tuple[str, int]:
 
 
 def interfaces() -> dict[str, str]:
-    """This machine's interfaces that have an IPv4 address, with it; the loopback one among them.
+    """Return the main IPv4 address of each of this machine's interfaces, including loopback, by interface name.
 
-    Not by socket.if_nameindex, which asks over netlink: that the systemd units do not allow.
+    socket.if_nameindex is not used because it needs netlink, which the systemd units do not allow.
     """
     import array
     import fcntl
 
-    answer = array.array("B", bytes(_IFREQ_BYTES * MOST_INTERFACES))
+    buffer = array.array("B", bytes(_IFREQ_BYTES * MOST_INTERFACES))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        room, where = len(answer), answer.buffer_info()[0]
-        filled = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", room, where)))[0]
+        size, pointer = len(buffer), buffer.buffer_info()[0]
+        filled = struct.unpack("iP", fcntl.ioctl(sock, _SIOCGIFCONF, struct.pack("iP", size, pointer)))[0]
     found: dict[str, str] = {}
-    for at in range(0, filled, _IFREQ_BYTES):
-        name = answer[at : at + 16].tobytes().partition(b"\0")[0].decode(errors="replace").partition(":")[0]
-        found.setdefault(name, socket.inet_ntoa(answer[at + 20 : at + 24]))  # what comes first is the main one
+    for offset in range(0, filled, _IFREQ_BYTES):
+        name = buffer[offset : offset + 16].tobytes().partition(b"\0")[0].decode(errors="replace").partition(":")[0]
+        found.setdefault(name, socket.inet_ntoa(buffer[offset + 20 : offset + 24]))  # the first address is the main one
     return found
 
 
 class DatagramLoop(Transport):
-    """Base of both ends: a thread that waits, and ends when told to."""
+    """Base class of both ends: a thread that waits for datagrams or timers until it is stopped.
+
+    Args:
+        name: Name of the thread.
+    """
 
     def __init__(self, name: str) -> None:
         self._stopping = threading.Event()
         self._wake_pipe = WakePipe()
         self._interfaces: dict[str, str] = {}
-        self._is_blind = False
+        self._is_failing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def interfaces(self) -> dict[str, str]:
-        """Return this machine's interfaces; those of before where they cannot be asked for: too many open files."""
+        """Return this machine's interfaces, or the last known ones if they cannot be read (too many open files)."""
         try:
             self._interfaces = interfaces()
-            self._is_blind = False
+            self._is_failing = False
         except OSError as error:
-            if not self._is_blind:
-                log.warning("this machine's addresses cannot be found out now: %s", error)
-            self._is_blind = True
+            if not self._is_failing:
+                log.warning("cannot read this machine's addresses: %s", error)
+            self._is_failing = True
         return self._interfaces
 
     def stop(self, limit_s: float) -> str | None:
@@ -152,7 +176,7 @@ class DatagramLoop(Transport):
         return None
 
     def _wait(self, seconds: float, socks: Sequence[socket.socket] = ()) -> list[socket.socket]:
-        """Wait until `socks` are readable, or `stop` is called, at most `seconds`. Returns the readable sockets."""
+        """Wait until `socks` are readable, `stop` is called or `seconds` have passed. Return the readable sockets."""
         ready = readable([self._wake_pipe.fileno(), *socks], max(0.0, seconds))
         if self._wake_pipe.fileno() in ready:
             self._wake_pipe.drain()

@@ -1,6 +1,6 @@
 """Discovery, node side: announces the node's addresses on the local network.
 
-One thread. Errors: those of the network are logged once for each interface, and it is tried again.
+One thread. Errors: network errors are logged once for each interface, and the node tries again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TTL = 1  # this network only
+TTL = 1  # routers do not forward the datagram, so it stays in the local network
 
-FIRST_S = (0.0, 1.0, 3.0)  # at start and when the address changes it is said more than once: a datagram may be lost
+# Seconds from the start or a change of address to each announcement; several, because datagrams may be lost.
+FIRST_S = (0.0, 1.0, 3.0)
 
 
 class DiscoveryNodeTransport(DatagramLoop):
-    """Announces the node's addresses: at once, when one changes, and periodically."""
+    """Announces the node's addresses: at the start, when one changes, and periodically.
+
+    Args:
+        info: Name and address of the node.
+        key: Key of the node's token.
+        group: Multicast group and port.
+        every_s: Time between two announcements in seconds, varied by 20 % so that nodes do not send at the same time.
+        clock: Clock for timers and for the time in the datagram.
+    """
 
     def __init__(self, info: NodeInfo, key: Key, group: tuple[str, int], every_s: float, clock: Clock) -> None:
         super().__init__("announce")
@@ -37,39 +46,39 @@ class DiscoveryNodeTransport(DatagramLoop):
         self._group = group
         self._every_s = every_s
         self._clock = clock
-        self._faults: dict[str, str] = {}  # of each interface, as it was told last
+        self._faults: dict[str, str] = {}  # last logged fault of each interface
 
     def _run(self) -> None:
-        said: dict[str, str] = {}
+        announced: dict[str, str] = {}
         burst: list[float] = []
         now_s = next_s = self._clock.monotonic()
         while not self._stopping.is_set():
-            here = self.reached_at()
+            addresses = self.reachable_addresses()
             now_s = self._clock.monotonic()
-            if here != said:
-                burst, said = [now_s + wait_s for wait_s in FIRST_S], here
+            if addresses != announced:
+                burst, announced = [now_s + wait_s for wait_s in FIRST_S], addresses
                 next_s = now_s
             if now_s >= next_s:
-                self.say(here)
+                self.announce(addresses)
                 burst = [at_s for at_s in burst if at_s > now_s]
-                next_s = burst[0] if burst else now_s + self._every_s * _some(0.8, 1.2)
+                next_s = burst[0] if burst else now_s + self._every_s * _random(0.8, 1.2)
             self._wait(min(next_s - now_s, ADDRESS_CHECK_S))
 
-    def reached_at(self) -> dict[str, str]:
-        """Where servers can connect: interface to its address, for those on which the node listens."""
+    def reachable_addresses(self) -> dict[str, str]:
+        """Return the addresses to which servers can connect, by interface: those on which the node listens."""
         host = self._info.address[0]
         everywhere = host in ("0.0.0.0", "::")
         return {name: address for name, address in self.interfaces().items() if everywhere or address == host}
 
-    def say(self, here: Mapping[str, str]) -> None:
-        """One datagram on each interface, its own address first."""
+    def announce(self, addresses: Mapping[str, str]) -> None:
+        """Send one datagram on each interface in `addresses` (name to address), with its own address first."""
         port = self._info.address[1]
-        away = [address for address in here.values() if not is_loopback(address)]
-        for name, own in self.interfaces().items():
-            # On the loopback interface always: a server on this machine listens to it there, and only there.
-            if name not in here and not (away and is_loopback(own)):
+        external = [address for address in addresses.values() if not is_loopback(address)]
+        for name, own_address in self.interfaces().items():
+            # Always send on the loopback interface: a server on this machine receives announcements only there.
+            if name not in addresses and not (external and is_loopback(own_address)):
                 continue
-            hosts = list(dict.fromkeys([own, *away] if name in here else away))
+            hosts = list(dict.fromkeys([own_address, *external] if name in addresses else external))
             data = write_announcement(self._key, self._info.name, [(host, port) for host in hosts], self._clock)
             fault = ""
             try:
@@ -82,6 +91,6 @@ class DiscoveryNodeTransport(DatagramLoop):
             self._faults[name] = fault
 
 
-def _some(low: float, high: float) -> float:
-    """A random number between the two. The module random costs a node 0.2 MiB."""
+def _random(low: float, high: float) -> float:
+    """Return a random number from `low` to `high`; the module random would need 0.2 MiB of a node's memory."""
     return low + (high - low) * os.urandom(1)[0] / 255

@@ -1,7 +1,7 @@
-"""The answers of servers on a node's MQTT topic: their shapes, and how they are read.
+"""Answers of servers on a node's MQTT topic: their types and their decoding.
 
-No I/O and no clock. Errors: ValueError (BadArgument among them), TypeError, KeyError, AttributeError and OverflowError
-for what is no answer (NOT_AN_ANSWER). Source: docs/protocol.md, section MQTT.
+No I/O and no clock. Errors: any exception of the tuple NOT_AN_ANSWER for a message that is not a valid answer.
+Source: docs/protocol.md, section MQTT.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ _LONGEST_COMMIT_S = 3600.0
 
 
 class Resume(NamedTuple):
-    """What a server has of all that the node holds.
+    """The server's high-water marks of everything that the node holds.
 
-    number    the highest running number stored from this outbox; None: the server does not know it
-    have      epoch to the highest sequence number stored
-    up_ms     epoch to the uptime of that sample, as the server sent it
-    ledger    id of the server's store; empty: it has none
-    commit_s  how long an acknowledgement may take; 0: not told
-    time_ms   the server's date; None: its clock is not set
-    columns   it takes samples by column
+    Attributes:
+        number: Highest running number (counted over all epochs) stored from this outbox, or None if the server did not
+            send it.
+        have: Epoch to the highest sequence number stored.
+        up_ms: Epoch to the uptime of that sample in milliseconds, as the server sent it (not checked).
+        ledger: Identifier of the server's store, or empty if the server sent none that is valid.
+        server: Name of the server.
+        commit_s: The server's time between two commits in seconds, or 0 if the server did not send it.
+        time_ms: The server's time in milliseconds since 1970 (UTC), or None if its clock is not set.
+        columns: True if the server accepts samples by column.
     """
 
     number: int | None
@@ -43,7 +46,13 @@ class Resume(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """Everything of `epoch` up to `seq` is durable. `has_ledger`: by a server that also answers with Resume."""
+    """An acknowledgement: everything of an epoch up to a sequence number is durable.
+
+    Attributes:
+        epoch: The epoch.
+        seq: The sequence number.
+        has_ledger: True if the server named its ledger; such a server answers questions with Resume.
+    """
 
     epoch: str
     seq: int
@@ -51,20 +60,34 @@ class Ack(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """The body began behind what the server has: `have`, by epoch; None where that is no number."""
+    """An answer that the server lacks samples before those of a body.
+
+    Attributes:
+        have: The epoch and its highest seq stored, or None if the server sent an invalid seq.
+    """
 
     have: Mapping[str, int] | None
 
 
 class Rejection(NamedTuple):
-    """The server does not take a body. `code`: of the error; empty: none was told."""
+    """An answer that the server does not accept a body.
+
+    Attributes:
+        error: The reason, for the log.
+        code: The error code, or empty if the server did not send one.
+    """
 
     error: str
     code: str
 
 
 class Order(NamedTuple):
-    """Sampling is to be switched on or off, or only to be reported (None). `identity` tells a repetition."""
+    """A command to switch sampling on or off, or only to report the state.
+
+    Attributes:
+        identity: Identifier of the command, by which repetitions are recognised.
+        on: The requested state, or None to report the present one.
+    """
 
     identity: object
     on: bool | None
@@ -74,7 +97,11 @@ Answer = Resume | Ack | Hole | Rejection | Order
 
 
 def read_answer(message: Mapping[str, Any]) -> Answer:
-    """Return the answer in a JSON object. Raises one of NOT_AN_ANSWER."""
+    """Return the answer in `message`, a decoded JSON object.
+
+    Raises:
+        BadArgument: The acknowledgement is not valid. Other exceptions of NOT_AN_ANSWER are possible.
+    """
     if "error" in message:
         error = message["error"]
         return Rejection(str(error)[:300], str(error.get("code", "")) if type(error) is dict else "")
@@ -86,7 +113,7 @@ def read_answer(message: Mapping[str, Any]) -> Answer:
         return Order(message["order"], message["on"] if type(message.get("on")) is bool else None)
     epoch, seq = message["epoch"], message["ack"]
     if type(epoch) is not str or not is_count(seq):
-        raise BadArgument(f"epoch {epoch!r:.40} up to {seq!r:.40}")
+        raise BadArgument(f"invalid acknowledgement of epoch {epoch!r:.40} up to {seq!r:.40}")
     return Ack(epoch, seq, bool(message.get("ledger")))
 
 
@@ -99,7 +126,7 @@ def _read_resume(message: Mapping[str, Any]) -> Resume:
             continue
         have[epoch], up_ms[epoch] = mark
         if not HEX_16(epoch) or not is_count(have[epoch]):
-            raise BadArgument(f"epoch {epoch!r:.40} up to {have[epoch]!r:.40}")
+            raise BadArgument(f"invalid mark of epoch {epoch!r:.40}: {have[epoch]!r:.40}")
     commit_s = message.get("commit")
     return Resume(
         number if is_count(number) else None,

@@ -1,8 +1,8 @@
-"""MQTT transport, node side: publishes what the outbox holds.
+"""MQTT transport, node side: publishes the samples of the outbox.
 
-Threads: one of its own, to which the conversation belongs. paho's thread leaves what comes in a deque, and sets an
-  Event; so do the outbox and a change of the connection.
-Errors: of the broker, or of an answer: logged once, and tried again; the outbox keeps the samples meanwhile.
+Threads: the transport's own thread runs the conversation. The thread of the MQTT library (paho) appends received
+messages to a deque and sets an Event. New samples and a change of the connection set the same Event.
+Errors: faults of the broker and invalid answers are logged once. The samples stay in the outbox and are sent again.
 """
 
 from __future__ import annotations
@@ -27,17 +27,26 @@ log = logging.getLogger(__name__)
 
 
 class MqttNodeTransport(Transport):
-    """A connection to the broker, and the thread that leads the conversation on it."""
+    """A connection to the broker, and the thread that runs the conversation on it.
+
+    Args:
+        settings: The node's settings.
+        info: Name, token and sensors of the node.
+        outbox: The node's outbox.
+        clock: Clock for timeouts and timestamps.
+    """
 
     def __init__(self, settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> None:
         self._outbox = outbox
         topic = f"{ROOT}/{info.name}/ack"
-        self._broker = MqttConnection(settings, f"pigeonpost-{info.name}", [topic], self._on_message, self._turn)
+        self._broker = MqttConnection(
+            settings, f"pigeonpost-{info.name}", [topic], self._on_message, self._on_connection_change
+        )
         self.conversation = Conversation(
             self._broker, info, outbox, clock, info.key if settings["mqtt", "signed"] else None
         )
-        self._heard: deque[bytes] = deque(maxlen=MOST_ANSWERS)
-        self._turned = False  # the connection came or went
+        self._received: deque[bytes] = deque(maxlen=MOST_ANSWERS)
+        self._is_connection_changed = False  # the connection was established or lost
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
@@ -57,19 +66,19 @@ class MqttNodeTransport(Transport):
         return self._broker.stop(limit_s / 2)
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        self._heard.append(payload)
+        self._received.append(payload)
         self._woken.set()
 
-    def _turn(self) -> None:
-        self._turned = True
+    def _on_connection_change(self) -> None:
+        self._is_connection_changed = True
         self._woken.set()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
-            if self._turned:
-                self._turned = False
+            if self._is_connection_changed:
+                self._is_connection_changed = False
                 self.conversation.reconnect()
-            while self._heard:
-                self.conversation.take(self._heard.popleft())
-            self._woken.wait(self.conversation.go_on() if self._broker.connected else None)
+            while self._received:
+                self.conversation.receive(self._received.popleft())
+            self._woken.wait(self.conversation.publish_due() if self._broker.connected else None)

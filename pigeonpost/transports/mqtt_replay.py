@@ -1,15 +1,17 @@
-"""Recognition of signed MQTT bodies that were published before, so that nobody can take a session back with one.
+"""Detection of replayed MQTT bodies: signed bodies that were published before.
 
-Whoever can read a broker's topics can publish an old body again: its signature is right. What it says of the node's
-state is then as old as the body. A body counts as old if
+Any client that can read a broker's topics can publish an old body again. Its signature is valid, but the state of the
+node that it contains is out of date. A body is regarded as old if
 
-- its session has ended, or it is one of the last that counted, or
-- it brings no sample and no gap that is not stored yet, and was made before the last one that counted, by the node's
-  clock. With something new nobody but the node can have made it: so a node whose clock was set back is believed again
-  with its next sample.
+- its session has ended, or
+- it is identical to one of the last accepted bodies, or
+- all its samples and gaps are already stored, and by the node's clock it was created before the last accepted body.
 
-Without a signature anybody may write for the node, so nothing is recognised there. No I/O; belongs to the thread that
-reads from the broker.
+A body with new samples must come from the node itself, so a node whose clock was set back is accepted again with its
+next sample.
+
+Unsigned bodies are not checked, since any client may write them. No I/O; belongs to the thread that reads from the
+broker.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from collections.abc import Callable
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.transports.payload import BatchPayload
 
-MOST_REMEMBERED = 64  # bodies of a node, and as many ended sessions
-AHEAD_MS = 300_000  # a date so far ahead of a clock that is set is not compared: all that follow would be old
+MOST_REMEMBERED = 64  # maximum number of remembered bodies of a node, and of its remembered ended sessions
+AHEAD_MS = 300_000  # a time further ahead of a set clock is ignored; otherwise all later bodies would be old
 
 
 class ReplayGuard:
-    """Recognises old bodies of one node by the last ones that counted, in this run of the server."""
+    """Detects old bodies of one node by comparison with those accepted since the start of the server."""
 
     def __init__(self) -> None:
-        self._made_ms: int | None = None  # when the last body that counted was made; None: that is not known
+        self._last_created_ms: int | None = None  # creation time of the last accepted body, None if not known
         self._macs: deque[str] = deque(maxlen=MOST_REMEMBERED)
         self._session = ""
         self._ended: deque[str] = deque(maxlen=MOST_REMEMBERED)
@@ -36,31 +38,34 @@ class ReplayGuard:
     def is_old(
         self, mac: str, session: str, payload: BatchPayload, stored_seq: Callable[[], int], now_ms: int | None
     ) -> bool:
-        """Return True if a body with a right signature is old; else remember it as the last one that counted.
+        """Return True if a body with a valid signature is old; otherwise remember it as the last accepted one.
 
-        session     of the body; empty: it names none
-        stored_seq  gives the highest seq stored of the body's epoch; 0: none
-        now_ms      this server's date; None: its clock is not set
+        Args:
+            mac: Signature of the body.
+            session: Session of the body, or empty if the body names none.
+            payload: The decoded body.
+            stored_seq: Function that returns the highest seq stored of the body's epoch, or 0 if there is none.
+            now_ms: Time of this server in milliseconds since 1970 (UTC), or None if its clock is not set.
         """
-        made_ms = _made_ms(payload)
-        if made_ms is not None and now_ms is not None and made_ms > now_ms + AHEAD_MS:
-            made_ms = None
+        created_ms = _created_ms(payload)
+        if created_ms is not None and now_ms is not None and created_ms > now_ms + AHEAD_MS:
+            created_ms = None
         if session in self._ended or mac in self._macs:
             return True
-        if made_ms is not None and made_ms < (self._made_ms or 0) and payload.last <= stored_seq():
+        if created_ms is not None and created_ms < (self._last_created_ms or 0) and payload.last <= stored_seq():
             return True
         if session != self._session:
             if self._session:
                 self._ended.append(self._session)
             self._session = session
-        self._made_ms = made_ms
+        self._last_created_ms = created_ms
         self._macs.append(mac)
         return False
 
 
-def _made_ms(payload: BatchPayload) -> int | None:
-    """Return when the body was made, by the node's clock; None: it does not say."""
+def _created_ms(payload: BatchPayload) -> int | None:
+    """Return when the body was created, by the node's clock, or None if it does not contain the time."""
     try:
-        return parse_rfc3339(payload.said["time"])
+        return parse_rfc3339(payload.fields["time"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -1,14 +1,16 @@
-"""MQTT transport, server side: takes what nodes publish, and answers once it is durable.
+"""MQTT transport, server side: receives what nodes publish, and answers once it is durable.
 
-    pigeonpost/<node>/samples            a body (payload.py), for any server: $share/pigeonpost/...
-    pigeonpost/<node>/samples/<ledger>   the same, for the server whose store has this id, and so what came before
-    pigeonpost/<node>/ack                {"epoch": ..., "ack": n}: everything of it up to n is durably stored
+    pigeonpost/<node>/samples            a body (payload.py) for any one of the servers, by a shared subscription
+    pigeonpost/<node>/samples/<ledger>   a body for the server whose store has this identifier
+    pigeonpost/<node>/ack                the answer: {"epoch": ..., "ack": n}, everything up to seq n is durably stored
 
-A broker may lose, repeat and reorder: a node counts what the server answers. Source: docs/protocol.md, section MQTT.
+A broker may lose, repeat and reorder messages, so a node relies only on the answers of the server. Source:
+docs/protocol.md, section MQTT.
 
-Threads: paho's own reads and submits; the ingestor's writer publishes the answers; those of the pages ask. `_called`
-  guards the count of bodies of each node, for those who wait for one; it is held to look and to count.
-Errors: of the broker: logged once, and tried again. Of a message: answered, and counted.
+Threads: paho's own thread receives and submits; the ingestor's writer publishes the answers; the threads of the pages
+call `ask`. The Condition `_body_received` guards the number of bodies of each node, and callers of `ask` wait on it;
+its lock is held for one lookup or change.
+Errors: faults of the broker are logged once. An invalid message is answered with an error, and counted.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from protocol import HEX_16, NODE_NAME, Gap
 
 log = logging.getLogger(__name__)
 
-ACCEPT_S = 5.0  # that a server waits for room in the Ingestor, not hearing the broker meanwhile
-ERRORS_A_S = 10  # answered at most
+ACCEPT_S = 5.0  # longest wait for capacity in the Ingestor; no messages are read in this time
+ERRORS_A_S = 10  # maximum number of error answers in one second
 _LONGEST_SESSION = 64
 
 
 class _NodeSession:
-    """Publishes the answers to one session of a node; from any thread."""
+    """Publishes the answers to one session of a node; may be used by any thread."""
 
     def __init__(self, end: MqttServerTransport, node: str, key: Key | None, session: str) -> None:
         self.session, self.key = session, key
@@ -52,17 +54,25 @@ class _NodeSession:
 
     def committed(self, epoch: str, seq: int) -> None:
         """Acknowledge everything of `epoch` up to `seq`, which is durable."""
-        self.say({"epoch": epoch, "ack": seq})
+        self.publish({"epoch": epoch, "ack": seq})
 
-    def say(self, answer: Mapping[str, Any]) -> None:
-        """Publish an answer with this server's name and the session that it belongs to."""
+    def publish(self, answer: Mapping[str, Any]) -> None:
+        """Publish `answer` with this server's name and the session to which it belongs."""
         re = {"re": self.session} if self.session else {}
         body = write_json({**answer, "server": self._end.name, "ledger": self._end.ledger, **re}).encode()
         self._end._broker.publish(f"{ROOT}/{self._node}/ack", sign_with_key(body, self.key))
 
 
 class MqttServerTransport(Transport):
-    """Receives what nodes publish, as one of the servers that share the subscription."""
+    """Receives what nodes publish, as one of the servers that share the subscription.
+
+    Args:
+        context: The server's components.
+
+    Attributes:
+        name: Name of this server.
+        ledger: Identifier of this server's store.
+    """
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -75,12 +85,12 @@ class MqttServerTransport(Transport):
         self._sessions: dict[str, _NodeSession] = {}
         self._refused_nodes = RefusedNodes("MQTT", context)
         self._rare_log = RareLog(log, context.clock)
-        self._replays: dict[str, ReplayGuard] = {}  # of nodes whose bodies are signed
-        self._old = 0  # bodies that were published before
-        self._called = threading.Condition()
-        self._calls: Counter[str] = Counter()
-        self._taken = 0
-        self._refused: Counter[str] = Counter()
+        self._replays: dict[str, ReplayGuard] = {}  # of nodes that sign their bodies
+        self._old_count = 0  # number of replayed bodies
+        self._body_received = threading.Condition()
+        self._body_counts: Counter[str] = Counter()
+        self._accepted_count = 0
+        self._refused_counts: Counter[str] = Counter()
         self._errors_s: deque[float] = deque(maxlen=ERRORS_A_S)
 
     def start(self) -> None:
@@ -90,29 +100,39 @@ class MqttServerTransport(Transport):
         return self._broker.stop(limit_s)
 
     def report(self) -> dict[str, Any]:
-        refused = {**self._refused, **({"old": self._old} if self._old else {})}
-        return {"connected": self._broker.connected, "bodies": self._taken, "refused": refused}
+        refused_counts = {**self._refused_counts, **({"old": self._old_count} if self._old_count else {})}
+        return {"connected": self._broker.connected, "bodies": self._accepted_count, "refused": refused_counts}
 
     def ask(self, node: str, word: str, *args: bool, limit_s: float = 5.0) -> bool:
-        """Publish SEND or CHECK for a node. Returns True if it has confirmed that within the limit (AskNode)."""
+        """Publish a command for a node and wait until the node confirms it; see server.node_status.AskNode.
+
+        Args:
+            node: Name of the node.
+            word: SEND or CHECK.
+            args: For SEND, the requested state: True for on, False for off.
+            limit_s: Longest wait in seconds.
+
+        Returns:
+            True if the node has confirmed the command in time.
+        """
         order = {"order": os.urandom(8).hex()} | ({"on": args[0]} if word == "SEND" else {})
         state, clock = self._context.unnumbered_sources.find(node), self._context.clock
         node_session = self._sessions.get(node)
         if state is None or node_session is None:
-            return False  # it has not called
+            return False  # the node has not published anything yet
         if self._signed and node_session.key is None and self._context.current(node) in self._context.tokens:
-            return False  # it has not proved the token that it has meanwhile
-        give_up_s, told = clock.monotonic() + limit_s, None
-        with self._called:
-            before, is_so = self._calls[node], False
-            while not is_so and self._broker.connected and (node_session := self._sessions.get(node)):
-                if node_session is not told:  # at once, and again where the node begins a new conversation just now
-                    node_session.say(order)
-                    told = node_session
-                if not self._called.wait(give_up_s - clock.monotonic()):
+            return False  # the node has had a token on this server since then, but has not proven it yet
+        give_up_s, informed_session = clock.monotonic() + limit_s, None
+        with self._body_received:
+            count_before, is_confirmed = self._body_counts[node], False
+            while not is_confirmed and self._broker.connected and (node_session := self._sessions.get(node)):
+                if node_session is not informed_session:  # first, and again after the node has begun a new session
+                    node_session.publish(order)
+                    informed_session = node_session
+                if not self._body_received.wait(give_up_s - clock.monotonic()):
                     break
-                is_so = self._calls[node] > before and (word != "SEND" or state.on is args[0])
-            return is_so
+                is_confirmed = self._body_counts[node] > count_before and (word != "SEND" or state.on is args[0])
+            return is_confirmed
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         node = topic.split("/")[1]
@@ -124,16 +144,22 @@ class MqttServerTransport(Transport):
             self._refuse(node, error)
 
     def take(self, node: str, payload: bytes) -> None:
-        """Submit one body that came on the topic of `node`. Raises WireError, NotStored or SettingsError."""
+        """Submit the body in `payload`, which arrived on the topic of `node`.
+
+        Raises:
+            WireError: The body is invalid, from another node (BadArgument), or not signed with the node's token.
+            NotStored: The server cannot store samples now.
+            SettingsError: The tokens cannot be read.
+        """
         key, mac, body = self._key_of(node, payload)
         batch_payload = read_body(body)
-        if self._context.ingestor.fault:  # another server may be well
+        if self._context.ingestor.fault:  # another server of the broker may be able to store it
             raise NotStored(self._context.ingestor.fault)
         if batch_payload.node != node:
-            raise BadArgument(f"the topic is that of node {node}, the samples are those of {batch_payload.node}")
+            raise BadArgument(f"the topic belongs to node {node}, but the samples are from node {batch_payload.node}")
         state = self._state_of(batch_payload, is_signed=key is not None)
-        self._taken += 1
-        session = batch_payload.said.get("session")
+        self._accepted_count += 1
+        session = batch_payload.fields.get("session")
         session = session if type(session) is str and len(session) <= _LONGEST_SESSION else ""
         if key is not None and self._is_old(mac, session, batch_payload):
             node_session = _NodeSession(self, node, key, session)  # the node ignores the answers
@@ -142,7 +168,7 @@ class MqttServerTransport(Transport):
             self._record(batch_payload, state)
             if key is not None:
                 self._refused_nodes.accepted(node)
-        if "held" in batch_payload.said:
+        if "held" in batch_payload.fields:
             self._resume(batch_payload, node_session)
         elif not batch_payload.pieces:
             node_session.committed(batch_payload.epoch, batch_payload.stored_seq(self._context.ingestor))
@@ -150,41 +176,43 @@ class MqttServerTransport(Transport):
         for batch in batch_payload.batches():
             batch = batch._replace(on_committed=node_session.committed, on_rejected=hole)
             if not self._context.ingestor.submit(batch, limit_s=ACCEPT_S):
-                return  # the node asks again
+                return  # without an answer, the node asks again
 
     def _state_of(self, batch_payload: BatchPayload, is_signed: bool) -> NodeState:
-        """Return what the pages show of a node. Raises AuthFailed or NotStored, see UnnumberedSources.caller."""
+        """Return the state of a node for the pages. Raise AuthFailed or NotStored; see UnnumberedSources.caller."""
         node, names = batch_payload.node, set(batch_payload.units)
-        # Where nodes do not sign, the broker has checked those that have a token.
+        # If bodies are not signed ([mqtt] signed), the broker is trusted to authenticate the nodes that have a token.
         is_proven = is_signed or (not self._signed and self._context.current(node) in self._context.tokens)
         if not is_proven:
             names.update(*(piece.values for piece in batch_payload.pieces if not isinstance(piece, Gap)))
         return self._context.unnumbered_sources.caller(Claim(node, "mqtt", is_proven), names)
 
     def _is_old(self, mac: str, session: str, batch_payload: BatchPayload) -> bool:
-        """Return True if a signed body was published before: then it changes nothing of the session."""
+        """Return True if a signed body is a replay, which must change neither the session nor the node's state."""
         clock, guard = self._context.clock, self._replays.setdefault(batch_payload.node, ReplayGuard())
         now_ms = clock.wall_ms() if clock.is_set() else None
         ingestor = self._context.ingestor
         if not guard.is_old(mac, session, batch_payload, lambda: batch_payload.stored_seq(ingestor), now_ms):
             return False
-        self._old += 1
+        self._old_count += 1
         return True
 
     def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, str, bytes]:
-        """Return the key that signs the answers, the signature, which is verified, and the body."""
+        """Return the key for the answers, the signature, and the body. Raise AuthFailed if the signature is wrong."""
         mac, body = split_signature(payload)
-        known = self._context.current(node)  # under which its token is here
-        key = self._context.tokens.get(known) if self._signed else None
+        current_name = self._context.current(node)  # tokens are stored under the present name
+        key = self._context.tokens.get(current_name) if self._signed else None
         if key is None and mac and self._signed:
-            raise AuthFailed(f"node {node} has a token that this server does not know: control.py token {known} --set")
+            raise AuthFailed(
+                f"node {node} has a token that this server does not know: run `control.py token {current_name} --set`"
+            )
         if key is None:
             return None, mac, body
-        proven = key.sealing(mac, PURPOSE, body)
+        proven = key.signing_key(mac, PURPOSE, body)
         if proven is None:
             raise AuthFailed(
-                f"not signed with the token that this server has for node {node}: `control.py get-token {known}` on the"
-                " server shows it; give it to the node as PIGEONPOST_NODE_TOKEN"
+                f"not signed with the token that this server has for node {node}: set PIGEONPOST_NODE_TOKEN on the"
+                f" node to the token that `control.py get-token {current_name}` shows on the server"
             )
         return proven, mac, body
 
@@ -196,44 +224,44 @@ class MqttServerTransport(Transport):
         return node_session
 
     def _resume(self, batch_payload: BatchPayload, node_session: _NodeSession) -> None:
-        """Publish what is stored of all that the node holds, and what the time is."""
-        held = batch_payload.said["held"]
+        """Publish the high-water marks of all epochs that the node holds, and this server's time."""
+        held = batch_payload.fields["held"]
         epochs = [entry[0] for entry in held if type(entry) is list and entry] if type(held) is list else []
         if not epochs or len(epochs) > MOST_HELD or not all(type(epoch) is str and HEX_16(epoch) for epoch in epochs):
-            raise BadArgument("held is a list of [epoch, first, last, number of first]")
+            raise BadArgument("held must be a list of [epoch, first, last, number of first]")
         top, marks = self._context.ingestor.marks(batch_payload.node, batch_payload.outbox, epochs)
         clock = self._context.clock
-        node_session.say({
+        node_session.publish({
             "epoch": batch_payload.epoch, "resume": {"id": top, **{epoch: list(mark) for epoch, mark in marks.items()}},
             "time": rfc3339(clock.wall_ms()), "clock": "set" if clock.is_set() else "unset",
             "commit": self._context.settings["store", "commit"], "columns": True,
         })  # fmt: skip
 
     def _hole(self, batch_payload: BatchPayload, node_session: _NodeSession, error: WireError) -> None:
-        """Answer a batch that was rejected: what came before it went elsewhere, or nowhere; or it passes a limit."""
+        """Answer a batch that the ingestor rejected: earlier samples are missing, or the batch exceeds a limit."""
         if isinstance(error, BeyondLimit):
             self._refuse(batch_payload.node, error)
             return
-        log.debug("MQTT %s: %s: %s; the node is asked for it", self._broker.place, batch_payload.node, error)
-        node_session.say({"epoch": batch_payload.epoch, "have": batch_payload.stored_seq(self._context.ingestor)})
+        log.debug("MQTT %s: %s: %s; asking the node for the samples", self._broker.place, batch_payload.node, error)
+        node_session.publish({"epoch": batch_payload.epoch, "have": batch_payload.stored_seq(self._context.ingestor)})
 
     def _record(self, batch_payload: BatchPayload, state: NodeState) -> None:
         node = batch_payload.node
-        batch_payload.tell(state, self._context.clock.wall_ms())
-        if not state.takes_orders and "session" in batch_payload.said:
-            self._context.unnumbered_sources.let_ask(node, functools.partial(self.ask, node))
-        with self._called:
-            self._calls[node] += 1
-            self._called.notify_all()
+        batch_payload.update_state(state, self._context.clock.wall_ms())
+        if not state.takes_orders and "session" in batch_payload.fields:
+            self._context.unnumbered_sources.set_ask(node, functools.partial(self.ask, node))
+        with self._body_received:
+            self._body_counts[node] += 1
+            self._body_received.notify_all()
 
     def _refuse(self, node: str, error: Exception) -> None:
-        """Publish what was wrong and log it, both at a limited rate; never signed, since anybody may have caused it."""
+        """Publish and log an error at a limited rate; unsigned, because any client may have caused the error."""
         code = getattr(error, "code", "not-stored")
-        self._refused[code] += 1
+        self._refused_counts[code] += 1
         if isinstance(error, AuthFailed):
             self._refused_nodes.refused(node, f"the broker {self._broker.place}", str(error))
         now_s = self._context.clock.monotonic()
-        self._rare_log.say(logging.WARNING, code, f"MQTT {self._broker.place}: {node}: {error}")
+        self._rare_log.log(logging.WARNING, code, f"MQTT {self._broker.place}: {node}: {error}")
         if len(self._errors_s) < ERRORS_A_S or now_s > self._errors_s[0] + 1:
             self._errors_s.append(now_s)
-            _NodeSession(self, node, None, "").say({"error": {"code": code, "text": str(error)[:500]}})
+            _NodeSession(self, node, None, "").publish({"error": {"code": code, "text": str(error)[:500]}})

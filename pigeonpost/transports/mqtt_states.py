@@ -11,21 +11,25 @@ from pigeonpost.core.errors import PigeonpostError
 
 
 class State(enum.Enum):
-    IDLE = "no question is under way; the next one is asked when its time comes"
-    ASKED = "a question is published under a new session name, and nobody has answered it"
-    RESUMED = "a server has told what it has; the next session name is chosen, but not published yet"
-    SENDING = "bodies are published, and acknowledged one by one"
+    """States of a conversation; each value describes the state."""
+
+    IDLE = "no question is pending; the next one is asked when it is due"
+    ASKED = "a question is published under a new session name, and no server has answered it yet"
+    RESUMED = "a server has sent its high-water marks; the next session name is chosen, but not published yet"
+    SENDING = "bodies are published and acknowledged one by one"
 
 
 class Trigger(enum.Enum):
+    """Events of a conversation; each value describes the event."""
+
     QUESTION = "the node publishes a list of all that it holds"
     BODY = "the node publishes samples, a gap, or only whether it is sampling"
-    RESUME = "a server answers what it has of all that the node holds"
-    ACK = "a server answers up to where it has stored an epoch"
-    HOLE = "a server answers that samples are missing before those it got"
-    REJECTION = "a server answers that it does not take a body"
-    LATE = "an answer has not come in its time"
-    RECONNECT = "the connection to the broker was lost, or is there again"
+    RESUME = "a server answers with its high-water marks of everything that the node holds"
+    ACK = "a server acknowledges an epoch up to a sequence number"
+    HOLE = "a server answers that it lacks samples before those that it received"
+    REJECTION = "a server answers that it does not accept a body"
+    LATE = "an answer has not arrived in time"
+    RECONNECT = "the connection to the broker was lost or restored"
 
 
 TRANSITIONS = {
@@ -33,15 +37,15 @@ TRANSITIONS = {
     (State.IDLE, Trigger.RECONNECT): State.IDLE,
 
     (State.ASKED, Trigger.RESUME): State.RESUMED,
-    (State.ASKED, Trigger.ACK): State.SENDING,  # the simplest server, which never says what it has
-    (State.ASKED, Trigger.BODY): State.ASKED,  # after an order, which is obeyed and confirmed at once
+    (State.ASKED, Trigger.ACK): State.SENDING,  # a simple server, which never sends its high-water marks
+    (State.ASKED, Trigger.BODY): State.ASKED,  # confirms a command
     (State.ASKED, Trigger.HOLE): State.IDLE,
     (State.ASKED, Trigger.REJECTION): State.IDLE,
     (State.ASKED, Trigger.LATE): State.IDLE,
     (State.ASKED, Trigger.RECONNECT): State.IDLE,
 
     (State.RESUMED, Trigger.BODY): State.SENDING,
-    (State.RESUMED, Trigger.ACK): State.RESUMED,  # of a server that does not repeat the session's name
+    (State.RESUMED, Trigger.ACK): State.RESUMED,  # from a server that does not repeat the session's name
     (State.RESUMED, Trigger.HOLE): State.IDLE,
     (State.RESUMED, Trigger.REJECTION): State.IDLE,
     (State.RESUMED, Trigger.RECONNECT): State.IDLE,
@@ -56,11 +60,15 @@ TRANSITIONS = {
 
 
 class ImpossibleTransition(PigeonpostError, RuntimeError):
-    """An event that cannot happen in a state: an internal error."""
+    """An event that is not possible in the present state: an internal error."""
 
 
 def next_state(state: State, event: Trigger) -> State:
-    """Return the state after `event`. Raises ImpossibleTransition."""
+    """Return the state that follows `state` after `event`.
+
+    Raises:
+        ImpossibleTransition: The event cannot happen in this state.
+    """
     try:
         return TRANSITIONS[state, event]
     except KeyError:

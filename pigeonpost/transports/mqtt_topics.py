@@ -9,9 +9,9 @@ PURPOSE = "mqtt"
 
 ROOT = "pigeonpost"
 
-MOST_HELD = 10_000  # epochs named in a question; what older ones hold is sent again, and is a repeat
+MOST_HELD = 10_000  # maximum number of epochs in a question, the newest ones; samples of older epochs are sent again
 
 
 def sign_with_key(body: bytes, key: Key | None) -> bytes:
-    """Return the message with the signature of `key` in it; without a key the body as it is."""
-    return sign(body, key.seal(PURPOSE, body)) if key else body
+    """Return `body` signed with `key`, or unchanged if there is no key."""
+    return sign(body, key.signature(PURPOSE, body)) if key else body

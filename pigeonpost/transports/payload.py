@@ -1,14 +1,14 @@
-"""JSON body of a batch of samples, as HTTP push and MQTT carry it, and its signature; encoding and decoding, no I/O.
+"""JSON body of a batch of samples, as HTTP push and MQTT use it, and its signature; encoding and decoding, no I/O.
 
     {"node": "basement", "outbox": "<16 hex>", "epoch": "<16 hex>", "base": 150, "every": 10.0,
      "sensors": [{"name": "temperature", "unit": "°C"}], "gaps": [{"from": 1, "to": 8, "why": "overwritten"}],
      "samples": [{"seq": 9, "time": "...", "up": 48211903, "values": {"temperature": 23.4}}]}
 
 `node`, `outbox` and `epoch` are required. `base` is the running number, within the outbox, of the epoch's seq 0.
-`samples` may also be one object of columns (link/columns.py), for a server that has said that it takes them. Gaps and
-samples follow each other by their numbers without a hole. A body without either asks what is stored.
+`samples` may also be one object of columns (link/columns.py), if the server has reported that it accepts them. The
+sequence numbers of gaps and samples together are consecutive. A body without gaps and samples asks what is stored.
 
-Errors: BadArgument, TooLong and NotUtf8, which name the sample and the key.
+Errors: BadArgument, TooLong and NotUtf8; the text names what is wrong.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ if TYPE_CHECKING:
     from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_status import NodeState
 
-PAYLOAD_BYTES = 1 << 20  # a body at most
-MOST_SAMPLES = WINDOW_SAMPLES  # in the array of a body; columns have their own limit
+PAYLOAD_BYTES = 1 << 20  # maximum length of a body
+MOST_SAMPLES = WINDOW_SAMPLES  # maximum number of samples in an array; columns have a limit of their own
 MOST_GAPS = 500
 MOST_SENSORS = 1000
-MOST_EPOCHS = 400  # in one question of HTTP push: an address has 8 KiB at most
-_FEW = 3  # samples that are read faster one by one
+MOST_EPOCHS = 400  # maximum number in one question of HTTP push, since a URL has at most 8 KiB
+_FEW = 3  # up to this number, samples are read faster one by one than as columns
 _LONGEST_EVERY_S = 1e9
 
-# All in C, for arrays of samples: it lets a key stand twice, and makes infinities of numbers too large for a float.
+# Decodes in C only. It accepts duplicate keys, and reads numbers too large for a float as infinities.
 _DECODER = json.JSONDecoder(parse_constant=finite)
 
-_SEAL = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
+_SIGNATURE = re.compile(rb'\{"mac":"([0-9a-f]{64})",').match
 
 Piece = SampleBatch | Gap
 
@@ -64,8 +64,15 @@ Piece = SampleBatch | Gap
 class BatchPayload(NamedTuple):
     """A decoded body.
 
-    pieces  samples and gaps, in the order of their numbers
-    said    all but the samples, for what one transport adds
+    Attributes:
+        node: Name of the node.
+        outbox: Identifier of the node's outbox.
+        epoch: The epoch.
+        base: Running number of the epoch's seq 0 within the outbox, or None if the body does not contain it.
+        every_s: Time between samples in seconds, or None if it is not known.
+        sensors: Name, unit and limits of each sensor.
+        pieces: Samples and gaps in the order of their numbers.
+        fields: The decoded JSON object without the samples; it may have additional keys of one transport.
     """
 
     node: str
@@ -75,40 +82,45 @@ class BatchPayload(NamedTuple):
     every_s: float | None
     sensors: list[dict[str, Any]]
     pieces: list[Piece]
-    said: Mapping[str, Any]
+    fields: Mapping[str, Any]
 
     @property
     def units(self) -> dict[str, str]:
-        """Sensor name to unit, as far as the body tells them."""
+        """Sensor name to unit, for the sensors that the body describes."""
         return {sensor["name"]: sensor["unit"] for sensor in self.sensors}
 
     @property
     def last(self) -> int:
-        """The highest seq that it speaks of; 0 when it only asks."""
+        """Highest seq of the samples and gaps, or 0 if there are none."""
         if not self.pieces:
             return 0
         piece = self.pieces[-1]
         return piece.last
 
-    def tell(self, state: NodeState, now_ms: int) -> None:
-        """Record in `state` that the node is connected, and what the body reports of it beside the samples."""
+    def update_state(self, state: NodeState, now_ms: int) -> None:
+        """Update the last contact, interval, sensors, sampling state and clock offset of the node in `state`.
+
+        Args:
+            state: State of the node.
+            now_ms: Time when the body was received, in milliseconds since 1970 (UTC).
+        """
         state.record_contact(now_ms)
         state.checked_ms = now_ms
         state.every_s, state.sensors = self.every_s or state.every_s, self.sensors or state.sensors
-        if type(on := self.said.get("on")) is bool:
+        if type(on := self.fields.get("on")) is bool:
             state.on = on
         try:
-            state.offset_ms = parse_rfc3339(self.said["time"]) - now_ms
+            state.offset_ms = parse_rfc3339(self.fields["time"]) - now_ms
         except (KeyError, TypeError, ValueError, OverflowError):
             state.offset_ms = None
 
     def stored_seq(self, ingestor: Ingestor) -> int:
-        """Return the highest seq stored of its epoch; 0: none."""
+        """Return the highest seq of the body's epoch that `ingestor` has stored, or 0 if there is none."""
         marks = ingestor.marks(self.node, self.outbox, [self.epoch])[1]
         return marks[self.epoch][0] if self.epoch in marks else 0
 
     def batches(self) -> list[Batch]:
-        """The batches for the ingestor, in their order, without callbacks."""
+        """Return the batches for the ingestor, in order and without callbacks."""
         units = self.units
         return [
             Batch(
@@ -120,7 +132,13 @@ class BatchPayload(NamedTuple):
 
 
 def node_head(info: NodeInfo, outbox: Outbox, clock: Clock) -> dict[str, Any]:
-    """Return what every body of a node begins with, beside its epoch."""
+    """Return the keys that every body of a node contains, apart from its epoch.
+
+    Args:
+        info: Name and sensors of the node.
+        outbox: The node's outbox.
+        clock: Clock for the time in the body.
+    """
     return {
         "node": info.name, "outbox": outbox.ring.identity, "every": info.every_s,
         "sensors": list(info.sensors), "on": outbox.on, "time": rfc3339(clock.wall_ms()),
@@ -134,12 +152,14 @@ def write_body(
     gaps: Sequence[Mapping[str, Any]] = (),
     samples: str = "[]",
 ) -> bytes:
-    """The body with these gaps and samples of one epoch.
+    """Return the body with gaps and samples of one epoch.
 
-    head     the node_head, and what one transport adds
-    base     the running number of the epoch's seq 0; None: not told
-    gaps     as the link's GAP has them
-    samples  their JSON, as OutgoingBatch has it: an array, or columns
+    Args:
+        head: Result of `node_head`, and additional keys of one transport.
+        epoch: The epoch.
+        base: Running number of the epoch's seq 0, or None to omit it.
+        gaps: Gaps as JSON objects, as in the link's GAP.
+        samples: Samples as JSON text, as OutgoingBatch has it: an array, or an object of columns.
     """
     more = {} if base is None else {"base": base}
     rest = write_json({**head, "epoch": epoch, **more, "gaps": list(gaps)})
@@ -147,50 +167,61 @@ def write_body(
 
 
 def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
-    """Return the body in `data`, which is untrusted. Raises BadArgument, NotUtf8 or TooLong, with the fault."""
+    """Return the decoded body in the untrusted `data`.
+
+    Raises:
+        BadArgument: A part of the body is missing or invalid.
+        NotUtf8: The body is not UTF-8.
+        TooLong: The body is longer than PAYLOAD_BYTES.
+    """
     if len(data) > PAYLOAD_BYTES:
-        raise TooLong(f"a body is at most {PAYLOAD_BYTES} bytes long, not {len(data)}")
+        raise TooLong(f"a body must have at most {PAYLOAD_BYTES} bytes, not {len(data)}")
     try:
         text = str(data, "utf-8")
     except UnicodeDecodeError as error:
-        raise NotUtf8(f"byte {error.start} is not UTF-8: {error.reason}") from None
-    said, batches = _decode(text)
-    node, base = said.get("node"), said.get("base")
+        raise NotUtf8(f"byte {error.start} is not valid UTF-8: {error.reason}") from None
+    fields, batches = _decode(text)
+    node, base = fields.get("node"), fields.get("base")
     if type(node) is not str or not NODE_NAME(node):
-        raise BadArgument(f"node is the node's name ({NODE_NAME_TAKES}), not {preview(node)}")
+        raise BadArgument(f"node must be the node's name ({NODE_NAME_TAKES}), not {preview(node)}")
     if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
-        raise BadArgument(f"base is a whole number, not {preview(base)}")
-    every_s = _interval(said.get("every"))
-    pieces = _in_order(_gaps(said.get("gaps", [])), batches)
-    outbox, epoch, sensors = _hex_16(said, "outbox"), _hex_16(said, "epoch"), read_sensors(said.get("sensors", []))
-    return BatchPayload(node, outbox, epoch, base, every_s, sensors, pieces, said)
+        raise BadArgument(f"base must be a whole number, not {preview(base)}")
+    every_s = _interval(fields.get("every"))
+    pieces = _in_order(_gaps(fields.get("gaps", [])), batches)
+    outbox, epoch = _hex_16(fields, "outbox"), _hex_16(fields, "epoch")
+    sensors = read_sensors(fields.get("sensors", []))
+    return BatchPayload(node, outbox, epoch, base, every_s, sensors, pieces, fields)
 
 
 def _interval(value: Any) -> float | None:
-    """Seconds between samples, where they are told in a way that can be believed."""
+    """Return the time between samples in seconds, or None if it is missing or not plausible."""
     return float(value) if type(value) in (int, float) and 0 < value < _LONGEST_EVERY_S else None
 
 
-def _hex_16(said: Mapping[str, Any], key: str) -> str:
-    value = said.get(key)
+def _hex_16(fields: Mapping[str, Any], key: str) -> str:
+    value = fields.get(key)
     if type(value) is not str or not HEX_16(value):
-        raise BadArgument(f"{key} is 16 hex digits (0-9, a-f), not {preview(value)}")
+        raise BadArgument(f"{key} must be 16 hex digits (0-9, a-f), not {preview(value)}")
     return value
 
 
 def read_sensors(items: Any) -> list[dict[str, Any]]:
-    """Return of each sensor what is known here: name and unit, whether it is a simulated one, what it is judged by.
+    """Return the name and unit of each sensor, with its limits and the mark of a simulated sensor, if any.
 
-    items  an untrusted JSON value, as HELLO and bodies have it. Raises BadArgument.
+    Args:
+        items: An untrusted JSON value from HELLO or a body.
+
+    Raises:
+        BadArgument: The value is not a list of sensors.
     """
     if type(items) is not list or len(items) > MOST_SENSORS:
-        raise BadArgument(f'sensors is a list of up to {MOST_SENSORS} {{"name": ..., "unit": ...}}')
+        raise BadArgument(f'sensors must be a list of up to {MOST_SENSORS} {{"name": ..., "unit": ...}}')
     sensors = []
     for item in items:
         name, unit = (item.get("name"), item.get("unit", "")) if type(item) is dict else (None, None)
         if type(name) is not str or not SENSOR_NAME(name) or type(unit) is not str or not UNIT(unit):
             raise BadArgument(
-                'sensors is a list of {"name": ..., "unit": ...}, a unit up to 32 printable characters,'
+                'sensors must be a list of {"name": ..., "unit": ...} with up to 32 printable characters per unit,'
                 f" not {preview(item)}"
             )
         more = {"simulated": True} if item.get("simulated") is True else {}
@@ -199,10 +230,10 @@ def read_sensors(items: Any) -> list[dict[str, Any]]:
     return sensors
 
 
-def _limits(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what server.quality may read of a sensor's limits: numbers, and one pair of them. It is kept in memory."""
-    kept = {key: told[key] for key in ("low", "high", "jump", "stuck") if type(told.get(key)) in (int, float)}
-    rail = told.get("rail")
+def _limits(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sensor limits that server.quality reads; drop all other keys, because the limits stay in memory."""
+    kept = {key: limits[key] for key in ("low", "high", "jump", "stuck") if type(limits.get(key)) in (int, float)}
+    rail = limits.get("rail")
     if type(rail) is list and len(rail) == 2 and all(type(end) in (int, float) for end in rail):
         kept["rail"] = rail
     return kept
@@ -210,104 +241,107 @@ def _limits(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gaps(items: Any) -> list[Gap]:
     if type(items) is not list or len(items) > MOST_GAPS:
-        raise BadArgument(f'gaps is a list of up to {MOST_GAPS} {{"from": ..., "to": ..., "why": ...}}')
+        raise BadArgument(f'gaps must be a list of up to {MOST_GAPS} {{"from": ..., "to": ..., "why": ...}}')
     gaps = []
     for item in items:
         numbers = [item.get(key, 0) for key in ("from", "to", "before")] if type(item) is dict else [0]
         if not all(type(number) is int and 0 <= number <= LARGEST_SEQ for number in numbers):
             numbers = [0]
         if numbers[0] < 1 or numbers[1] < numbers[0] - 1:
-            raise BadArgument(f'a gap is {{"from": first seq, "to": last seq, "why": text}}, not {preview(item)}')
+            raise BadArgument(f'a gap must be {{"from": first seq, "to": last seq, "why": text}}, not {preview(item)}')
         gaps.append(Gap(numbers[0], numbers[1], numbers[2], str(item.get("why", ""))[:LONGEST_WHY]))
     return gaps
 
 
 def _decode(text: str) -> tuple[dict[str, Any], list[SampleBatch]]:
-    """Return the JSON object in `text` without its samples, and these."""
-    said = read_json_with(text, _DECODER)
-    batches = _samples(said)
-    if not _is_strict(text, said, batches):
-        said = read_json(text)
-        batches = _samples(said)
-    said.pop("samples", None)  # an object for each of them, which would stay until they are committed
-    return said, batches
+    """Return the JSON object in `text` without its samples, and the samples."""
+    fields = read_json_with(text, _DECODER)
+    batches = _samples(fields)
+    if not _is_strict(text, fields, batches):
+        fields = read_json(text)
+        batches = _samples(fields)
+    fields.pop("samples", None)  # these objects would stay in memory until the samples are committed
+    return fields, batches
 
 
-def _samples(said: Any) -> list[SampleBatch]:
-    if type(said) is not dict:
-        raise BadArgument("a body is a JSON object with node, outbox, epoch and samples")
-    samples = said.get("samples", [])
+def _samples(fields: Any) -> list[SampleBatch]:
+    if type(fields) is not dict:
+        raise BadArgument("a body must be a JSON object with node, outbox, epoch and samples")
+    samples = fields.get("samples", [])
     if type(samples) is dict:
         return [read_columns(samples)]
     if type(samples) is not list or len(samples) > MOST_SAMPLES:
-        raise BadArgument(f"samples is an array of up to {MOST_SAMPLES} samples, or an object of columns")
+        raise BadArgument(f"samples must be an array of up to {MOST_SAMPLES} samples, or an object of columns")
     alike = read_alike(samples) if len(samples) > _FEW else None
     return batches_of(read_samples([item])[0] for item in samples) if alike is None else [alike]
 
 
-def _is_strict(text: str, said: Mapping[str, Any], batches: Sequence[SampleBatch]) -> bool:
-    """Return True if the strict decoder would decode `text` to `said` too, whose samples are `batches`.
+def _is_strict(text: str, fields: Mapping[str, Any], batches: Sequence[SampleBatch]) -> bool:
+    """Return True if the strict decoder would return the same for `text`: `fields`, with the samples `batches`.
 
-    Its numbers are finite where it can be encoded; those of the samples were checked. A key that stands twice is in the
-    text, but not in what was decoded: the text has more quotes then. Where a string may have a quote in it, or samples
-    have keys that are not known here, this returns False: the strict decoder decides.
+    If `fields` can be encoded, its numbers are finite; those of the samples have been checked. A duplicate key is in
+    the text but not in the result, so the text then has more quotation marks than the result. If a string may contain
+    a quotation mark, or a sample has an unknown key, return False; then the strict decoder decides.
     """
     try:
-        rest = write_json({**said, "samples": None} if "samples" in said else said)
+        rest = write_json({**fields, "samples": None} if "samples" in fields else fields)
     except ValueError:
         return False
     if "\\" in rest or has_escaped(text, '"'):
         return False
-    count = _quotes_of_columns if type(said.get("samples")) is dict else _quotes_of_array
+    count = _quotes_of_columns if type(fields.get("samples")) is dict else _quotes_of_array
     return text.count('"') == rest.count('"') + sum(map(count, batches))
 
 
 def _quotes_of_array(batch: SampleBatch) -> int:
-    """Return the number of quotes in a JSON array of these samples."""
+    """Return the number of quotation marks in a JSON array of these samples."""
     texts = sum(map(len, batch.errors.values()))
-    with_errors = len({place for of_sensor in batch.errors.values() for place in of_sensor})
-    each = 10 + 2 * len(batch.values) + (4 if batch.clock else 0)
-    return each * len(batch) + 2 * with_errors + 4 * texts
+    samples_with_errors = len({index for texts_of_sensor in batch.errors.values() for index in texts_of_sensor})
+    quotes_per_sample = 10 + 2 * len(batch.values) + (4 if batch.clock else 0)
+    return quotes_per_sample * len(batch) + 2 * samples_with_errors + 4 * texts
 
 
 def _quotes_of_columns(batch: SampleBatch) -> int:
-    """Return the number of quotes in a JSON object of columns of these samples."""
+    """Return the number of quotation marks in a JSON object of columns of these samples."""
     texts = sum(map(len, batch.errors.values()))
     errors = 2 + 2 * len(batch.errors) + 4 * texts if batch.errors else 0
     return 8 + 2 * len(batch.values) + errors + (4 if batch.clock else 0)
 
 
 def _in_order(gaps: Iterable[Gap], batches: Iterable[SampleBatch]) -> list[Piece]:
-    """Gaps and samples in the order of their numbers; BadArgument when these leave a hole, or overlap."""
+    """Return gaps and samples in the order of their numbers. Raise BadArgument if these are not consecutive."""
     pieces: list[Piece] = []
-    left = list(batches)[::-1]
+    remaining = list(batches)[::-1]
     for gap in gaps:
-        while left and left[-1].seq < gap.first:
-            batch = left.pop()
-            if gap.first <= batch.last:  # right for a gap without samples, which only counts those of earlier epochs
-                left.append(batch.part(gap.first - batch.seq))
+        while remaining and remaining[-1].seq < gap.first:
+            batch = remaining.pop()
+            if gap.first <= batch.last:  # split the batch; this is valid only for an empty gap, which has only `before`
+                remaining.append(batch.part(gap.first - batch.seq))
                 batch = batch.part(0, gap.first - batch.seq)
             pieces.append(batch)
         pieces.append(gap)
-    pieces += reversed(left)
+    pieces += reversed(remaining)
     expected = 0
     for piece in pieces:
-        first, what = (piece.first, "a gap from") if isinstance(piece, Gap) else (piece.seq, "sample")
+        first, kind = (piece.first, "a gap from") if isinstance(piece, Gap) else (piece.seq, "sample")
         if first != (expected or first):
-            raise BadArgument(f"{what} {first} where {expected} comes next; seq has no holes within one body")
+            raise BadArgument(
+                f"{kind} {first} is out of order: {expected} comes next; seq must not skip or repeat numbers"
+            )
         expected = piece.last + 1
     return pieces
 
 
 def sign(body: bytes, mac: str) -> bytes:
-    """`body` (a JSON object with at least one key) with its `mac` as the first key."""
+    """Return `body` (a JSON object with at least one key) with its signature `mac` as the first key."""
     return b'{"mac":"%s",%s' % (mac.encode(), body[1:])
 
 
 def split_signature(data: bytes) -> tuple[str, bytes]:
-    """The mac that `data` begins with (empty when it begins with none), and the body that it was made for.
+    """Return the mac at the beginning of `data` (empty if there is none), and the body that was signed.
 
-    The mac is that of bytes, not of their meaning; so it is in one place and in one form, as `sign` writes it.
+    The signature covers the bytes of the body, not its decoded value. So it must have the position and form that
+    `sign` writes.
     """
-    found = _SEAL(data)
+    found = _SIGNATURE(data)
     return (found[1].decode(), b"{" + data[found.end() :]) if found else ("", data)

@@ -1,7 +1,7 @@
-"""HTTP push transport, node side: the requests to the server's JSON interface, and which failures are tried again soon.
+"""HTTP push transport, node side: requests to the server's JSON interface, and the time of the next attempt.
 
-Threads: a PushClient belongs to one; `cut` is for others.
-Errors: RequestRefused; pigeonpost.core.http_client.HttpError where no answer comes.
+Threads: a PushClient belongs to one thread; other threads may call `cut`.
+Errors: RequestRefused; pigeonpost.core.http_client.HttpError if there is no answer.
 """
 
 from __future__ import annotations
@@ -20,38 +20,46 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 30.0  # for an answer, or a part of one
+ANSWER_S = 30.0  # longest wait for an answer or the next part of it
 LONGEST_RETRY_S = 60.0
 _ANSWER_BYTES = 64 << 10
 
 
 class RequestRefused(WireError):
-    """The server was reached, and did not accept the request, or its answer is not acceptable."""
+    """A request that the server rejected, or an answer that is not valid.
+
+    Args:
+        text: The reason.
+        rarely: True if an early retry would fail too; then the next attempt waits LONGEST_RETRY_S.
+        wait_s: Seconds to wait before the next attempt, as the server requests; not used if `rarely`.
+        status: HTTP status that rejects the request, or 0 for 401, 403 and 409 and for an invalid answer.
+    """
 
     code = "refused"
 
     def __init__(self, text: str, rarely: bool, wait_s: float = 0.0, status: int = 0) -> None:
-        """
-        rarely  the next attempt would fail too: wait for LONGEST_RETRY_S
-        wait_s  how long the server asks to wait
-        status  of the server's answer; 0: another than 200 is not what was wrong
-        """
         super().__init__(text)
         self.status = status
         self.wait_s = LONGEST_RETRY_S if rarely else wait_s
 
 
 class PushClient:
-    """Sends requests to one server, over one connection that is kept alive."""
+    """Sends requests to one server over one connection that is kept alive.
+
+    Args:
+        address: URL of the server, as in [push] to.
+        fingerprint: SHA-256 of the server's certificate, 64 hex digits, or empty if the system's certificate
+            authorities are used.
+        token: Token of the node.
+
+    Attributes:
+        place: Host and port of the server, for the log.
+
+    Raises:
+        SettingsError: The address is not a valid URL.
+    """
 
     def __init__(self, address: str, fingerprint: str, token: str) -> None:
-        """
-        address      as [push] to has it
-        fingerprint  of the server's certificate, 64 hex digits; empty: an authority that the system trusts signed it
-        token        the node's
-
-        Raises SettingsError for an address that is none.
-        """
         try:
             url = split_url(address)
         except ValueError as error:
@@ -61,25 +69,40 @@ class PushClient:
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._connection = HttpConnection(url, ANSWER_S, ServerTrust(fingerprint))
         if not url.secure and not is_loopback(url.host) and url.host != "localhost":
-            log.warning("%s: the token goes there unprotected; https:// in [push] to would hide it", self.place)
+            log.warning("%s: the token is sent unencrypted; use https:// in [push] to to protect it", self.place)
 
     def connect(self) -> None:
-        """Connect, and make sure that it is the right server. Raises RequestRefused, HttpError."""
+        """Connect, and verify the server's certificate.
+
+        Raises:
+            RequestRefused: The server has another certificate.
+            HttpError: The server cannot be reached.
+        """
         try:
             self._connection.connect()
         except CertificateMismatch as error:
             raise _wrong_certificate(error) from None
 
     def cut(self) -> None:
-        """Let the request that another thread waits for fail at once."""
+        """Cut the connection, so that a request that another thread is waiting for fails."""
         self._connection.cut()
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._connection.close()
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
-        """Return the server's answer. Raises RequestRefused for a status that is not 200; HttpError."""
+        """Send a request and return the server's answer, a JSON object.
+
+        Args:
+            method: HTTP method.
+            path: Path and query of the request.
+            body: Body of the request, or None if there is none.
+
+        Raises:
+            RequestRefused: The status is not 200, or the answer is not valid.
+            HttpError: There is no answer.
+        """
         try:
             answer = self._connection.request(
                 method, self._path + path, self._headers, body, limit_bytes=_ANSWER_BYTES
@@ -89,34 +112,34 @@ class PushClient:
         except CertificateMismatch as error:
             raise _wrong_certificate(error) from None
         try:
-            told = read_json(answer.body.decode().strip())
+            fields = read_json(answer.body.decode().strip())
         except (BadArgument, UnicodeDecodeError):
-            told = None
-        if type(told) is not dict:
+            fields = None
+        if type(fields) is not dict:
             raise RequestRefused(
-                f"answers {answer.status} with what is no JSON object: is that a Pigeonpost server?", rarely=True
+                f"answers {answer.status} without a valid JSON object: is it a Pigeonpost server?", rarely=True
             )
         if answer.status != 200:
-            raise _refused(answer.status, told, answer.headers.get("Retry-After", ""))
-        return told
+            raise _refused(answer.status, fields, answer.headers.get("Retry-After", ""))
+        return fields
 
 
 def _wrong_certificate(error: CertificateMismatch) -> RequestRefused:
     return RequestRefused(
-        f"another certificate than [push] certificate says: expected {error.expected}, found {error.found}."
-        " If the server has a new one, put its fingerprint there",
+        f"has another certificate than [push] certificate requires: expected {error.expected}, found {error.found};"
+        " if the server has a new certificate, set [push] certificate to its fingerprint",
         rarely=True,
     )
 
 
-def _refused(status: int, told: Mapping[str, Any], retry_after: str) -> RequestRefused:
-    """A refusal as the node's log has it, and how soon it is tried again."""
-    error = told.get("error")
+def _refused(status: int, fields: Mapping[str, Any], retry_after: str) -> RequestRefused:
+    """Return the error for an answer whose `status` is not 200, with the wait before the next attempt."""
+    error = fields.get("error")
     text = str(error.get("text", ""))[:300] if type(error) is dict else ""
     if status in (401, 403):
-        return RequestRefused(f"refuses this node's token ({status}): {text}", rarely=True)
+        return RequestRefused(f"rejects this node's token ({status}): {text}", rarely=True)
     if status == 409:
-        return RequestRefused(f"lacks samples before those that came: {text}", rarely=False)
+        return RequestRefused(f"lacks samples before those sent: {text}", rarely=False)
     wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 6 else 0.0
     return RequestRefused(
         f"answers {status}: {text}", rarely=status < 500, wait_s=min(wait_s, LONGEST_RETRY_S), status=status

@@ -1,14 +1,14 @@
 """HTTP push transport, server side: endpoints to which nodes post their samples.
 
-For a node behind a router, to which no server can connect.
+They serve nodes to which no server can connect, such as nodes behind a router.
 
     GET  /api/v1/samples/resume?node=basement&epoch=8d1f03a2c4b5e697   ->  {"have": 150, ...}
     POST /api/v1/samples  {"node": "basement", "outbox": ..., "epoch": ..., "gaps": [], "samples": [...]}
                                                                        ->  {"ack": 170}
 
-Both with `Authorization: Bearer <the node's token>`, or with the API token of a program that may write (Bearer or
-Basic): it writes as any node that has no token of its own. docs/protocol.md has the rest. Runs in the threads of the
-web server. Errors: each request gets its response.
+Both need `Authorization: Bearer <the node's token>`, or the API token of a program that may write (Bearer or Basic).
+Such a program may send readings for any node that has no token of its own. docs/protocol.md describes the details. The
+threads of the web server run this module. Errors: HTTPError, with the status that answers the request.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STORE_S = 10.0  # for making a body durable; a node waits longer
-_BUSY_S = 5  # after which a node may try again when nothing can be stored
+STORE_S = 10.0  # longest wait until a body is durable; a node waits longer
+_BUSY_S = 5  # Retry-After when nothing can be stored, in seconds
 
 
 class _Body:
-    """Receives the body of a node whose token was checked."""
+    """Consumer of the request body, after the token has been checked."""
 
     is_proven = True
 
@@ -54,14 +54,19 @@ class _Body:
         self._data += data
 
     def finish(self) -> Response:
-        return self._end.take(self._end.node_of(self._request), self._data)  # it may have been revoked meanwhile
+        # Check the token again, since it may have been revoked.
+        return self._end.take(self._end.node_of(self._request), self._data)
 
     def abandon(self) -> None:
         self._data.clear()
 
 
 class PushServerTransport(PassiveTransport):
-    """`POST /api/v1/samples` and `GET /api/v1/samples/resume`."""
+    """The endpoints `POST /api/v1/samples` and `GET /api/v1/samples/resume`.
+
+    Args:
+        context: The server's components.
+    """
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -75,69 +80,92 @@ class PushServerTransport(PassiveTransport):
         ]
 
     def _receive(self, request: Request, length: int) -> BodyConsumer:
-        """Only whose token is right may send a long body."""
+        """Check the token before the body is read: only an authenticated client may send a long body."""
         self.node_of(request)
         return _Body(self, request)
 
     def _no_body(self, request: Request) -> Response:
-        raise AssertionError("a body is taken by its receiver")
+        raise AssertionError("the consumer reads the body")
 
     def node_of(self, request: Request) -> str:
-        """Return the node whose token a request has; empty: it has a program's, which may write.
+        """Return the node whose token `request` contains, or an empty string for the token of a program that may write.
 
-        Raises HTTPError 401; 403 for a program that may only read; 429 after many wrong tokens.
+        A correct token is never rejected: other nodes may have the same address as a client with a wrong token.
 
-        A right token is never refused: other nodes may be behind the same address as one with a wrong token.
+        Raises:
+            HTTPError: 401 without a known token; 403 for a program that may only read, and for a browser; 429 after
+                many wrong tokens.
         """
-        shown = read_credentials(request)
-        node = self._context.tokens.node_of(shown.secret) if shown is not None and shown.scheme == "bearer" else None
-        if node is None and shown is not None and self._is_writer(request, shown):
+        credentials = read_credentials(request)
+        node = (
+            self._context.tokens.node_of(credentials.secret)
+            if credentials is not None and credentials.scheme == "bearer"
+            else None
+        )
+        if node is None and credentials is not None and self._is_writer(request, credentials):
             return ""
         if node is None:
-            if shown is not None and shown.scheme in ("bearer", "basic"):  # with another scheme no token is tried
+            if credentials is not None and credentials.scheme in (
+                "bearer",
+                "basic",
+            ):  # other schemes contain no token to guess
                 self._context.throttle.delay_or_refuse(request.peer)
-                self._context.throttle.log_failure(log, request.peer, "a token that is no node's here")
+                self._context.throttle.log_failure(log, request.peer, "a token that belongs to no node of this server")
                 name = request.query.get("node", "")
-                known = self._context.current(name)
-                remedy = f"give it the one that `control.py get-token {known}` shows, as PIGEONPOST_NODE_TOKEN"
+                current_name = self._context.current(name)
+                remedy = (
+                    f"set PIGEONPOST_NODE_TOKEN on it to the token that `control.py get-token {current_name}` shows"
+                )
                 self._refused_nodes.refused(name, request.peer, f"its token is not that of {name}; {remedy}")
-            said = "That is no node's token here" if shown else "A node shows its token: Authorization: Bearer TOKEN"
-            text = f"{said}. On the server, `control.py get-token NODE` tells it."
+            problem = (
+                "No node has this token" if credentials else "The node's token is missing: Authorization: Bearer TOKEN"
+            )
+            text = f"{problem}. On the server, `control.py get-token NODE` shows the token of a node."
             raise HTTPError(401, text, "token", {"WWW-Authenticate": "Bearer"})
         return self._context.current(node)
 
-    def _is_writer(self, request: Request, shown: Credentials) -> bool:
-        """Return True for a program's API token with which it may write; False where it shows no API token.
+    def _is_writer(self, request: Request, credentials: Credentials) -> bool:
+        """Return True if `credentials` is the API token of a program that may write, False if it is not an API token.
 
-        Raises HTTPError 403 for a token that may only read, and for a browser.
+        Raise HTTPError 403 for a token that may only read, and for a browser.
         """
-        found = self._context.api_tokens.find(shown.secret) if self._context.api_tokens is not None else None
+        found = self._context.api_tokens.find(credentials.secret) if self._context.api_tokens is not None else None
         if found is None:
             return False
         if found.role == "viewer":
-            text = f"This token ({found.name}) has the role viewer; to send readings takes the role writer."
+            text = f"This token ({found.name}) has the role viewer; sending readings requires the role writer."
             raise HTTPError(403, text, "role")
-        # A browser adds a login (Basic) to each request by itself, also to those that a page of another site makes.
-        if shown.scheme == "basic" and is_browser(request):
-            raise HTTPError(403, "A browser sends no readings with a token as password.", "browser")
+        # A browser automatically adds a Basic login to each request, including those that a page of another site makes.
+        if credentials.scheme == "basic" and is_browser(request):
+            raise HTTPError(403, "A browser must not send readings with a token as its password.", "browser")
         return True
 
-    def _check_name(self, said: str, node: str) -> str:
-        """Return the present name of the node that a request names. Raises HTTPError for one that is not `node`.
+    def _check_name(self, name: str, node: str) -> str:
+        """Return the present name of the node that a request names, or raise HTTPError if it is not `node`.
 
-        node  whose token was shown; empty: any that has none
+        Args:
+            name: Name in the request.
+            node: Node whose token the request contains, or empty for any node without a token.
         """
-        if not NODE_NAME(said):
-            raise HTTPError(400, "node is the name of a node.", "node")
-        current = self._context.current(said)
+        if not NODE_NAME(name):
+            raise HTTPError(400, "node must be the name of a node.", "node")
+        current = self._context.current(name)
         if node and current != node:
-            raise HTTPError(403, f"That token is the one of node {node}, not of another.", "token")
+            raise HTTPError(403, f"This token belongs to node {node}, not to the node in the request.", "token")
         return current
 
     # ---------------------------------------------------------------------------------------------- samples
 
     def take(self, node: str, data: bytes | bytearray) -> Response:
-        """Make a body durable, and acknowledge it."""
+        """Make the body `data` durable, and return the response with the acknowledgement.
+
+        Args:
+            node: Node whose token the request contains, or empty for the token of a program.
+            data: The body.
+
+        Raises:
+            HTTPError: The body is invalid, belongs to another node, or cannot be stored.
+        """
         try:
             batch_payload = read_body(data)
         except WireError as error:
@@ -152,58 +180,65 @@ class PushServerTransport(PassiveTransport):
         except WireError as error:
             return self._hole(batch_payload, error)
         if not stored:
-            why = self._context.ingestor.fault or "the store is busy, or stops"
+            why = self._context.ingestor.fault or "the database is busy, or the server is stopping"
             raise HTTPError(
                 503, f"Not stored, try again: {why}.", "not-stored", {"Retry-After": str(_BUSY_S)}
             )  # fmt: skip
         return self._answer(200, {"ack": batch_payload.last, **self._order(node)})
 
     def _store(self, batch_payload: BatchPayload) -> bool:
-        """Make all of it durable. Returns False if it was not stored in time; then none of it waits any more.
+        """Make the complete payload durable, or return False if this takes too long; then none of it stays queued.
 
-        Raises WireError when it is rejected: samples are missing before it.
+        Raise WireError if it is rejected because earlier samples are missing.
         """
         waiter = CommitWaiter(self._context.ingestor, self._context.clock)
         return waiter.store(batch_payload.batches(), STORE_S, overtime_s=2 * STORE_S)
 
     def _hole(self, batch_payload: BatchPayload, error: WireError) -> Response:
-        """Return 409: samples are missing before these. `next` is the first of them. 400 where they pass a limit."""
+        """Return 409 with the first missing seq (`next`), or raise HTTPError 400 if the samples exceed a limit."""
         if isinstance(error, BeyondLimit):
             raise HTTPError(400, f"{error}.", error.code)
         next_seq = batch_payload.stored_seq(self._context.ingestor) + 1
         return self._answer(
-            409, {"error": {"code": error.code, "text": f"{error}; a hole needs a gap", "next": next_seq}}
+            409, {"error": {"code": error.code, "text": f"{error}; report missing samples as a gap", "next": next_seq}}
         )
 
     # ----------------------------------------------------------------------------------------------- resuming
 
     def resume(self, request: Request) -> Response:
-        """What is stored of an epoch, or of several (with commas between); and what the time is."""
+        """Return the high-water marks of one epoch or of several (separated by commas), and the time.
+
+        Args:
+            request: The request, with `node`, `epoch` and optionally `outbox` and `on` in its query.
+
+        Raises:
+            HTTPError: The token is not accepted, or an argument is invalid.
+        """
         node, query = self.node_of(request), request.query
         epochs = query.get("epoch", "").split(",")
         is_proven, node = bool(node), self._check_name(query.get("node", ""), node)
         if not 0 < len(epochs) <= MOST_EPOCHS or not all(map(HEX_16, epochs)):
-            raise HTTPError(400, "epoch is 16 hex digits (0-9, a-f).", "epoch")
+            raise HTTPError(400, "epoch must be 16 hex digits (0-9, a-f).", "epoch")
         outbox = query.get("outbox", "0" * 16)
         if not HEX_16(outbox):
-            raise HTTPError(400, "outbox is 16 hex digits (0-9, a-f).", "outbox")
+            raise HTTPError(400, "outbox must be 16 hex digits (0-9, a-f).", "outbox")
         self._record(node, {"true": True, "false": False}.get(query.get("on", "")), is_proven)
         top, marks = self._context.ingestor.marks(node, outbox, epochs)
         have, up_ms = marks.get(epochs[-1], (0, None))
         clock = self._context.clock
-        told: dict[str, Any] = {"have": have, "up": up_ms, "time": rfc3339(clock.wall_ms())}
-        told["clock"] = "set" if clock.is_set() else "unset"
-        told["columns"] = True
+        answer: dict[str, Any] = {"have": have, "up": up_ms, "time": rfc3339(clock.wall_ms())}
+        answer["clock"] = "set" if clock.is_set() else "unset"
+        answer["columns"] = True
         if "outbox" in query:
-            told["id"] = top
+            answer["id"] = top
         if len(epochs) > 1:
-            told["epochs"] = {epoch: list(mark) for epoch, mark in marks.items()}
-        return self._answer(200, {**told, **self._order(node)})
+            answer["epochs"] = {epoch: list(mark) for epoch, mark in marks.items()}
+        return self._answer(200, {**answer, **self._order(node)})
 
-    # --------------------------------------------------------------------------------------------- who calls
+    # ------------------------------------------------------------------------------------------- node states
 
     def _record(self, node: str, on: object, is_proven: bool) -> NodeState:
-        """The node has called; what the pages show of it."""
+        """Record a contact of the node and its sampling state `on`, and return its state, as the pages show it."""
         try:
             state = self._context.unnumbered_sources.caller(Claim(node, "push", is_proven))
         except AuthFailed as error:
@@ -211,7 +246,7 @@ class PushServerTransport(PassiveTransport):
         except NotStored as error:
             raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
         if not state.takes_orders:
-            self._context.unnumbered_sources.let_ask(node, self._commands.asker(node))
+            self._context.unnumbered_sources.set_ask(node, self._commands.asker(node))
         self._refused_nodes.accepted(node)
         state.record_contact(self._context.clock.wall_ms())
         if type(on) is bool:
@@ -219,17 +254,17 @@ class PushServerTransport(PassiveTransport):
         try:
             self._commands.record(node, on)
         except DiskError as error:
-            log.warning("%s: an order that was carried out is not struck out: %s", node, error)
+            log.warning("%s: cannot remove an executed command from the queue: %s", node, error)
         return state
 
     def _record_payload(self, batch_payload: BatchPayload, is_proven: bool) -> None:
-        state = self._record(batch_payload.node, batch_payload.said.get("on"), is_proven)
-        batch_payload.tell(state, self._context.clock.wall_ms())
+        state = self._record(batch_payload.node, batch_payload.fields.get("on"), is_proven)
+        batch_payload.update_state(state, self._context.clock.wall_ms())
 
     def _order(self, node: str) -> dict[str, bool]:
         on = self._commands.of(node)
         return {} if on is None else {"on": on}
 
-    def _answer(self, status: int, told: Mapping[str, Any]) -> Response:
+    def _answer(self, status: int, fields: Mapping[str, Any]) -> Response:
         headers = {"Cache-Control": "no-store"}
-        return Response(write_json(told).encode() + b"\n", JSON, status, headers)
+        return Response(write_json(fields).encode() + b"\n", JSON, status, headers)

@@ -1,10 +1,10 @@
-"""Faults that name nodes which connect to this server and are refused.
+"""Faults about nodes that connect to this server and are rejected.
 
-Such a client has proven nothing. So only names that are known here are shown, none that was accepted in the last
-ACCEPTED_S, and each is noted at most once a minute.
+A rejected client has not proved its name. So a fault is set only for a known node, and only if no client with that name
+was accepted in the last ACCEPTED_S seconds. A fault is set at most once a minute for each node.
 
-May be used by any thread. `_lock` guards the times and the faults of this transport, and is held for one lookup or
-change: otherwise a fault could be set after its node was accepted, and stay.
+Any thread may use it. `_lock` guards the times and the faults of this transport, and is held for one lookup or change.
+Without it, a fault could be set just after its node was accepted, and would remain.
 """
 
 from __future__ import annotations
@@ -15,25 +15,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pigeonpost.transports.contract import ServerContext
 
-NOTE_EVERY_S = 60.0  # a refused node is noted at most so often
-ACCEPTED_S = 150.0  # after which silence of the true node somebody else's attempt is shown: twice its longest pause
-SHOWN_S = 600.0  # after the last attempt
+NOTE_EVERY_S = 60.0  # minimum time between two faults of a node
+ACCEPTED_S = 150.0  # no fault is set within this time after the node was accepted: twice the longest pause of a node
+SHOWN_S = 600.0  # a fault is shown for this time after the last attempt
 
 
 class RefusedNodes:
-    """The nodes that one transport refuses now, as faults of this server."""
+    """Faults about the rejected nodes of one transport.
+
+    Args:
+        transport: Name of the transport in the faults, such as "push".
+        context: The server's components.
+    """
 
     def __init__(self, transport: str, context: ServerContext) -> None:
-        """`transport` is its name for people: "push"."""
         self._transport = transport
         self._context = context
         self._lock = threading.Lock()
         self._refused_s: dict[str, float] = {}
         self._accepted_s: dict[str, float] = {}
-        context.faults.add_check(self._forget_old)
+        context.faults.add_check(self._clear_old)
 
     def refused(self, node: str, peer: str, why: str) -> None:
-        """Note that a client at `peer` which calls itself `node` is refused. `why`: with the remedy."""
+        """Record that a client is rejected, and set the fault of the node whose name it reports.
+
+        Args:
+            node: Name that the client reports.
+            peer: Address of the client.
+            why: The reason, with the remedy.
+        """
         context, now_s = self._context, self._context.clock.monotonic()
         if node not in context.tokens and context.unnumbered_sources.find(node) is None:
             return
@@ -43,10 +53,12 @@ class RefusedNodes:
             if now_s - self._refused_s.get(node, now_s - NOTE_EVERY_S) < NOTE_EVERY_S:
                 return
             self._refused_s[node] = now_s
-            context.faults.set(self._subject(node), f"a client at {peer} that calls itself {node} is refused: {why}")
+            context.faults.set(
+                self._subject(node), f"a client at {peer} that reports the name {node} is rejected: {why}"
+            )
 
     def accepted(self, node: str) -> None:
-        """Note that the node has proven its token."""
+        """Record that `node` has proved its token, and clear its fault."""
         with self._lock:
             self._accepted_s[node] = self._context.clock.monotonic()
             if self._refused_s.pop(node, None) is not None:
@@ -55,7 +67,7 @@ class RefusedNodes:
     def _subject(self, node: str) -> str:
         return f"node {node} ({self._transport})"
 
-    def _forget_old(self) -> None:
+    def _clear_old(self) -> None:
         if not self._refused_s:
             return
         now_s = self._context.clock.monotonic()

@@ -1,6 +1,6 @@
-"""The transports beside TCP, and the settings that switch them on. Programs add those of `compat/` to these.
+"""The transports other than TCP, and the settings that enable them. The programs add the transports of `compat/`.
 
-Each function imports its module when it is called: what is switched off costs nothing.
+Each factory imports its module when it is called, so that a transport that is not enabled needs no memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def make_or_explain(make: Callable[..., Transport], *arguments: object) -> Transport:
-    """Make a transport, or one without work in its place where its library is missing: the others go on."""
+    """Return the transport `make(*arguments)`, or a transport that does nothing if its library is missing."""
     try:
         return make(*arguments)
     except MissingLibrary as error:
@@ -32,15 +32,15 @@ def make_or_explain(make: Callable[..., Transport], *arguments: object) -> Trans
 
 
 def without_library(error: MissingLibrary) -> Transport:
-    """Return what stands for a transport whose library is missing: its fault shows the remedy. It is logged here."""
-    log.error("%s; everything else goes on", error)
+    """Log `error`, and return a transport that does nothing and whose fault is `error`, which contains the remedy."""
+    log.error("%s; everything else keeps running", error)
     missing = PassiveTransport()
     missing.fault = str(error)
     return missing
 
 
 class NodeTransportEntry(NamedTuple):
-    """A transport of the node: its name, the setting (table, key) that switches it on, and how it is made."""
+    """A transport of the node: its name, the setting (table, key) that enables it, and its factory."""
 
     name: str
     setting: tuple[str, str]
@@ -48,7 +48,7 @@ class NodeTransportEntry(NamedTuple):
 
 
 class ServerTransportEntry(NamedTuple):
-    """A transport of the server: its name, the setting that switches it on (None: always on), how it is made."""
+    """A transport of the server: its name, the setting that enables it (None: always enabled), and its factory."""
 
     name: str
     setting: tuple[str, str] | None
@@ -56,7 +56,11 @@ class ServerTransportEntry(NamedTuple):
 
 
 def _discovery_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
-    """Without a token there is nothing to announce; nor, unless it is set, where the node itself connects."""
+    """Return the announcements, or a transport that does nothing if no server could use them.
+
+    This is so without a token to sign with, and for a node that connects to servers itself. In the second case, the
+    setting [announce] on enables the announcements nevertheless.
+    """
     connects = settings["mqtt", "host"] or settings["push", "to"]
     if info.key is None or (connects and settings.origin("announce", "on") == "default"):
         return PassiveTransport()  # the module would cost 0.2 MiB

@@ -1,6 +1,6 @@
-"""The RedisPublisher as the settings ask for it, with the states of nodes and of the bus that it publishes as well.
+"""Factory of the RedisPublisher, which also gets the states of the nodes and of the multicast bus.
 
-redis_publisher is imported only then: what is switched off costs nothing. Errors: those of storage.redis_publisher.
+redis_publisher is imported only if Redis is set. Errors: those of storage.redis_publisher.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
-    """Make the RedisPublisher, if Redis is set; by its name, "redis"."""
+    """Return {"redis": RedisPublisher} if Redis is set, else an empty dict.
+
+    Args:
+        context: The server's components.
+        transports: The server's transports by name; "bus" is the source of the bus states.
+    """
     if not context.settings["redis", "url"]:
         return {}
     from pigeonpost.storage.redis_publisher import RedisPublisher
@@ -37,7 +42,7 @@ def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) 
     url, prefix = context.settings["redis", "url"], context.settings["redis", "prefix"]
     try:
         publisher = RedisPublisher(url, prefix, context.name, context.clock, context.store, nodes, others)
-    except MissingLibrary as error:  # a mirror: the store has everything
+    except MissingLibrary as error:  # Redis is only a copy, so the server runs without it
         return {"redis": registry.without_library(error)}
     context.ingestor.subscribe(publisher.on_commit)
     return {"redis": publisher}

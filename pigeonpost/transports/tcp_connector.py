@@ -1,6 +1,6 @@
-"""Making of a TCP connection without waiting: look-up of the host's name, then each of its addresses in turn.
+"""Non-blocking TCP connect: look up the host's name, then try each of its addresses in turn.
 
-A Connector belongs to the thread of its ConnectionLoop; the answer of the look-up wakes it there.
+A Connector belongs to the thread of its ConnectionLoop; the result of the look-up wakes that thread.
 """
 
 from __future__ import annotations
@@ -14,35 +14,44 @@ from collections.abc import Callable
 from pigeonpost.core.name_lookup import Found
 from pigeonpost.transports.connection_loop import ConnectionLoop, LoopMember
 
-CONNECT_S = 10.0  # for each address of a host
+CONNECT_S = 10.0  # longest wait for each address of a host
 
 
 class Connector:
-    """One attempt to reach a host, on behalf of `member`, which calls `step` whenever it is served."""
+    """One attempt to connect to a host.
+
+    Args:
+        address: Host name or address, and port.
+        loop: The loop that serves `member`.
+        member: The loop member that makes the attempt; it calls `step` whenever it is served.
+
+    Raises:
+        RuntimeError: The thread that looks up the name cannot be started.
+    """
 
     def __init__(self, address: tuple[str, int], loop: ConnectionLoop, member: LoopMember) -> None:
-        """Raises RuntimeError when there is no thread to look up the name."""
         self._loop, self._member = loop, member
-        self._find: Callable[[], Found] | None = None  # once the look-up is over: its answer, or its error
+        self._result: Callable[[], Found] | None = None  # after the look-up: returns its result or raises its error
         self._found: Found | None = None
         self._sock: socket.socket | None = None
         self._give_up_s = 0.0
-        self._error: OSError = OSError(errno.EADDRNOTAVAIL, "its name has no address")
+        self._error: OSError = OSError(errno.EADDRNOTAVAIL, "the host name has no address")
         loop.lookup.find(address, self._answer)
 
     def _answer(self, find: Callable[[], Found]) -> None:
-        self._find = find
+        self._result = find
         self._loop.wake(self._member)
 
     def step(self) -> socket.socket | None:
-        """Go on. Returns the connected socket, or None when the network has to be waited for.
+        """Continue the attempt. Return the connected socket, or None if it is not connected yet.
 
-        Raises OSError: that of the last address, when none can be reached.
+        Raises:
+            OSError: No address can be reached; the error is that of the last address.
         """
         if self._found is None:
-            if self._find is None:
+            if self._result is None:
                 return None
-            self._found = self._find()
+            self._found = self._result()
         while self._sock is None or not self._is_connected():
             if self._sock is not None:
                 return None
@@ -53,11 +62,11 @@ class Connector:
         self._loop.unwatch(self._member)
         return sock
 
-    def _begin(self, family: int, where: tuple[str, int]) -> None:
+    def _begin(self, family: int, address: tuple[str, int]) -> None:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            number = sock.connect_ex(where)
+            number = sock.connect_ex(address)
             if number not in (0, errno.EINPROGRESS):
                 raise OSError(number, os.strerror(number))
             self._loop.watch(self._member, sock.fileno(), select.EPOLLOUT)
@@ -73,7 +82,7 @@ class Connector:
         self._loop.call_in(self._member, CONNECT_S)
 
     def _is_connected(self) -> bool:
-        """Return True if it is connected; if it cannot be, no socket is left."""
+        """Return True if the socket is connected; close it if it failed."""
         assert self._sock is not None
         number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
@@ -82,7 +91,7 @@ class Connector:
         try:
             self._sock.getpeername()
             return True
-        except OSError:  # ENOTCONN: the network has to be waited for
+        except OSError:  # ENOTCONN: not connected yet
             left_s = self._give_up_s - self._loop.clock.monotonic()
         if left_s > 0:
             self._loop.call_in(self._member, left_s)
@@ -95,7 +104,7 @@ class Connector:
         self.close()
 
     def close(self) -> None:
-        """Give up; closing twice is fine."""
+        """Abandon the attempt; a second call does nothing."""
         if self._sock is not None:
             self._loop.unwatch(self._member)
             self._sock.close()

@@ -1,12 +1,13 @@
 """TCP transport, node side: listens, and serves one session per connection.
 
-On TCP the node listens and the server connects; the protocol is lines of text that a person can type with nc. One
-thread accepts and admits, and one serves each connection. `_lock` guards who is connected, who collects, and the failed
-proofs of each host; it is held for lookups and changes only.
-Errors: those of one connection end that connection.
+Over TCP the node listens and the server connects. The protocol consists of lines of text that a person can type with
+nc. One thread accepts connections, and each connection has a thread that serves it. `_lock` guards the connections,
+the collectors, and the proofs of each host; it is held only for lookups and changes.
+Errors: an error of one connection ends only that connection.
 
-At a limit a new connection takes the place of one that has proven nothing: so silent connections, however many and from
-wherever, do not keep a server out that knows the token. What a peer without a token can cause is logged by RareLog.
+At its limit of connections, the node closes one whose peer has not proven the token, to accept a new one. So idle
+connections cannot keep out a server that knows the token, regardless of their number and addresses. RareLog limits the
+log lines that a peer without a token can cause.
 """
 
 from __future__ import annotations
@@ -38,32 +39,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_CONNECTIONS = 64  # that a node serves at once,
+MOST_CONNECTIONS = 64  # maximum number of connections at the same time
 
-MOST_OF_A_HOST = 16  # and of these from one address other than its own
+MOST_OF_A_HOST = 16  # maximum number of connections from one address, except from this machine
 
-LONGEST_DELAY_S = 4.0  # of the answer to a wrong proof
+LONGEST_DELAY_S = 4.0  # longest delay of the answer to a wrong proof, so that guessing is slow
 
-MOST_HOSTS = 1024  # whose failed proofs are counted, and that are remembered as having proven themselves
+MOST_HOSTS = 1024  # maximum number of remembered hosts with failed proofs, and of those with a correct proof
 
 
 class _Connection:
-    """State of one connection that is served."""
+    """State of one connection."""
 
     def __init__(self, host: str, peer: str, wire: LineConnection, is_own: bool) -> None:
         self.host = host
-        self.is_own = is_own  # it comes from the address that it was accepted on
+        self.is_own = is_own  # the peer has the address on which the connection was accepted
         self.peer = peer
         self.wire = wire
-        self.thread = threading.current_thread()  # until it has its own
+        self.thread = threading.current_thread()  # replaced by its own thread
         self.session: NodeSession | None = None
-        self.is_proven = False  # see NodeSession.is_proven; kept here so that `_lock` guards it
+        self.is_proven = False  # copy of NodeSession.is_proven that `_lock` guards
         self.is_evicted = False
-        self.seated = False  # it has been the active collector: another one in its place came later
+        self.has_collected = False  # it was the active collector; if another connection is now, that one is newer
 
 
 class TcpNodeTransport(Transport):
-    """Listens, and serves each connection with a NodeSession."""
+    """Listens, and serves each connection with a NodeSession.
+
+    Args:
+        address: Host and port to listen on.
+        info: Name, token and sensors of the node.
+        outbox: The node's outbox.
+        clock: Clock for timeouts and timestamps.
+        connect: Factory that wraps an accepted socket; with TLS, that of tcp_tls.
+    """
 
     def __init__(
         self,
@@ -73,7 +82,6 @@ class TcpNodeTransport(Transport):
         clock: Clock,
         connect: Callable[[socket.socket], LineConnection] = LineConnection,
     ) -> None:
-        """`connect` makes the connection of an accepted socket; with TLS, that of tcp_tls."""
         self._address = address
         self._connect = connect
         self._info = info
@@ -90,24 +98,24 @@ class TcpNodeTransport(Transport):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens; the port is the real one also where 0 was asked for."""
-        assert self._server is not None, "started first"
+        """Address and port on which the node listens; the real port if 0 was requested."""
+        assert self._server is not None, "not started"
         host, port = self._server.server_address[:2]
         return str(host), port
 
     @property
     def collectors(self) -> list[str]:
-        """The names of the servers that collect now."""
+        """Names of the servers that collect now."""
         with self._lock:
             return sorted(self._collectors)
 
     def start(self) -> None:
         try:
-            self._server = _Listener(self._address, self._accept, self._make_way)
+            self._server = _Listener(self._address, self._accept, self._handle_shortage)
         except OSError as error:
             raise SettingsError(
                 f"cannot listen on {join_address(*self._address)}: {error.strerror or error};"
-                " does another node run here? --listen HOST:PORT chooses another address"
+                " if another node runs on this machine, choose another address with --listen HOST:PORT"
             ) from error
         self._info.address = self.address
         threading.Thread(target=self._server.serve_forever, name="listen", daemon=True).start()
@@ -124,67 +132,76 @@ class TcpNodeTransport(Transport):
         give_up_s = self._clock.monotonic() + limit_s
         for connection in connections:
             connection.thread.join(max(0.0, give_up_s - self._clock.monotonic()))
-        left = sum(connection.thread.is_alive() for connection in connections)
-        return f"{left} connections did not end" if left else None
+        open_count = sum(connection.thread.is_alive() for connection in connections)
+        return f"{open_count} connection{'s' if open_count > 1 else ''} did not end" if open_count else None
 
     # --------------------------------------------------------------------------------- the listener's thread
 
     def _accept(self, sock: socket.socket, peer_address: Any) -> None:
-        """Give a new connection its slot and its thread, or tell the peer why not, and close it."""
+        """Start the thread of a new connection, or send the reason for a rejection and close the connection."""
         host, peer = str(peer_address[0]), f"{peer_address[0]}:{peer_address[1]}"
         is_own = host == sock.getsockname()[0]
-        if self._info.key is None and not is_loopback(host):  # answered here: it takes no slot and no thread
-            self._turn_away(sock, peer, Protected(HOW_TO_PROTECT), is_own)
+        # Without a token the node answers only its own machine. The rejection needs neither a thread nor a slot.
+        if self._info.key is None and not is_loopback(host):
+            self._reject(sock, peer, Protected(HOW_TO_PROTECT), is_own)
             return
         try:
             connection = _Connection(host, peer, self._connect(sock), is_own)
-        except OSError as error:  # no descriptor for its pipe, or the peer has gone
+        except OSError as error:  # no file descriptor for its pipe, or the peer has disconnected
             sock.close()
-            self._make_way(error)
+            self._handle_shortage(error)
             return
         connection.thread = threading.Thread(target=self._serve, args=(connection,), name="serve", daemon=True)
         try:
             self._admit(connection)
             connection.thread.start()
         except TooMany as error:
-            self._turn_away(sock, peer, error, is_own)
+            self._reject(sock, peer, error, is_own)
             connection.wire.close()
         except (RuntimeError, MemoryError) as error:  # no thread can be started: threading raises RuntimeError
             self._dismiss(connection)
             connection.wire.close()
-            self._make_way(error)
+            self._handle_shortage(error)
 
-    def _turn_away(self, sock: socket.socket, peer: str, error: WireError, is_own: bool) -> None:
+    def _reject(self, sock: socket.socket, peer: str, error: WireError, is_own: bool) -> None:
         self._log_refusal(error.code, peer, error, is_own)
         try:
             sock.setblocking(False)
             sock.send(error_line(error, b""))
         except OSError:
-            pass  # the peer has gone, which is what is wanted
+            pass  # the peer has disconnected already
         sock.close()
 
     def _log_refusal(self, kind: str, peer: str, error: WireError, is_own: bool) -> None:
-        """Log why a peer is refused, unless it is a health check: that asks in plain text, and takes any answer.
+        """Log why a peer is rejected, except for a health check, which uses plain text and accepts any answer.
 
-        is_own  it comes from this end's own address. That does not make it trusted: rootless Podman gives the address
-                of the container to every peer of a published port
+        Args:
+            kind: Kind of log line for RareLog.
+            peer: Address and port of the peer.
+            error: The reason.
+            is_own: True if the peer has this end's own address, as a health check has. Such a peer is still not
+                trusted: with rootless Podman every peer of a published port has the address of the container.
         """
         if not (is_own and isinstance(error, Protected)):
-            self._rare_log.say(logging.WARNING, kind, f"{peer}: {error.code}: {error}")
+            self._rare_log.log(logging.WARNING, kind, f"{peer}: {error.code}: {error}")
 
-    def _make_way(self, error: BaseException) -> None:
-        """Close a connection that has proven nothing: there is no descriptor, memory or thread for a new one."""
+    def _handle_shortage(self, error: BaseException) -> None:
+        """Log a lack of file descriptors, memory or threads, close an unproven connection, and wait.
+
+        Do nothing for any other error.
+        """
         if isinstance(error, OSError) and error.errno not in SHORTAGE:
             return
-        self._rare_log.say(logging.ERROR, "no room", f"a connection is not accepted: {error}")
+        self._rare_log.log(logging.ERROR, "shortage", f"cannot accept a connection: {error}")
         with self._lock:
             self._evict(self._connections)
         self._stopping.wait(PAUSE_S)
 
     def _admit(self, connection: _Connection) -> None:
-        """Count a connection in, at a limit in place of one that has proven nothing.
+        """Register a connection; at a limit, close another one that has not proven the token.
 
-        Raises TooMany where all have proven themselves, and none of them is an idle plain session.
+        Raises:
+            TooMany: All other connections have proven the token, and none of them is an idle plain session.
         """
         with self._lock:
             of_host = [other for other in self._connections if other.host == connection.host]
@@ -193,31 +210,38 @@ class TcpNodeTransport(Transport):
             if (len(of_host) >= most_of_host and not self._evict(of_host)) or (
                 len(self._connections) >= MOST_CONNECTIONS and not self._evict(self._connections)
             ):
-                where = "in all" if is_full else f"from {connection.host}"
+                where = "of them" if is_full else f"from {connection.host}"
                 raise TooMany(
-                    f"{len(of_host)} connections from {connection.host} are open, {len(self._connections)} in all;"
-                    f" close one of those {where}"
+                    f"{len(self._connections)} connections are open, {len(of_host)} of them from {connection.host};"
+                    f" close one {where}"
                 )
             self._connections[connection] = None
 
-    def _evict(self, among: Iterable[_Connection]) -> bool:
-        """Close the least important connection. Returns False if all have proven themselves and are in use.
+    def _evict(self, connections: Iterable[_Connection]) -> bool:
+        """Close one of `connections`, or return False if all have proven the token and are in use.
 
-        First the unproven: those of hosts that never proved themselves before others, so that a server that comes back
-        has its time; then those of the host that has most; then the oldest. Last, a plain session (a forgotten nc).
+        An unproven connection is closed if there is one: first of hosts that have never proven the token, so that a
+        server has time to reconnect; then of the host with the most unproven connections; then the oldest. If all are
+        proven, the plain session that has been idle for longest (a forgotten nc) is closed.
         """
-        unproven = [one for one in among if not one.is_proven]
+        unproven = [candidate for candidate in connections if not candidate.is_proven]
         if unproven:
             of_host: dict[str, int] = {}
-            for one in unproven:
-                of_host[one.host] = of_host.get(one.host, 0) + 1
-            victim = min(unproven, key=lambda one: (one.host in self._proven_hosts, -of_host[one.host]))
+            for candidate in unproven:
+                of_host[candidate.host] = of_host.get(candidate.host, 0) + 1
+            victim = min(
+                unproven, key=lambda candidate: (candidate.host in self._proven_hosts, -of_host[candidate.host])
+            )
         else:
             silent_s = self._clock.monotonic() - SILENCE_S
-            idle = [one for one in among if one.session and not one.session.server and one.session.heard_s < silent_s]
+            idle = [
+                candidate
+                for candidate in connections
+                if candidate.session and not candidate.session.server and candidate.session.last_received_s < silent_s
+            ]
             if not idle:
                 return False
-            victim = min(idle, key=lambda one: one.session.heard_s if one.session else 0.0)
+            victim = min(idle, key=lambda candidate: candidate.session.last_received_s if candidate.session else 0.0)
         victim.is_evicted = True
         del self._connections[victim]
         victim.wire.wake()
@@ -226,7 +250,7 @@ class TcpNodeTransport(Transport):
     # ---------------------------------------------------------------------------- the thread of a connection
 
     def _serve(self, connection: _Connection) -> None:
-        """One connection, in its own thread."""
+        """Serve one connection in its own thread."""
         wire, peer, is_local = connection.wire, connection.peer, is_loopback(connection.host)
         try:
             fingerprint = wire.begin(is_local, self._clock, lambda: self._stopping.is_set() or connection.is_evicted)
@@ -238,32 +262,32 @@ class TcpNodeTransport(Transport):
             run_session(
                 wire, session, session.stream, functools.partial(self._is_over, connection, session), self._clock
             )
-        except (TooMany, Protected) as error:  # evicted; or plain text where it must be TLS
+        except (TooMany, Protected) as error:  # evicted, or plain text although TLS is required
             self._log_refusal(f"{error.code} after all", peer, error, connection.is_own)
             self._send_last(wire, error)
         except OSError as error:
             if connection.is_proven:
                 log.info("%s: %s", peer, error)
             else:
-                self._rare_log.say(logging.INFO, "broken", f"{peer}: {error}")
+                self._rare_log.log(logging.INFO, "broken", f"{peer}: {error}")
         except Exception:
-            self._rare_log.say(logging.ERROR, "fault", f"{peer}: internal error", is_traceback=True)
+            self._rare_log.log(logging.ERROR, "fault", f"{peer}: internal error", is_traceback=True)
         finally:
             self._outbox.unwatch(wire.wake)
             self._dismiss(connection)
             wire.close()
 
     def _send_last(self, wire: LineConnection, error: WireError) -> None:
-        """Tell a peer why its connection is closed, if the network takes it at once: nobody waits for this peer."""
+        """Send the reason for closing to the peer if the network accepts it now; do not wait for the peer."""
         try:
             wire.send(error_line(error, b""))
         except OSError:
-            pass  # the peer has gone, which is what is wanted
+            pass  # the peer has disconnected already
 
     def _record_failure(self, host: str) -> float:
-        """Count a wrong proof of `host`. Returns the seconds by which to delay the answer, more each time.
+        """Count a wrong proof of `host`, and return the delay of the answer in seconds, which increases each time.
 
-        A right proof is never delayed: else a client with a wrong token could delay a server at the same address.
+        A correct proof is never delayed. Otherwise a client with a wrong token could delay a server at its address.
         """
         with self._lock:
             failures = self._failures.pop(host, 0)
@@ -286,9 +310,9 @@ class TcpNodeTransport(Transport):
             self._collectors = {name: other for name, other in self._collectors.items() if other is not connection}
 
     def _is_over(self, connection: _Connection, session: NodeSession) -> bool:
-        """Return True if the program stops, or a later session of the same server has taken this one's place.
+        """Return True if the program is stopping, or if a newer session of the same server has replaced this one.
 
-        Raises TooMany when the connection was evicted.
+        Raise TooMany if this connection was closed in favour of another one.
         """
         if self._stopping.is_set():
             return True
@@ -300,26 +324,28 @@ class TcpNodeTransport(Transport):
         if not session.server:
             return False
         with self._lock:
-            sitting = self._collectors.get(session.server)
-            if sitting is connection or connection.seated:
-                return sitting is not connection
+            active = self._collectors.get(session.server)
+            if active is connection or connection.has_collected:
+                return active is not connection
             self._collectors[session.server] = connection
-            connection.seated = True
-        if sitting is not None:
-            log.info("%s: replaces its connection from before", session.peer)
-            sitting.wire.wake()
+            connection.has_collected = True
+        if active is not None:
+            log.info("%s: replaces its earlier connection", session.peer)
+            active.wire.wake()
         return False
 
 
-_EVICTED = "others want to connect, and this connection has not proven that it knows the token, or was idle; try again"
+_EVICTED = (
+    "this connection was closed in favour of another one, because it was idle or has not proven the token; try again"
+)
 
 
 class _Listener(socketserver.TCPServer):
-    """Accepts, and hands each connection to `accept`; what the kernel cannot accept is told to `fail`."""
+    """Passes each accepted connection to `accept`, and errors of accept(2) to `fail`."""
 
     allow_reuse_address = True
     request_queue_size = 64
-    timeout = 0  # of `handle_request`, which is called when there is one
+    timeout = 0  # `handle_request` does not wait: it is called when there is a connection
 
     def __init__(
         self,
@@ -334,14 +360,17 @@ class _Listener(socketserver.TCPServer):
         super().__init__(address, socketserver.BaseRequestHandler)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Serve until `shutdown`. The library's own wakes up every now and then to look for that."""
-        poll = select.poll()  # select(2) takes no descriptor above 1023
+        """Serve until `shutdown`; `poll_interval` is not used.
+
+        The method of the library would wake up regularly to check for the shutdown; this one waits for a pipe.
+        """
+        poll = select.poll()  # select(2) accepts no file descriptor above 1023
         for fd in (self.fileno(), self._wake_pipe.fileno()):
             poll.register(fd, select.POLLIN)
         try:
             while self._wake_pipe.fileno() not in {fd for fd, _ in poll.poll()}:
                 self.handle_request()
-        finally:  # else `shutdown` would wait for ever
+        finally:  # otherwise `shutdown` would never return
             self._has_ended.set()
 
     def shutdown(self) -> None:
@@ -355,7 +384,7 @@ class _Listener(socketserver.TCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
-        except OSError as error:  # EMFILE: the library would try again at once, for ever
+        except OSError as error:  # EMFILE: the library would try again in an endless loop
             self._fail(error)
             raise
 

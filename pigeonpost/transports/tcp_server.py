@@ -1,11 +1,10 @@
 """TCP transport, server side: connects to one node and collects from it.
 
-The ConnectionLoop's one thread makes and serves the connections to all nodes; what is said here of "the thread" is that
-one. Any thread may call `ask`, `move`, `recheck_token`, `wake` and `end`. `_lock` guards the present session and the
-addresses to try next, and is held for one look or change; `_asking` is held until the answer to one question has come,
-or has not.
-Errors: a connection that breaks or is refused is tried again after 1 s, doubling to 60 s; a fault of this program in
-one session ends that session alone.
+The thread of the ConnectionLoop makes and serves the connections to all nodes. Any thread may call `ask`, `move`,
+`recheck_token`, `wake`, `end` and `stop`. `_lock` guards the present session and the addresses to try next; it is held
+for one lookup or change. A caller of `ask` holds `_asking` until the answer arrives or its time limit is over.
+Errors: after a connection is lost or rejected, this end connects again after 1 s, doubling to 60 s. An internal error
+in one session ends only that session.
 """
 
 from __future__ import annotations
@@ -40,13 +39,28 @@ from protocol import CHECK_AFTER_S
 log = logging.getLogger(__name__)
 
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
-STORE_S = 120.0  # for the store to say what it has of a node
-LIVE_BYTES = 4096  # read at once of one node: more are not only live samples
-MOST_LINES = 1024  # that are taken at once: more than are read of a node that sends a sample a line
+STORE_S = 120.0  # longest wait for the store's high-water marks of a node
+LIVE_BYTES = 4096  # a node that sends more bytes than this in one read sends more than live samples
+MOST_LINES = 1024  # maximum number of lines processed in one step; a read with a sample in each line has fewer
 
 
 class TcpServerTransport(Transport, LoopMember):
-    """Connects to one node, collects from it, and tries again whenever that ends."""
+    """Connects to one node, collects from it, and connects again whenever the connection is lost.
+
+    Args:
+        address: Host and port of the node.
+        expected: Name of the node, or empty if any node is accepted.
+        server: Name of this server.
+        ledger: The Ingestor, which stores the samples.
+        keys: Keys of the nodes that have a token, by name; looked up for every connection.
+        clock: Clock for timeouts and timestamps.
+        pins: Required certificate fingerprints of the nodes that use TLS, by name; empty if any is accepted.
+        names: Registry that assigns each name to one link, or None if this is the only link.
+        loop: Loop that serves this connection together with others, or None for a loop of its own.
+
+    Attributes:
+        state: State of the node, as the pages show it.
+    """
 
     def __init__(
         self,
@@ -60,20 +74,10 @@ class TcpServerTransport(Transport, LoopMember):
         names: NodeNames | None = None,
         loop: ConnectionLoop | None = None,
     ) -> None:
-        """
-        address   of the node
-        expected  the node's name; empty: any node
-        server    this server's name
-        ledger    the Ingestor
-        keys      of nodes that have a token, by name; looked up at every connection
-        pins      nodes that are reached by TLS only, by name, each with its certificate's fingerprint (empty: any)
-        names     which link has which name; None: this is the only one
-        loop      serves this connection beside others; None: it has a thread of its own
-        """
         self.state = NodeState(join_address(*address), expected)
         if names is not None:
             self.state.name = names.current(expected)
-        self._home = self._good = address  # as it was told first, and where the node was reached last
+        self._home = self._good = address  # the configured address, and the last address with a collecting session
         self._server = server
         self._ledger = ledger
         self._keys = keys
@@ -83,38 +87,38 @@ class TcpServerTransport(Transport, LoopMember):
         self._clock = clock
         self._loop = loop if loop is not None else ConnectionLoop(Clock())
         self._lock = threading.Lock()
-        self._current: tuple[LineSocket, ServerSession] | None = None  # once lines can be said
+        self._current: tuple[LineSocket, ServerSession] | None = None  # set after the handshake
         self._places = [address]
         self._is_stopping = False
-        self._is_hurried = False  # try again now
-        self._asking = threading.Lock()  # one question at a time; held until its answer came or did not
-        self._awaited: tuple[Any, ...] = ()  # what that answer is
+        self._is_hurried = False  # connect again without a pause
+        self._asking = threading.Lock()  # one question at a time
+        self._awaited: tuple[Any, ...] = ()  # answer for which `ask` waits
         self._answered = Wakeup()
-        # The rest is the thread's own.
-        self._address = address  # of this attempt
+        # Used by the loop's thread only:
+        self._address = address  # address of the present attempt
         self._connector: Connector | None = None
         self._wire: LineSocket | None = None
-        self._lines: list[bytes] = []  # that were read, and are to be taken before more is read
+        self._lines: list[bytes] = []  # lines that were read and not processed yet
         self._held = HeldBatches(ledger)
         self._is_paused = False
-        self._check_s = 0.0  # when a node that is not read is told next that this end lives
-        self._began_s = 0.0  # of the handshake
-        self._give_up_s = 0.0  # of the end: what is due has gone by then, or goes no more; 0: it has not come
+        self._check_s = 0.0  # time of the next CHECK to a node that is not read, so that the node does not time out
+        self._began_s = 0.0  # start of the handshake
+        self._give_up_s = 0.0  # time limit for pending data while closing; 0 before that
         self._retry_s = RETRY_S
-        self._retry_at_s = 0.0  # 0: it has not been tried
+        self._retry_at_s = 0.0  # time of the next attempt; 0 before the first one
 
     def start(self) -> None:
         self._loop.add(self)
 
     def end(self) -> None:
-        """Begin to stop; returns at once, so that many ends can be stopped together."""
+        """Begin to stop, and return without waiting for the end, so that many transports can stop at the same time."""
         self._is_stopping = True
         self.wake()
 
     def move(self, address: tuple[str, int]) -> None:
-        """The node has said that it is at `address`: try there next, and now. Returns at once; from any thread.
+        """Begin to connect to `address`, at which the node was announced; return without waiting.
 
-        A connection that lives is kept. An address that was wrong costs one attempt: the next goes where it was before.
+        A working connection is kept. A wrong address costs only one attempt: the next one uses the previous address.
         """
         with self._lock:
             self._places = list(dict.fromkeys((address, self._good, self._home)))
@@ -131,11 +135,11 @@ class TcpServerTransport(Transport, LoopMember):
         return None if is_over or not is_connected else f"the connection to {self.state.address} did not end"
 
     def wake(self) -> None:
-        """Send what others have left with the session."""
+        """Send what other threads have queued in the session."""
         self._loop.wake(self)
 
     def recheck_token(self) -> None:
-        """End the session unless the token that it proved is still accepted; without a session, connect at once."""
+        """End the session unless the node has proven a token that is still accepted; without a session, connect now."""
         with self._lock:
             if self._current:
                 self._current[1].recheck_token()
@@ -144,11 +148,20 @@ class TcpServerTransport(Transport, LoopMember):
         self.wake()
 
     def ask(self, word: str, *args: bool, limit_s: float = 5.0) -> bool:
-        """Say SEND or CHECK to the node; whether it answered within `limit_s` seconds (`state` then has the answer)."""
+        """Send a command to the node and wait for its answer, which is then in `state`.
+
+        Args:
+            word: SEND or CHECK.
+            args: For SEND, the requested state: True for on, False for off.
+            limit_s: Longest wait in seconds.
+
+        Returns:
+            True if the node answered in time; False if it did not, or is not connected.
+        """
         with self._asking:
-            # A CHECK may be under way already: its STATUS is no answer to SEND.
+            # The STATUS that answers an earlier CHECK is not an answer to SEND, so the word of the answer is compared.
             self._awaited = ("SENDBACK", *args) if word == "SEND" else ("STATUS",)
-            self._answered.wait(0.0)  # an answer that came too late for the question before
+            self._answered.wait(0.0)  # discard a late answer to an earlier question
             with self._lock:
                 if self._current is None or not self._current[1].collecting:
                     return False
@@ -168,14 +181,14 @@ class TcpServerTransport(Transport, LoopMember):
             self._close()
             self._loop.remove(self)
         elif self._wire is not None:
-            self._shake_hands(events, self._wire)
+            self._continue_handshake(events, self._wire)
         elif self._connector is not None:
             self._connect(self._connector)
         else:
             self._try_again()
 
     def _try_again(self) -> None:
-        """Begin the next attempt, if it is time for it."""
+        """Begin the next attempt if it is due."""
         left_s = self._retry_at_s - self._loop.clock.monotonic()
         if left_s > 0 and not self._is_hurried:
             self._loop.call_in(self, left_s)
@@ -186,7 +199,7 @@ class TcpServerTransport(Transport, LoopMember):
             self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
         with self._lock:
             self._address = self._places[0]
-            self._places = self._places[1:] + [self._address]  # for the next attempt, should this one fail
+            self._places = self._places[1:] + [self._address]  # for the next attempt if this one fails
             self._is_hurried = False
         self.state.address = join_address(*self._address)
         self._connector = Connector(self._address, self._loop, self)
@@ -199,14 +212,14 @@ class TcpServerTransport(Transport, LoopMember):
         self._connector = None
         try:
             self._wire = self._connect_over(sock)
-        except BaseException:  # the node has gone, or there is no memory
+        except BaseException:  # the node has disconnected, or memory is exhausted
             sock.close()
             raise
         self._began_s = self._loop.clock.monotonic()
-        self._loop.expect(self, True)  # and not before: a node that is switched off must not keep all others busy
-        self._shake_hands(0, self._wire)
+        self._loop.expect(self, True)  # not earlier: a node that is switched off must not keep the loop from resting
+        self._continue_handshake(0, self._wire)
 
-    def _shake_hands(self, events: int, wire: LineSocket) -> None:
+    def _continue_handshake(self, events: int, wire: LineSocket) -> None:
         if events & ~select.EPOLLOUT:
             wire.receive()
         left_s = wire.handshake_left_s(self._loop.clock.monotonic() - self._began_s)
@@ -215,7 +228,7 @@ class TcpServerTransport(Transport, LoopMember):
             self._loop.call_in(self, left_s)
             return
         self.state.fingerprint = wire.fingerprint
-        fault = self._mistrust(wire.fingerprint)
+        fault = self._certificate_fault(wire.fingerprint)
         if fault:
             self._disconnect(fault)
             return
@@ -227,17 +240,17 @@ class TcpServerTransport(Transport, LoopMember):
             self._current = wire, session
         self._collect(0, wire, session)
         if self._current:
-            self._collect(select.EPOLLIN, wire, session)  # what came with the end of the handshake
+            self._collect(select.EPOLLIN, wire, session)  # lines received together with the end of the handshake
 
     def _ask_store(self, find: Callable[[], Resume], answer: Callable[[Callable[[], Resume]], None]) -> None:
-        self._loop.call_in(self, min(CHECK_AFTER_S, STORE_S))  # for the node that waits: see _tick
+        self._loop.call_in(self, min(CHECK_AFTER_S, STORE_S))  # the node must not time out: see _tick
         try:
             self._loop.helpers.run(find, answer)
-        except RuntimeError:  # no thread can be started: then all wait for the store
+        except RuntimeError:  # no thread can be started: query in this thread, and let all other nodes wait
             answer(find)
 
-    def _mistrust(self, fingerprint: str) -> str:
-        """Return why nothing is sent to a node with this certificate; empty: it is accepted."""
+    def _certificate_fault(self, fingerprint: str) -> str:
+        """Return the fault for which a node with this certificate is rejected, or an empty string if it is accepted."""
         if not fingerprint:
             return ""
         name = self.state.expected
@@ -278,11 +291,11 @@ class TcpServerTransport(Transport, LoopMember):
         is_waiting = self._is_paused or session.is_resuming
         if self._lines and not is_waiting:
             self._loop.wake(self)
-        wanted = (0 if is_waiting else select.EPOLLIN) | (select.EPOLLOUT if wire.unsent else 0)
-        if not wanted:
+        events = (0 if is_waiting else select.EPOLLIN) | (select.EPOLLOUT if wire.unsent else 0)
+        if not events:
             self._loop.unwatch(self)
-        elif wanted != self.watched_events:
-            self._loop.watch(self, wire.fileno(), wanted)
+        elif events != self.watched_events:
+            self._loop.watch(self, wire.fileno(), events)
 
     def _read(self, wire: LineSocket, session: ServerSession) -> None:
         if session.collecting and self._loop.is_full and not self._is_paused:
@@ -300,7 +313,7 @@ class TcpServerTransport(Transport, LoopMember):
             self._loop.hurry()
 
     def _take_lines(self, session: ServerSession) -> None:
-        """Have the session take the next of the lines that were read; none while it waits for the store."""
+        """Pass the next received lines to the session until it waits for the store."""
         lines, count = self._lines[:MOST_LINES], 0
         while count < len(lines) and not (session.collecting or session.is_resuming):
             session.receive_lines(lines[count : count + 1])
@@ -311,20 +324,24 @@ class TcpServerTransport(Transport, LoopMember):
         del self._lines[:count]
 
     def _tick(self, session: ServerSession) -> None:
-        """Do what is due by the clock. A node that is not read is not found silent, and hears that this end lives."""
+        """Do what is due by the clock.
+
+        While the node is not read, its silence does not end the connection. It still gets CHECK lines, so that it does
+        not close the connection itself.
+        """
         if not (self._is_paused or session.is_resuming):
             self._loop.call_in(self, session.tick())
             return
         now_s = self._loop.clock.monotonic()
         if session.is_resuming and now_s - self._began_s > STORE_S:
-            raise TimeoutError("this server's store does not answer")
+            raise TimeoutError("this server's database does not answer")
         if now_s >= self._check_s:
             self._check_s = now_s + CHECK_AFTER_S
             session.ask("CHECK")
         self._loop.call_in(self, self._check_s - now_s)
 
     def _pause(self) -> None:
-        """Read no more until less is held: the node keeps what is not read."""
+        """Stop reading until fewer samples are held; the node keeps the samples that are not read."""
         self._is_paused = True
         self._check_s = self._loop.clock.monotonic() + CHECK_AFTER_S
         self._loop.call_in(self, CHECK_AFTER_S)
@@ -340,7 +357,7 @@ class TcpServerTransport(Transport, LoopMember):
             self._watch(*self._current)
 
     def _drain(self, events: int, wire: LineSocket, session: ServerSession) -> None:
-        """Send what is due, and end. What the peer still says is of no use any more."""
+        """Send pending data, then end. Data from the peer is discarded."""
         if events & ~select.EPOLLOUT:
             try:
                 wire.receive()
@@ -357,23 +374,23 @@ class TcpServerTransport(Transport, LoopMember):
         self._disconnect(self._fault_of(error))
 
     def _fault_of(self, error: Exception) -> str:
-        """Return why the connection ended, for people, from what was raised."""
-        if isinstance(error, StoreDamaged):  # this server's own fault, shown elsewhere with the remedy
+        """Return the fault text for a connection that ended with `error`."""
+        if isinstance(error, StoreDamaged):  # not a fault of the node; the page shows it with its remedy
             return tcp_faults.STORE_DAMAGED
-        if isinstance(error, SettingsError):  # tokens that do not read: somebody will mend the file while this runs
+        if isinstance(error, SettingsError):  # the token file is invalid; it may be corrected while the server runs
             return str(error)
         if isinstance(error, OSError):
-            how = error.strerror or str(error)
+            text = error.strerror or str(error)
             if self._current is not None:
-                return self._current[1].fault_at_end(how)
-            return how if self._wire is not None else f"cannot be reached: {how}"
+                return self._current[1].fault_at_end(text)
+            return text if self._wire is not None else f"cannot be reached: {text}"
         if isinstance(error, RuntimeError) and self._connector is None and self._wire is None:
-            return f"cannot be reached: {error}"  # no thread to look up its name
-        self._loop.rare_log.say(logging.ERROR, "fault", f"{self.state.address}: internal error", is_traceback=True)
+            return f"cannot be reached: {error}"  # no thread can be started to look up the name
+        self._loop.rare_log.log(logging.ERROR, "fault", f"{self.state.address}: internal error", is_traceback=True)
         return tcp_faults.describe(tcp_faults.INTERNAL, self.state.expected, text=str(error) or type(error).__name__)
 
     def _disconnect(self, fault: str) -> None:
-        """End the connection or the attempt, say why, and try again later unless this end stops."""
+        """End the connection or the attempt, record `fault`, and connect again later unless this transport stops."""
         has_collected = self._current is not None and self._current[1].collecting
         with self._lock:
             self._current = None
@@ -384,9 +401,10 @@ class TcpServerTransport(Transport, LoopMember):
         self._close()
         if has_collected:
             self._retry_s = RETRY_S
+        # The wait is random, so that many links that were lost together do not all reconnect at the same time.
         retry_s = self._retry_s * random.uniform(0.75, 1.25)
         self._retry_at_s = self._loop.clock.monotonic() + retry_s
-        self._lost(fault)
+        self._record_fault(fault)
         if self._is_stopping:
             self._loop.remove(self)
         else:
@@ -403,11 +421,11 @@ class TcpServerTransport(Transport, LoopMember):
             self._wire.close()
         self._connector = self._wire = None
 
-    def _lost(self, fault: str) -> None:
+    def _record_fault(self, fault: str) -> None:
         state = self.state
         if state.connected or fault != state.fault:
-            is_ours = self._is_stopping  # this server ends the connection: no reason to warn
-            level = logging.DEBUG if is_ours else logging.WARNING
+            is_expected = self._is_stopping  # no warning if this server itself ends the connection
+            level = logging.DEBUG if is_expected else logging.WARNING
             log.log(level, "%s: %s", f"{state.address} {state.name or state.expected}".rstrip(), fault)
         if state.connected or state.since_ms is None:
             state.since_ms = self._clock.wall_ms()
@@ -416,7 +434,7 @@ class TcpServerTransport(Transport, LoopMember):
 
 @functools.cache
 def _tls_sockets() -> Callable[[socket.socket], LineSocket]:
-    """Return what makes the connections to nodes with TLS: all have one context, which is large."""
-    from pigeonpost.transports.tcp_tls import server_connections  # ssl is only loaded where a node has TLS
+    """Return the factory of connections to nodes with TLS; they share one TLS context, which is large."""
+    from pigeonpost.transports.tcp_tls import server_connections  # ssl is imported only if a node uses TLS
 
     return server_connections()

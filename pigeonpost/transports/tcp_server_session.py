@@ -1,7 +1,8 @@
-"""The server's end of a TCP session: opens it, passes samples to the Ingestor, acknowledges what is durable.
+"""The server's end of a TCP session: opens it, passes samples to the Ingestor, and acknowledges durable samples.
 
-A session belongs to the thread that serves its connection. `committed`, `refused` and `ask` may be called from any
-thread: each appends to a deque, which `take_output` empties in the owner's thread. Errors: as in tcp_session.
+A session belongs to the thread that serves its connection. Any thread may call `committed`, `refused`, `ask`,
+`recheck_token` and `doubt`: these append to a deque, which `take_output` empties in the owner's thread. No lock is
+needed, because appends to a deque are atomic and only the owner changes the session. Errors: as in tcp_session.
 """
 
 from __future__ import annotations
@@ -45,36 +46,70 @@ from protocol import (
 
 log = logging.getLogger(__name__)
 
-_ASK_AFTER_S = 60.0
-DOUBT_S = 5.0  # that a node which is said to be elsewhere gets to be heard from here
+_ASK_AFTER_S = 60.0  # longest time between two CHECKs while samples arrive
+DOUBT_S = 5.0  # time for a node to answer CHECK after it was announced at another address
 
-# The codes of an ERROR with which the node closes the connection.
+# Codes of the errors after which the node closes the connection.
 _ENDS = frozenset(error.code for error in WireError.__subclasses__() if error.closes)
 
-LONGEST_DETAILS = 4096  # characters of the JSON of STATUS that are kept
+LONGEST_DETAILS = 4096  # longest JSON of a STATUS that is kept, in characters
 _JOINED_HEAD_OF = itemgetter(slice(JOINED_HEAD_BYTES))
-MOST_EPOCHS = 100_000  # that a node may list; an outbox of the usual size holds 65,536 samples
+MOST_EPOCHS = 100_000  # maximum number of epochs that a node may list; an outbox normally holds 65,536 samples
 
 RunApart = Callable[[Callable[[], Resume], Callable[[Callable[[], Resume]], None]], object]  # see HelperThreads.run
 
 
 class IngestProtocol(Protocol):
-    """What a session needs of the Ingestor."""
+    """The part of the Ingestor that a session uses."""
 
     identity: str
 
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> Marks:
-        """What is durably stored: the highest running number of `outbox` (0: none), and of each of `epochs` that is
-        known its highest seq with that sample's `up` (None where a gap ended there)."""
+        """Return the high-water marks of what is durably stored.
+
+        Args:
+            node: Name of the node.
+            outbox: Identifier of the node's outbox.
+            epochs: The epochs to look up.
+
+        Returns:
+            The highest running number of `outbox` (0 if there is none); and for each known epoch the highest seq with
+            that sample's `up` (None if a gap ended there).
+        """
 
     def submit(self, batch: Batch) -> object:
-        """Take a batch; may wait while too much is uncommitted. Answers by batch.on_committed or batch.on_rejected."""
+        """Queue `batch` and later call its on_committed or on_rejected; may wait while too much is uncommitted.
+
+        The value that it returns is not used.
+        """
 
 
 class ServerSession(LinkSession):
-    """The server's end of one connection; says HELLO at once."""
+    """The server's end of one connection; sends HELLO immediately.
 
-    is_asked = True  # an answer of the node is due: HELLO, STATUS or SENDBACK
+    Args:
+        server: Name of this server.
+        ledger: The Ingestor, which stores the samples.
+        keys: Keys of the nodes that have a token on this server, by name.
+        state: State of the node, which the session keeps up to date.
+        clock: Clock for timeouts and timestamps.
+        wake: Function that makes the owner's thread call `take_output` soon.
+        answered: Called with ("SENDBACK", on) or ("STATUS",) after `state` has been updated from the node's answer.
+        fingerprint: Fingerprint of the node's certificate, or empty if the connection is not encrypted.
+        pins: Required certificate fingerprints of the nodes that use TLS, by name; empty if any is accepted.
+        claim: NodeNames.claim; returns why the node may not use its name, or an empty string if it may.
+        current: NodeRegister.current; returns the present name of a node that was renamed.
+        run_apart: Function that queries the store in another thread, because this may take long; None to query it
+            in this thread.
+
+    Attributes:
+        is_asked: True while an answer of the node (HELLO, STATUS or SENDBACK) is expected.
+        fault: Reason why the connection ends, as a rule a text of tcp_faults; empty if there is none.
+        collecting: True after RESUME was sent.
+        is_resuming: True while the store is queried for the high-water marks.
+    """
+
+    is_asked = True
 
     def __init__(
         self,
@@ -91,40 +126,30 @@ class ServerSession(LinkSession):
         current: Callable[[str], str] = lambda name: name,
         run_apart: RunApart | None = None,
     ) -> None:
-        """
-        server       this server's name
-        keys         of the nodes that have a token here, by name
-        state        what is known of the node; kept up to date
-        wake         makes the owner call `take_output` soon
-        answered     called with ("SENDBACK", on) or ("STATUS",) when the node has answered, and `state` says so
-        fingerprint  of the certificate that the node has shown; empty: the connection is not encrypted
-        pins         nodes that are reached by TLS only, by name, each with its certificate's fingerprint (empty: any)
-        claim        NodeNames.claim: why the node may not have its name; empty: it may
-        current      NodeRegister.current: the present name of a node that says it has this one
-        run_apart    asks the store, which may take its time, in another thread; None: here, at once
-        """
         super().__init__(clock, state.address)
         self._server, self._ledger, self._keys, self._state = server, ledger, keys, state
         self._wake, self._answered = wake, answered
         self._fingerprint, self._pins, self._claim, self._current = fingerprint, pins, claim, current
         self._run_apart = run_apart or (lambda find, answer: self._resume(find))
-        self.fault = ""  # why the connection ends, as tcp_faults has it
-        self._key: Key | None = None  # that the node has proven
-        self._proved_s: float | None = None  # when this end has sent its own proof
+        self.fault = ""
+        self._key: Key | None = None  # the key that the node has proven
+        self._proved_s: float | None = None  # monotonic time when this end sent its own proof
         self._began_s = self._checked_s = clock.monotonic()
-        self._is_doubted, self._doubted_s = False, -1.0  # it is to be asked whether it is still here; when it was
+        self._is_doubted, self._doubted_s = False, -1.0  # `doubt` was called; time of the CHECK that it caused
         self._began_ms = clock.wall_ms()
+        # A nonce asks the node for a proof. So it is sent only if this server has a token for the expected node, or, if
+        # any node is accepted, at least one token.
         self._nonce = os.urandom(16).hex() if (current(state.expected) in keys if state.expected else keys) else ""
         self._hello: dict[str, Any] = {}
         self._bases: dict[str, int] = {}  # epoch to the running number of its seq 0
-        self._next: dict[str, int] = {}  # epoch to the seq that comes next
+        self._next: dict[str, int] = {}  # epoch to the next expected seq
         self._units: dict[str, str] = {}
-        self._window = WINDOW_SAMPLES  # that was agreed with the node
-        self._from_others: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._window = WINDOW_SAMPLES  # as agreed with the node
+        self._posted: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._acks: dict[str, int] = {}
-        self._samples: SampleBatch | None = None  # that came since the last output, of one epoch
+        self._samples: SampleBatch | None = None  # samples of one epoch, received since the last output
         self._samples_epoch = ""
-        self.collecting = self.is_resuming = False  # resuming: the store is being asked what it has
+        self.collecting = self.is_resuming = False
         hello = {
             "link": VERSION,
             "server": server,
@@ -139,41 +164,41 @@ class ServerSession(LinkSession):
     # ------------------------------------------------------------------------------------ from any thread
 
     def committed(self, epoch: str, seq: int) -> None:
-        """Everything of `epoch` up to `seq` is durable: it is acknowledged with the next output."""
-        self._leave(self._acks.__setitem__, epoch, seq)
+        """Acknowledge everything of `epoch` up to `seq` with the next output, since it is durable."""
+        self._post(self._acks.__setitem__, epoch, seq)
 
     def refused(self, error: WireError) -> None:
-        """A batch was rejected: an ERROR is sent to the node with the next output, and the connection is closed."""
-        self._leave(self.refuse, error)
+        """Send ERROR with the next output and close the connection, because a batch was rejected with `error`."""
+        self._post(self.refuse, error)
 
     def ask(self, word: str, *args: Any) -> None:
-        """SEND or CHECK is said with the next output."""
-        self._leave(self._ask, word, *args)
+        """Send SEND or CHECK (`word`) with its arguments `args` in the next output."""
+        self._post(self._ask, word, *args)
 
     def recheck_token(self) -> None:
-        """End the session unless the token that the node has proven is still accepted; it has changed here."""
-        self._leave(self._recheck_token)
+        """End the session unless the node has proven a token that is still accepted; called after tokens change."""
+        self._post(self._recheck_token)
 
     def doubt(self) -> None:
-        """The node is said to be elsewhere: it is asked, and the session ends if nothing is heard within DOUBT_S."""
+        """Send CHECK, and end the session if nothing is received within DOUBT_S: the node was announced elsewhere."""
         self._is_doubted = True
         self._wake()
 
-    def _leave(self, call: Callable[..., Any], *args: Any) -> None:
-        self._from_others.append((call, args))
+    def _post(self, call: Callable[..., Any], *args: Any) -> None:
+        self._posted.append((call, args))
         self._wake()
 
-    # ----------------------------------------------------------------------------------- the owner's part
+    # ------------------------------------------------------------------------------- from the owner's thread
 
     def receive_lines(self, lines: Sequence[bytes]) -> None:
-        """Take lines that have come together; those of one sample each are decoded together, which is much faster."""
+        """Process `lines` that were received together; lines of one sample each are decoded together, to save time."""
         for _, group in groupby(lines, _JOINED_HEAD_OF):
             alike = list(group)
             message = decode_joined(alike) if len(alike) > 1 and not self.closing else None
             if message is None:
                 super().receive_lines(alike)
                 continue
-            self._heard_s = self.clock.monotonic()
+            self._last_received_s = self.clock.monotonic()
             try:
                 self._take(message)
             except WireError as error:
@@ -181,8 +206,8 @@ class ServerSession(LinkSession):
 
     def take_output(self) -> bytes:
         self._hand_on_samples()
-        while self._from_others:
-            call, args = self._from_others.popleft()
+        while self._posted:
+            call, args = self._posted.popleft()
             call(*args)
         if self._acks:
             acks, self._acks = self._acks, {}
@@ -191,32 +216,33 @@ class ServerSession(LinkSession):
         return super().take_output()
 
     def tick(self) -> float:
-        """Check where the link is quiet, give up where it is dead; the seconds until the next look is due."""
-        now = self.clock.monotonic()
+        now_s = self.clock.monotonic()
         if self._is_doubted:
             self._is_doubted = False
             self._doubt()
         if not self.collecting:
-            left = self._began_s + 2 * AUTH_S - now
-            if left <= 0:
-                self.refuse(Unexpected(f"no whole HELLO within {2 * AUTH_S:.0f} s"))
-            return left
-        silent = self._heard_s + SILENCE_S - now
-        if self._heard_s < self._doubted_s:
-            silent = min(silent, self._doubted_s + DOUBT_S - now)
-        if silent <= 0:
-            log.warning("%s: heard nothing for %.0f s, closing", self.peer, now - self._heard_s)
-            self.fault = self._described(tcp_faults.SILENT, text=f"{now - self._heard_s:.0f} s")
+            left_s = self._began_s + 2 * AUTH_S - now_s
+            if left_s <= 0:
+                self.refuse(Unexpected(f"no complete HELLO within {2 * AUTH_S:.0f} s"))
+            return left_s
+        silence_left_s = self._last_received_s + SILENCE_S - now_s
+        if self._last_received_s < self._doubted_s:
+            silence_left_s = min(silence_left_s, self._doubted_s + DOUBT_S - now_s)
+        if silence_left_s <= 0:
+            log.warning("%s: received nothing for %.0f s, closing", self.peer, now_s - self._last_received_s)
+            self.fault = self._described(tcp_faults.SILENT, text=f"{now_s - self._last_received_s:.0f} s")
             self.closing = True
-        # Also beside a stream of samples it is asked now and then: what STATUS tells would grow old.
-        check = min(max(self._said_s, self._checked_s) + CHECK_AFTER_S, self._checked_s + _ASK_AFTER_S) - now
-        if check <= 0:
+        # Send CHECK also while samples arrive, so that the data from STATUS is never much older than _ASK_AFTER_S.
+        check_left_s = (
+            min(max(self._last_sent_s, self._checked_s) + CHECK_AFTER_S, self._checked_s + _ASK_AFTER_S) - now_s
+        )
+        if check_left_s <= 0:
             self._ask("CHECK")
-            check = CHECK_AFTER_S
-        return min(silent, check)
+            check_left_s = CHECK_AFTER_S
+        return min(silence_left_s, check_left_s)
 
     def _doubt(self) -> None:
-        if self.collecting and self._heard_s >= self._doubted_s:
+        if self.collecting and self._last_received_s >= self._doubted_s:
             self._ask("CHECK")
             self._doubted_s = self.clock.monotonic()
 
@@ -229,31 +255,33 @@ class ServerSession(LinkSession):
     def _take(self, message: Message) -> None:
         handler = self._HANDLERS.get(message.word)
         if handler is None:
-            raise UnknownWord(f"{message.word} is for the server to say")
+            raise UnknownWord(f"{message.word} is a word of the server; a node must not send it")
         handler(self, *message.args)
 
     # ---------------------------------------------------------------------------------- opening a session
 
     def _on_hello(self, hello: dict[str, Any]) -> None:
         if self._hello:
-            raise Unexpected("HELLO once in a session")
+            raise Unexpected("HELLO was already sent in this session")
         if hello.get("link") != VERSION:
             self.fault = self._described(tcp_faults.OTHER_VERSION, text=f"{hello.get('link')!r:.20}, not {VERSION}")
             raise WrongVersion(f"this server speaks link {VERSION}, not {hello.get('link')!r}")
         name, outbox = hello.get("node"), hello.get("outbox")
         if not isinstance(name, str) or not NODE_NAME(name):
-            raise BadArgument("HELLO without the node's name")
+            raise BadArgument("HELLO: node must be the node's name")
         if self._state.expected and self._current(self._state.expected) != self._current(name):
             self.fault = self._described(tcp_faults.OTHER_NODE, other=name)
-            raise Unexpected(f"this is node {name!r}, but the settings say that {self._state.expected!r} is here")
+            raise Unexpected(
+                f"this is node {name!r}, but the server's settings expect {self._state.expected!r} at this address"
+            )
         if not isinstance(outbox, str) or not HEX_16(outbox):
-            raise BadArgument("HELLO without the id of the outbox (16 hex digits)")
+            raise BadArgument("HELLO: outbox must be the identifier of the outbox (16 hex digits)")
         if not self._fingerprint and name in self._pins:
             self.fault = tcp_faults.describe(tcp_faults.PLAIN_TEXT, name)
-            raise Unexpected(f"node {name} is collected from by TLS only")
+            raise Unexpected(f"the server collects from node {name} by TLS only")
         state = self._state
         self.peer = f"{state.address} {name}"
-        self._prove(name, outbox, hello)  # before any of it is believed
+        self._prove(name, outbox, hello)  # before anything of HELLO is used
         self.fault = self._claim(state, self._current(name), self._key is not None)
         if self.fault:
             raise Unexpected(f"this node {self.fault}")
@@ -283,26 +311,29 @@ class ServerSession(LinkSession):
             self._state.offset_ms = None
 
     def _prove(self, name: str, outbox: str, hello: Mapping[str, Any]) -> None:
-        known = self._current(name)  # under which its token is here
-        key, mac, nonce = self._keys.get(known), hello.get("mac"), hello.get("nonce")
+        current_name = self._current(name)  # tokens are stored under the present name
+        key, mac, nonce = self._keys.get(current_name), hello.get("mac"), hello.get("nonce")
         if key is None:
             if mac is not None:
-                self.fault = tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, known)
-                raise AuthFailed(f"this server does not know the token of node {name}: control.py token {known} --set")
-            if self._fingerprint and not self._pins.get(name):  # the token was revoked since the connection was made
-                self.fault = tcp_faults.describe(tcp_faults.UNPROVEN, known)
-                raise AuthFailed(f"node {name} has no token on the server that would prove it")
+                self.fault = tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, current_name)
+                raise AuthFailed(
+                    f"this server does not know the token of node {name}: run `control.py token {current_name} --set`"
+                )
+            if self._fingerprint and not self._pins.get(name):  # the token was revoked after the connection was made
+                self.fault = tcp_faults.describe(tcp_faults.UNPROVEN, current_name)
+                raise AuthFailed(f"the server has no token for node {name} that could prove it")
             return
         names, nonces = (self._server, name, outbox), (self._nonce, str(nonce), *tls_binding(self._fingerprint))
-        self._key = key.proving(mac, "node", *names, nonces)
+        self._key = key.proving_key(mac, "node", *names, nonces)
         if self._key is None:
-            wrong = tcp_faults.IN_BETWEEN if self._fingerprint else tcp_faults.WRONG_TOKEN
-            fault = wrong if mac is not None else tcp_faults.NO_TOKEN
-            self.fault = tcp_faults.describe(fault, known, found=self._fingerprint)
+            mismatch = tcp_faults.INTERCEPTED if self._fingerprint else tcp_faults.WRONG_TOKEN
+            fault = mismatch if mac is not None else tcp_faults.NO_TOKEN
+            self.fault = tcp_faults.describe(fault, current_name, found=self._fingerprint)
             raise AuthFailed(
-                f"node {name} does not know the token that this server has for it: `control.py get-token {known}` on"
-                " the server shows it; give it to the node as PIGEONPOST_NODE_TOKEN"
+                f"node {name} does not know the token that this server has for it: set PIGEONPOST_NODE_TOKEN on the"
+                f" node to the token that `control.py get-token {current_name}` shows on the server"
             )
+        # The node proves the token first, so that this server's proof is never sent to an impostor.
         self._queue_message("AUTH", {"mac": self._key.sign("server", *names, nonces)})
         self._proved_s = self.clock.monotonic()
 
@@ -317,12 +348,12 @@ class ServerSession(LinkSession):
         elif key is not None and (self._key is None or not key.covers(self._key)):
             self.fault = self._described(tcp_faults.REPLACED if self._key is not None else tcp_faults.NO_TOKEN)
             self.refuse(AuthFailed(
-                f"node {name} has another token on the server now: `control.py get-token {name}` there shows it"
+                f"the server now has another token for node {name}: run `control.py get-token {name}` there to see it"
             ))  # fmt: skip
 
     def _on_held(self, held: Mapping[str, Any]) -> None:
         if not self._hello:
-            raise Unexpected("HELD goes on with HELLO")
+            raise Unexpected("HELD continues HELLO, so it must follow HELLO")
         try:
             for epoch, first, last, number in held["held"]:
                 if not (HEX_16(epoch) and is_count(first) and is_count(last) and is_count(number)):
@@ -330,15 +361,15 @@ class ServerSession(LinkSession):
                 self._bases[epoch] = number - first
         except (KeyError, TypeError, ValueError):
             raise BadArgument(
-                f"held is a list of [epoch, first, last, number of first]: {held.get('held')!r:.80}"
+                f"held must be a list of [epoch, first, last, number of first]: {held.get('held')!r:.80}"
             ) from None
         if len(self._bases) > MOST_EPOCHS:
-            raise Unexpected(f"a node lists {MOST_EPOCHS} epochs at most")
+            raise Unexpected(f"a node may list at most {MOST_EPOCHS} epochs")
         if held.get("more") is not True and not (self.collecting or self.is_resuming):
             self.is_resuming = True
-            asked = self._state.name, self._hello["outbox"], tuple(self._bases)
-            find = functools.partial(find_resume, self._ledger.marks, *asked)
-            self._run_apart(find, functools.partial(self._leave, self._resume))
+            arguments = self._state.name, self._hello["outbox"], tuple(self._bases)
+            find = functools.partial(find_resume, self._ledger.marks, *arguments)
+            self._run_apart(find, functools.partial(self._post, self._resume))
 
     def _resume(self, find: Callable[[], Resume]) -> None:
         marks, lines = find()
@@ -349,7 +380,11 @@ class ServerSession(LinkSession):
         self.collecting, self.is_resuming = True, False
         self._state.connected, self._state.fault = True, ""
         self._state.since_ms = self.clock.wall_ms()
-        log.info("%s: collecting; %s", self.peer, "after what is stored" if marks else "from its oldest sample")
+        log.info(
+            "%s: collecting; %s",
+            self.peer,
+            "continuing after the stored samples" if marks else "starting with its oldest sample",
+        )
         log.debug("%s: %d of %d epochs known", self.peer, len(marks), len(self._bases))
         self._ask("CHECK")
 
@@ -357,11 +392,11 @@ class ServerSession(LinkSession):
 
     def _on_sensors(self, epoch: str, batches: list[SampleBatch]) -> None:
         self._expect(epoch, batches[0].seq)
-        # Lines that came together go to the Ingestor together: with one sample a line that is three times as fast.
+        # Samples that were received together are merged. With one sample per line, this is three times as fast.
         for samples in batches:
-            before = self._samples
-            if before is not None and epoch == self._samples_epoch and before.is_followed_by(samples):
-                before.extend(samples)
+            pending = self._samples
+            if pending is not None and epoch == self._samples_epoch and pending.is_followed_by(samples):
+                pending.extend(samples)
             else:
                 self._hand_on_samples()
                 self._samples, self._samples_epoch = samples, epoch
@@ -371,7 +406,7 @@ class ServerSession(LinkSession):
         numbers = [gap.get("from"), gap.get("to"), gap.get("before", 0)]
         first, last, before = [number if is_count(number) else -1 for number in numbers]
         if first < 1 or last < first - 1 or before < 0:
-            raise BadArgument('GAP takes {"from": first seq, "to": last seq, "why": text}')
+            raise BadArgument('GAP must have {"from": first seq, "to": last seq, "why": text}')
         self._expect(epoch, first)
         self._hand_on_samples()
         self._next[epoch] = max(last + 1, self._next.get(epoch, 1))
@@ -379,10 +414,12 @@ class ServerSession(LinkSession):
 
     def _expect(self, epoch: str, first: int) -> None:
         if not self.collecting:
-            raise Unexpected("samples come after RESUME")
+            raise Unexpected("samples must not be sent before RESUME")
         expected = self._next.get(epoch, 1)
         if first > expected:
-            raise Unexpected(f"sample {expected} of epoch {epoch} comes next, not {first}; a hole needs a GAP")
+            raise Unexpected(
+                f"sample {expected} of epoch {epoch} comes next, not {first}; report missing samples with GAP"
+            )
 
     def _hand_on_samples(self) -> None:
         if self._samples is not None:
@@ -402,7 +439,7 @@ class ServerSession(LinkSession):
         self.is_asked = False
         state.on, state.last_sent, state.checked_ms = on, last_sent, self.clock.wall_ms()
         state.details = details if len(write_json(details)) <= LONGEST_DETAILS else {}
-        faults = state.details.get("faults")  # of its outbox
+        faults = state.details.get("faults")  # faults of the node's outbox
         texts = [text for text in faults if isinstance(text, str)] if isinstance(faults, list) else []
         state.warn("outbox", "; ".join(texts))
         trip_s = self.clock.monotonic() - self._checked_s
@@ -417,7 +454,7 @@ class ServerSession(LinkSession):
 
     def _on_error(self, code: str, details: Mapping[str, Any]) -> None:
         super()._on_error(code, details)
-        if code in _ENDS or not self.collecting:  # others end nothing
+        if code in _ENDS or not self.collecting:  # other errors do not end the session
             name = self._state.name or self._state.expected
             text = str(details.get("text", code))
             self.fault = tcp_faults.described_error(code, text, name, self._proved_s is not None)
@@ -429,17 +466,17 @@ class ServerSession(LinkSession):
         if not self.fault and not self.collecting and not self._hello:
             self.fault = self._described(tcp_faults.NOT_THE_LINK, text=error)
         elif not self.fault and error.closes:
-            self.fault = f"is refused: {error}"[:300]
+            self.fault = f"is rejected: {error}"[:300]
 
-    def fault_at_end(self, how: str) -> str:
-        """Return why the connection ended, for people; `how` it ended, where nothing better is known."""
+    def fault_at_end(self, text: str) -> str:
+        """Return the fault text for the end of the connection: `text` if no better reason is known."""
         if self.fault:
             return self.fault
         if not self._hello:
-            return self._described(tcp_faults.NO_WORD)
-        if self._proved_s is not None and self._heard_s <= self._proved_s:
-            return self._described(tcp_faults.NO_WORD_TO_PROOF)
-        return how
+            return self._described(tcp_faults.NO_ANSWER)
+        if self._proved_s is not None and self._last_received_s <= self._proved_s:
+            return self._described(tcp_faults.NO_ANSWER_TO_PROOF)
+        return text
 
     def _described(self, fault: str, **more: object) -> str:
         return tcp_faults.describe(fault, self._current(self._state.expected or self._state.name), **more)

@@ -1,4 +1,4 @@
-"""One thread that serves many connections: hundreds at once, beside peers that are slow, silent, greedy or away."""
+"""One thread that serves many connections: hundreds at the same time, with slow, silent, flooding and missing peers."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ SENSORS = [{"name": "temperature", "unit": "°C"}]
 
 
 class PlayedNode:
-    """One conversation of a node: says HELLO, sends `count` samples, notes what is acknowledged."""
+    """The node's end of one connection: sends HELLO and `count` samples, and records the acknowledgements."""
 
     def __init__(self, sock, number, count):
         self.sock, self.number, self.count = sock, number, count
@@ -64,7 +64,7 @@ class PlayedNode:
 
 
 class Dribbling(PlayedNode):
-    """Sends its samples a byte at a time."""
+    """Sends its samples as single bytes."""
 
     def send_samples(self):
         for byte in sensors_line(self.epoch, 1, self.count):
@@ -87,7 +87,7 @@ class Hasty(PlayedNode):
 
 
 class Nodes:
-    """Played nodes, all of them in one thread, each connection the next one."""
+    """Simulated nodes, all served by one thread; each connection is a new one."""
 
     def __init__(self, test, kinds=(PlayedNode,), count=SAMPLES):
         self.nodes = []
@@ -149,9 +149,11 @@ class Many(LoopCase):
         left = Leftovers()
         links = [self.collect(nodes.address) for _ in range(300)]
         self.wait_for_acks(nodes, 300)
-        wait_until(lambda: {thread.name for thread in left.threads} == {"collect"})  # who has asked the store ends
+        wait_until(
+            lambda: {thread.name for thread in left.threads} == {"collect"}
+        )  # the threads that queried the store have ended
         self.assertEqual(len(left.threads), 1)
-        self.assertEqual(sum("socket:" in file for file in left.files), 2 * 300)  # both ends are of this process
+        self.assertEqual(sum("socket:" in file for file in left.files), 2 * 300)  # both ends belong to this process
         self.assertLessEqual(len(left.files), 3 + 2 * 300)
         self.assertEqual(len(self.ledger.rows), 300 * SAMPLES)
         self.assertTrue(all(link.state.connected for link in links))
@@ -161,7 +163,7 @@ class Many(LoopCase):
             self.assertIsNone(link.stop(LIMIT_S))
         left.wait_for_none()
 
-    def test_where_many_send_a_little_the_thread_rests_between_two_rounds(self):
+    def test_thread_rests_between_rounds_if_many_peers_send_a_little(self):
         nodes, rounds = Nodes(self), []
         wait_s = ConnectionLoop._wait_s
 
@@ -221,16 +223,16 @@ class Calm(LoopCase):
         wait_until(lambda: not self.loop._expecting)  # each has answered CHECK
 
     def read_until(self, condition):
-        """Ask a node, beside whose answer all are read, until it is true: what was sent before may come later."""
+        """Send CHECK to a node until `condition` is true; its answer makes the loop read all nodes."""
         wait_until(lambda: self.links[1].ask("CHECK", limit_s=LIMIT_S) and condition())
 
     def wait_for_rest(self):
-        """Until the loop rests once more."""
+        """Wait until the loop rests again."""
         before = self.rests
         self.links[-1].wake()
         wait_until(lambda: self.rests > before)
 
-    def test_samples_are_left_while_others_are_woken_and_what_is_committed_is_acknowledged_at_once(self):
+    def test_live_samples_wait_while_commits_are_acknowledged_immediately(self):
         self.ledger.at_once = False
         self.wait_for_rest()
         for node in self.nodes.nodes:
@@ -246,7 +248,7 @@ class Calm(LoopCase):
 
 
 class CalmSeconds(unittest.TestCase):
-    """How long nobody needs to be read."""
+    """Calculation of the seconds for which no member needs to be read."""
 
     def setUp(self):
         self.loop, self.member = ConnectionLoop(FakeClock(), lambda: self.commit_s), LoopMember()
@@ -260,7 +262,7 @@ class CalmSeconds(unittest.TestCase):
     def assert_calm(self, seconds):
         self.assertAlmostEqual(self.loop._calm_s(self.now_s), seconds)
 
-    def test_until_the_usual_rest_is_over_or_the_next_commit_is_near(self):
+    def test_rest_lasts_until_its_limit_or_shortly_before_the_next_commit(self):
         self.assert_calm(connection_loop.CALM_S)
         self.loop._began_s -= 0.25
         self.assert_calm(connection_loop.CALM_S - 0.25)
@@ -268,7 +270,7 @@ class CalmSeconds(unittest.TestCase):
             self.commit_s = self.now_s + left_s
             self.assert_calm(left_s - connection_loop.AHEAD_S)
 
-    def test_not_while_an_answer_is_expected_or_there_is_no_room_or_something_failed(self):
+    def test_no_rest_while_an_answer_is_expected_or_samples_are_held_or_after_an_error(self):
         loop, member = self.loop, self.member
         for begin, end in (
             (lambda: loop.expect(member, True), lambda: loop.expect(member, False)),
@@ -282,11 +284,11 @@ class CalmSeconds(unittest.TestCase):
             end()
             self.assert_calm(connection_loop.CALM_S)
 
-    def test_a_member_whose_peer_gives_no_answer_keeps_the_others_busy_for_a_while_only(self):
+    def test_missing_answer_prevents_the_rest_for_a_limited_time_only(self):
         other = LoopMember()
         self.loop.expect(self.member, True)
         self.sleep(1.5)
-        self.loop.expect(self.member, True)  # as after each round
+        self.loop.expect(self.member, True)  # as the link does after each round
         self.assert_calm(0.0)
         self.sleep(1.5)
         self.assert_calm(connection_loop.CALM_S)
@@ -295,14 +297,14 @@ class CalmSeconds(unittest.TestCase):
         self.loop.expect(other, False)
         self.assert_calm(connection_loop.CALM_S)
 
-    def test_not_soon_after_much_was_read(self):
+    def test_no_rest_soon_after_much_was_read(self):
         for stir in (self.loop.stir, self.loop.hurry):
             stir()
             self.assert_calm(0.0)
             self.sleep(2 * connection_loop.STIR_S)
             self.assert_calm(connection_loop.CALM_S)
 
-    def test_a_node_that_sends_more_than_live_samples_is_noticed(self):
+    def test_node_that_sends_more_than_live_samples_prevents_the_rest(self):
         for count, is_noticed in ((20, False), (100, True)):
             loop = mock.Mock(is_full=False)
             link = TcpServerTransport(("127.0.0.1", 1), "", "home", FakeLedger(), {}, Clock(), loop=loop)
@@ -313,14 +315,14 @@ class CalmSeconds(unittest.TestCase):
 
 
 class BadPeers(LoopCase):
-    def test_one_that_dribbles_delays_nobody_and_loses_nothing(self):
+    def test_peer_that_sends_single_bytes_delays_no_other_and_loses_nothing(self):
         nodes = Nodes(self, (Dribbling, PlayedNode))
         for _ in range(12):
             self.collect(nodes.address)
         self.wait_for_acks(nodes, 12)
         self.assertEqual(self.ledger.seqs(nodes.nodes[0].epoch), list(range(1, SAMPLES + 1)))
 
-    def test_one_that_never_reads_is_closed_and_delays_nobody(self):
+    def test_peer_that_never_reads_is_closed_and_delays_no_other(self):
         self.enterContext(mock.patch.object(tcp_connection, "STUCK_BYTES", 4 * LINE_BYTES))
         listener = socket.socket()
         self.addCleanup(listener.close)
@@ -349,8 +351,8 @@ class BadPeers(LoopCase):
             while True:
                 sock.sendall(b"NONSENSE of a peer that does not read\n" * 1000)
 
-    def test_one_that_floods_does_not_keep_others_waiting(self):
-        """Each is read once a round, at most so many bytes."""
+    def test_flooding_peer_does_not_delay_others(self):
+        """Each peer is read once per round, up to a limit of bytes."""
         ended = threading.Event()
 
         class Flooding(PlayedNode):
@@ -372,16 +374,16 @@ class BadPeers(LoopCase):
         for _ in range(10):
             self.collect(nodes.address)
         wait_until(lambda: len(nodes.nodes) == 11 and all(node.acked == SAMPLES for node in nodes.nodes[1:]))
-        self.assertGreater(len(self.ledger.rows), 10 * SAMPLES)  # and the flood went on meanwhile
+        self.assertGreater(len(self.ledger.rows), 10 * SAMPLES)  # the flood continued during this time
 
-    def test_an_address_that_does_not_answer_delays_nobody(self):
-        """Its SYN is dropped, as where a machine is switched off."""
+    def test_address_that_does_not_answer_delays_no_other(self):
+        """The SYN is dropped, as with a machine that is switched off."""
         self.enterContext(mock.patch.object(tcp_connector, "CONNECT_S", LIMIT_S))
         later_s = [0.0]
         self.loop.clock.monotonic = lambda: time.monotonic() + later_s[0]
         full = socket.create_server(("127.0.0.1", 0), backlog=0)
         self.addCleanup(full.close)
-        for _ in range(2):  # they fill the queue of those that wait to be accepted
+        for _ in range(2):  # these fill the accept queue
             sock = socket.socket()
             self.addCleanup(sock.close)
             sock.setblocking(False)
@@ -391,15 +393,15 @@ class BadPeers(LoopCase):
         for _ in range(10):
             self.collect(nodes.address)
         self.wait_for_acks(nodes, 10)
-        self.assertEqual({link.state.fault for link in away}, {"not reached yet"})  # they are still being waited for
-        self.assertFalse(set(away) & set(self.loop._expecting))  # all others may rest meanwhile
+        self.assertEqual({link.state.fault for link in away}, {"not reached yet"})  # the attempts are still in progress
+        self.assertFalse(set(away) & set(self.loop._expecting))  # the others may rest during this time
         later_s[0] = LIMIT_S
         for link in away:
             link.wake()
         wait_until(lambda: all(link.state.fault == "cannot be reached: timed out" for link in away))
 
-    def test_nonsense_is_read_a_little_at_a_time_and_nothing_of_it_is_dropped(self):
-        """A peer of which each byte is a line costs a round no more than one that sends samples."""
+    def test_nonsense_is_read_in_small_parts_and_completely(self):
+        """In a round, a peer whose bytes are all separate lines costs no more than one that sends samples."""
         most, asked = [], []
         receive = tcp_server_session.ServerSession.receive_lines
 
@@ -422,7 +424,7 @@ class BadPeers(LoopCase):
         self.assertGreater(sum(most), 9000)
         self.assertLessEqual(max(most), tcp_server.MOST_LINES)
 
-    def test_a_store_that_takes_its_time_to_say_what_it_has_delays_nobody_else(self):
+    def test_slow_query_of_marks_delays_no_other_node(self):
         self.ledger = SlowLedger(LIMIT_S)
         self.addCleanup(self.ledger.answers.set)
         self.enterContext(mock.patch.object(tcp_server, "CHECK_AFTER_S", 0.01))
@@ -435,12 +437,12 @@ class BadPeers(LoopCase):
         self.assertFalse(first.state.connected)
         with mock.patch.object(tcp_server_session, "AUTH_S", 0.0):
             first.wake()
-            wait_until(lambda: nodes.nodes[0].checks > 2)  # it hears that this end lives; its HELLO came in time
+            wait_until(lambda: nodes.nodes[0].checks > 2)  # the node receives CHECK; its HELLO arrived in time
             self.ledger.answers.set()
             wait_until(lambda: nodes.nodes[0].acked == SAMPLES)
         self.assertEqual(len(nodes.nodes), 11, "it is the same connection")
 
-    def test_a_link_ends_in_time_while_the_store_is_being_asked(self):
+    def test_link_stops_in_time_during_a_query_of_marks(self):
         self.ledger = SlowLedger(LIMIT_S)
         self.addCleanup(self.ledger.answers.set)
         nodes = Nodes(self)
@@ -451,7 +453,7 @@ class BadPeers(LoopCase):
         wait_until(lambda: not self.loop.helpers._threads)
         self.assertFalse(link.state.connected)
 
-    def test_a_store_that_never_answers_is_told_and_asked_again(self):
+    def test_store_that_never_answers_is_reported_and_queried_again(self):
         self.ledger = SlowLedger(LIMIT_S)
         self.addCleanup(self.ledger.answers.set)
         nodes = Nodes(self)
@@ -459,12 +461,12 @@ class BadPeers(LoopCase):
         self.enterContext(mock.patch.object(tcp_server, "RETRY_S", LIMIT_S))
         with mock.patch.object(tcp_server, "STORE_S", 0.05):
             link = self.collect(nodes.address)
-            wait_until(lambda: link.state.fault == "this server's store does not answer")
-        wait_until(lambda: self.ledger.asked)  # by the thread of the first question, which may be late
-        link.move(nodes.address)  # which tries again at once
+            wait_until(lambda: link.state.fault == "this server's database does not answer")
+        wait_until(lambda: self.ledger.asked)  # by the thread of the first query, which may be late
+        link.move(nodes.address)  # which makes it try again immediately
         wait_until(lambda: link.state.connected)
 
-    def test_what_the_store_raises_then_ends_the_attempt_and_is_told(self):
+    def test_error_of_the_store_ends_the_attempt_and_is_reported(self):
         nodes = Nodes(self)
         with mock.patch.object(self.ledger, "marks", side_effect=StoreDamaged("page 7")):
             link = self.collect(nodes.address)
@@ -475,7 +477,7 @@ class BadPeers(LoopCase):
 
 
 class SlowLedger(FakeLedger):
-    """The first who asks what it has waits for the answer."""
+    """The first caller of `marks` waits for the answer."""
 
     def __init__(self, limit_s):
         super().__init__()
@@ -489,7 +491,7 @@ class SlowLedger(FakeLedger):
 
 
 class Shortage(LoopCase):
-    def test_where_no_thread_can_ask_the_store_it_is_asked_all_the_same(self):
+    def test_store_is_queried_even_if_no_thread_can_be_started(self):
         self.loop.helpers = mock.Mock()
         self.loop.helpers.run.side_effect = RuntimeError("can't start new thread")
         nodes = Nodes(self)
@@ -497,7 +499,7 @@ class Shortage(LoopCase):
         self.wait_for_acks(nodes, 1)
         self.loop.helpers.run.assert_called()
 
-    def test_where_there_is_no_descriptor_it_is_told_and_tried_again(self):
+    def test_missing_descriptor_is_reported_and_tried_again(self):
         nodes = Nodes(self)
         real, failing = socket.socket, threading.Event()
         failing.set()
@@ -517,7 +519,7 @@ class Shortage(LoopCase):
             self.wait_for_acks(nodes, 2)
         self.assertEqual(second.state.fault, "")
 
-    def test_where_no_thread_can_look_up_a_name_it_is_told_and_tried_again(self):
+    def test_missing_look_up_thread_is_reported_and_tried_again(self):
         nodes = Nodes(self)
         self.collect(nodes.address)
         self.wait_for_acks(nodes, 1)
@@ -526,7 +528,7 @@ class Shortage(LoopCase):
             wait_until(lambda: link.state.fault == "cannot be reached: can't start new thread")
         self.wait_for_acks(nodes, 2)
 
-    def test_where_the_loops_own_thread_cannot_be_started_nothing_is_left_and_it_can_be_tried_again(self):
+    def test_failed_start_of_the_loop_leaves_nothing_and_can_be_repeated(self):
         nodes = Nodes(self)
         link = TcpServerTransport(nodes.address, "", "home", self.ledger, {}, Clock(), loop=self.loop)
         left = Leftovers()
@@ -540,7 +542,7 @@ class Shortage(LoopCase):
         self.collect(nodes.address)
         self.wait_for_acks(nodes, 1)
 
-    def test_no_memory_in_one_session_ends_that_one_and_is_told(self):
+    def test_lack_of_memory_in_one_session_ends_only_that_session(self):
         receive, failing = tcp_server_session.ServerSession.receive_lines, threading.Event()
         failing.set()
 
@@ -556,15 +558,15 @@ class Shortage(LoopCase):
         for number in range(3):
             links.append(self.collect(nodes.address))
             wait_until(lambda number=number: len(nodes.nodes) == number + 1)
-        told = "is not collected from: a fault of this server, its log has more (MemoryError)"
+        told = "is not collected from: internal error of this server, see its log (MemoryError)"
         wait_until(lambda: links[1].state.fault == told)
         wait_until(lambda: nodes.nodes[0].acked == nodes.nodes[2].acked == SAMPLES)
         self.assertTrue(links[0].state.connected and links[2].state.connected)
         failing.clear()
-        links[1].move(nodes.address)  # which tries again at once
+        links[1].move(nodes.address)  # which makes it try again immediately
         wait_until(lambda: links[1].state.connected)
 
-    def test_no_memory_between_two_sessions_ends_nothing(self):
+    def test_lack_of_memory_between_sessions_ends_no_session(self):
         nodes = Nodes(self)
         link = self.collect(nodes.address)
         self.wait_for_acks(nodes, 1)
@@ -583,7 +585,7 @@ class Shortage(LoopCase):
 
 
 class FullLedger(FakeLedger):
-    """Takes nothing while it is full."""
+    """Accepts nothing while it is full."""
 
     def __init__(self):
         super().__init__()
@@ -597,36 +599,38 @@ class FullLedger(FakeLedger):
 
 
 class NoRoom(LoopCase):
-    """The Ingestor takes nothing: its buffer is full, or its disk."""
+    """The Ingestor accepts nothing: its buffer or its disk is full."""
 
     def setUp(self):
         super().setUp()
         self.ledger = FullLedger()
 
     def fill(self):
-        """Returns a link that holds as much as is held at most, and its nodes."""
+        """Return a link that holds the maximum number of samples, and its nodes."""
         self.enterContext(mock.patch.object(connection_loop, "MOST_HELD", 1))
         nodes = Nodes(self)
         link = self.collect(nodes.address)
         wait_until(lambda: self.loop.is_full)
-        nodes.nodes[0].sock.sendall(b"\n")  # what comes from now on is not read
+        nodes.nodes[0].sock.sendall(b"\n")  # data sent from now on is not read
         wait_until(lambda: link._is_paused)
         return link, nodes
 
-    def test_a_little_is_held_the_rest_is_not_read_and_later_nothing_is_missing_or_out_of_order(self):
+    def test_held_samples_are_limited_and_later_complete_and_in_order(self):
         most = 1000
         self.enterContext(mock.patch.object(connection_loop, "MOST_HELD", most))
         nodes = Nodes(self, count=800)
         links = [self.collect(nodes.address) for _ in range(6)]
         wait_until(lambda: self.loop.is_full and all(link.state.connected for link in links))
 
-        def unread():  # of the others, the answer to CHECK may be unread
+        def unread():  # the others' answers to CHECK may be unread
             return [link for link in links if link._held.count < 800]
 
-        wait_until(lambda: all(link in self.loop._paused for link in unread()))  # asked anew: one may just be read
+        wait_until(
+            lambda: all(link in self.loop._paused for link in unread())
+        )  # evaluated again each time: one may just be being read
         self.assertGreater(len(unread()), 2)
         self.assertEqual(self.ledger.rows, [])
-        self.assertLess(sum(link._held.count for link in links), most + 2 * 400)  # and what came in one read
+        self.assertLess(sum(link._held.count for link in links), most + 2 * 400)  # plus the samples of one read
         self.ledger.is_full = False
         wait_until(lambda: all(node.acked == 800 for node in nodes.nodes))
         for node in nodes.nodes:
@@ -634,7 +638,7 @@ class NoRoom(LoopCase):
         self.assertEqual(self.ledger.repeats, 0)
         self.assertEqual((self.loop._held, self.loop._paused), ({}, {}))
 
-    def test_while_little_is_held_all_are_read_and_found_silent_as_ever(self):
+    def test_all_are_read_and_silence_is_detected_while_little_is_held(self):
         nodes = Nodes(self)
         links = [self.collect(nodes.address) for _ in range(3)]
         wait_until(lambda: len(self.loop._held) == 3)
@@ -642,7 +646,7 @@ class NoRoom(LoopCase):
         for link in links:
             self.assertTrue(link.ask("CHECK", limit_s=LIMIT_S))
 
-    def test_the_node_hears_that_this_end_lives_and_silence_is_not_held_against_it(self):
+    def test_paused_node_receives_check_and_does_not_time_out(self):
         self.enterContext(mock.patch.object(tcp_server, "CHECK_AFTER_S", 0.01))
         link, nodes = self.fill()
         with mock.patch.object(tcp_server_session, "SILENCE_S", 0.05):
@@ -653,18 +657,18 @@ class NoRoom(LoopCase):
         self.wait_for_acks(nodes, 1)
         self.assertEqual(len(nodes.nodes), 1, "it is the same connection")
 
-    def test_room_is_asked_for_now_and_then_and_not_all_the_time(self):
+    def test_held_samples_are_submitted_again_at_intervals(self):
         self.fill()
         asked, began_s = self.ledger.asked, time.monotonic()
         wait_until(lambda: self.ledger.asked > asked + 2)
         self.assertGreater(time.monotonic() - began_s, connection_loop.FULL_S)
 
-    def test_it_ends_in_time(self):
+    def test_link_with_held_samples_stops_in_time(self):
         link, _ = self.fill()
         self.assertIsNone(link.stop(LIMIT_S))
         self.assertEqual(self.ledger.rows, [])
 
-    def test_a_node_that_is_lost_while_its_samples_are_held_makes_no_standstill(self):
+    def test_lost_node_with_held_samples_does_not_block_others(self):
         link, nodes = self.fill()
         other = self.collect(nodes.address)
         with mock.patch.object(link, "hand_on", side_effect=MemoryError):
@@ -682,7 +686,7 @@ class Failing(LoopMember):
     def serve(self, events):
         self.served += 1
         if self.served == 1:
-            raise ValueError("a fault of ours")
+            raise ValueError("an internal error")
         self.loop.remove(self)
 
     def fail(self, error):
@@ -690,7 +694,7 @@ class Failing(LoopMember):
 
 
 class Members(unittest.TestCase):
-    def test_what_a_member_raises_is_told_to_it_alone(self):
+    def test_exception_of_a_member_is_passed_to_that_member_only(self):
         loop = ConnectionLoop(Clock())
         members = [Failing(loop), Failing(loop)]
         for member in members:
@@ -699,9 +703,9 @@ class Members(unittest.TestCase):
         for member in members:
             loop.wake(member)
             self.assertTrue(loop.wait_for_end(member, LIMIT_S))
-            self.assertEqual([str(error) for error in member.errors], ["a fault of ours"])
+            self.assertEqual([str(error) for error in member.errors], ["an internal error"])
 
-    def test_one_that_cannot_even_be_ended_is_tried_again_and_others_are_served(self):
+    def test_member_whose_fail_raises_is_served_again_like_all_others(self):
         class Hopeless(Failing):
             def fail(self, error):
                 super().fail(error)
@@ -710,7 +714,7 @@ class Members(unittest.TestCase):
                 self.loop.remove(self)
 
             def serve(self, events):
-                raise ValueError("a fault of ours")
+                raise ValueError("an internal error")
 
         self.enterContext(mock.patch.object(connection_loop, "PAUSE_S", 0.001))
         loop = ConnectionLoop(Clock())
@@ -724,8 +728,8 @@ class Members(unittest.TestCase):
         self.assertIn("a fault in how it is ended", logged.output[0])
         wait_until(lambda: loop._thread is None)
 
-    def test_without_memory_nobody_is_forgotten_who_was_woken_meanwhile(self):
-        """There was no memory after the pipe was read, and before it was looked at who had written to it."""
+    def test_lack_of_memory_loses_no_wake_up(self):
+        """Memory was exhausted after the pipe was read, but before the list of woken members was read."""
         loop, served = ConnectionLoop(Clock()), []
 
         class Waiting(LoopMember):
@@ -754,7 +758,7 @@ class Members(unittest.TestCase):
             self.assertTrue(loop.wait_for_end(member, LIMIT_S))
         self.assertIsNone(next(failures, None))
 
-    def test_it_is_served_when_its_time_comes_and_an_earlier_time_stays(self):
+    def test_member_is_served_at_its_time_and_an_earlier_time_is_kept(self):
         times = []
 
         class Timed(LoopMember):
@@ -771,7 +775,7 @@ class Members(unittest.TestCase):
         self.assertTrue(loop.wait_for_end(member, LIMIT_S))
         self.assertGreaterEqual(times[1] - times[0], 0.02)
 
-    def test_one_that_stays_is_not_waited_for_longer_than_the_limit(self):
+    def test_wait_for_end_returns_after_its_limit(self):
         class Staying(LoopMember):
             ended = False
 

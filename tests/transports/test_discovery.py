@@ -1,4 +1,4 @@
-"""A node says where it is, and a server that has its token collects from there: alone, as programs, over networks."""
+"""Discovery of nodes: both ends without a network, as programs, and with real network interfaces."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ JUNK = b'{"mac":"' + b"0" * 64 + b'",' + b"x" * 1000
 
 
 def free_group():
-    """A group that nobody else on this machine uses just now."""
+    """Return a multicast group that no other program on this machine uses."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("", 0))
         return f"239.255.{random.randint(60, 250)}.{random.randint(1, 250)}", sock.getsockname()[1]
@@ -58,22 +58,22 @@ class Datagrams(unittest.TestCase):
         self.data = write_announcement(LinkKey(TOKEN), "basement", PLACES, FakeClock())
         self.said = json.loads(self.data)
 
-    def test_what_is_said_is_read(self):
+    def test_written_announcement_is_read(self):
         mac, body = split_signature(self.data)
-        self.assertTrue(LinkKey(TOKEN).is_seal(mac, "announce", body))
+        self.assertTrue(LinkKey(TOKEN).is_signature(mac, "announce", body))
         call = read_announcement(body)
         self.assertEqual(call[:3], ("basement", PLACES, FakeClock().wall_ms()))
         self.assertRegex(call.nonce, "^[0-9a-f]{16}$")
 
-    def test_it_fits_a_frame_whatever_it_says(self):
+    def test_longest_announcement_fits_in_a_frame(self):
         longest = write_announcement(LinkKey(TOKEN), "b" * 63, [("255.255.255.255", 65_535)] * 40, FakeClock())
         self.assertLess(len(longest), DATAGRAM_BYTES)
 
-    def test_a_clock_that_is_not_set_is_no_date(self):
+    def test_announcement_of_an_unset_clock_has_no_time(self):
         data = write_announcement(LinkKey(TOKEN), "basement", PLACES, FakeClock(known=False))
         self.assertIsNone(read_announcement(split_signature(data)[1]).time_ms)
 
-    def test_what_is_none(self):
+    def test_invalid_announcements_are_refused(self):
         for key, values in {
             "pigeonpost": (0, 2, "1", None, ...),
             "node": ("", "a b", 7, None, "x" * 64, ...),
@@ -89,12 +89,12 @@ class Datagrams(unittest.TestCase):
                     said = {**self.said, key: value}
                     read_announcement(json.dumps({k: v for k, v in said.items() if v is not ...}).encode())
 
-    def test_hostile_bytes(self):
+    def test_hostile_bytes_are_refused(self):
         for data in (b"", b"[]", b"{", b"[" * 1200, b"\xff" * 100, b'{"node":' * 150, b"null", b"7", b'"x"'):
             with self.subTest(data), self.assertRaises(BadArgument):
                 read_announcement(data)
 
-    def test_mutated_ones_are_read_or_refused(self):
+    def test_mutated_announcements_are_read_or_refused(self):
         seed = random.randrange(1 << 32)
         rng = random.Random(seed)
         right = split_signature(self.data)[1]
@@ -111,13 +111,13 @@ class Datagrams(unittest.TestCase):
 
 
 class Interfaces(unittest.TestCase):
-    def test_those_that_have_an_address(self):
+    def test_interfaces_with_an_address_are_listed(self):
         self.assertEqual(interfaces()["lo"], "127.0.0.1")
         for name, address in interfaces().items():
             self.assertIn(name, [name for _, name in socket.if_nameindex()])
             self.assertEqual(socket.inet_ntoa(socket.inet_aton(address)), address)
 
-    def test_without_netlink_which_the_systemd_units_forbid(self):
+    def test_interfaces_are_listed_without_netlink(self):
         code = "import socket\n" + (
             "real = socket.socket\n"
             "def limited(family=socket.AF_INET, *more, **named):\n"
@@ -146,8 +146,8 @@ class FakeLink:
         self.ended = True
 
 
-class Hearing(unittest.TestCase):
-    """The server's end without a network: what it does about each datagram."""
+class ServerDiscovery(unittest.TestCase):
+    """The server's end without a network: its reaction to each datagram."""
 
     def setUp(self):
         self.clock = FakeClock()
@@ -169,7 +169,7 @@ class Hearing(unittest.TestCase):
         return write_announcement(LinkKey(token), node, places or PLACES, clock or self.clock)
 
     def receive(self, data, source="192.168.1.20"):
-        self.clock.sleep(LEAST_MOVE_S)  # so that only those tests are about it that say so
+        self.clock.sleep(LEAST_MOVE_S)  # the pause between two moves has its own tests
         return self.end.receive(data, source)
 
     def test_renamed_node_is_collected_from_by_its_present_name(self):
@@ -178,48 +178,48 @@ class Hearing(unittest.TestCase):
         self.assertEqual(self.receive(self.call()), "")
         self.assertEqual([link.state.expected or link.state.name for link in self.links], ["cellar"])
 
-    def test_a_node_is_collected_from_where_it_is(self):
+    def test_node_is_collected_from_at_its_announced_address(self):
         self.assertEqual(self.receive(self.call()), "")
         (link,) = self.links
         self.assertEqual((link.state.expected, link.state.address), ("basement", "192.168.1.20:5003"))
         self.assertEqual(self.end.report(), {"believed": 1, "ignored": {}, "found": ["basement"]})
 
-    def test_the_address_that_the_datagram_came_from_is_taken_if_the_node_named_it(self):
+    def test_source_address_is_preferred_if_the_node_announced_it(self):
         self.receive(self.call(), "10.0.0.5")
         self.assertEqual(self.links[0].state.address, "10.0.0.5:5003")
 
-    def test_an_address_that_only_the_sender_has_is_not_taken(self):
-        """A datagram that somebody else sends again, from elsewhere, still says where the node is."""
+    def test_source_address_that_was_not_announced_is_not_used(self):
+        """An attacker may send a recorded datagram again from another address; the announced address is still used."""
         self.receive(self.call(), "6.6.6.6")
         self.assertEqual(self.links[0].state.address, "192.168.1.20:5003")
 
-    def test_it_is_collected_from_once(self):
+    def test_repeated_announcements_create_one_link(self):
         for _ in range(5):
             self.receive(self.call())
         self.assertEqual(len(self.links), 1)
 
-    def test_one_that_lives_where_it_says_is_left_alone(self):
+    def test_connected_node_at_its_announced_address_is_not_moved(self):
         self.receive(self.call())
         self.links[0].state.connected = True
         self.receive(self.call())
         self.assertEqual(self.links[0].moves, [])
 
-    def test_one_that_is_elsewhere_now_is_moved(self):
+    def test_node_at_a_new_address_is_moved(self):
         self.receive(self.call())
         self.receive(self.call(("192.168.1.77", 5003)))
         self.assertEqual(self.links[0].moves, [("192.168.1.77", 5003)])
 
-    def test_one_that_was_lost_is_tried_at_once_also_where_it_was(self):
+    def test_lost_node_is_tried_immediately_also_at_its_old_address(self):
         self.receive(self.call())
         self.receive(self.call())
         self.assertEqual(self.links[0].moves, [PLACES[0]])
 
-    def test_one_of_the_settings_heals_too(self):
+    def test_configured_node_is_moved_too(self):
         self.links.append(FakeLink("basement", ("192.168.1.9", 5003)))
         self.receive(self.call())
         self.assertEqual((len(self.links), self.links[0].moves), (1, [PLACES[0]]))
 
-    def test_one_of_the_settings_without_a_name_is_known_by_its_address_or_by_what_it_told(self):
+    def test_configured_node_without_a_name_is_recognised_by_address_or_reported_name(self):
         self.links.append(FakeLink("", PLACES[1]))
         self.receive(self.call())
         self.assertEqual(len(self.links), 1)
@@ -227,43 +227,43 @@ class Hearing(unittest.TestCase):
         self.receive(self.call(("192.168.1.77", 5003)))
         self.assertEqual((len(self.links), self.links[0].moves[-1]), (1, ("192.168.1.77", 5003)))
 
-    def test_who_is_behind_an_address_without_a_name_is_waited_for(self):
-        """Else one node would be collected from twice, and the two would push each other out for ever."""
+    def test_configured_address_without_a_name_gets_time_to_report_it(self):
+        """Otherwise two links would collect from one node, and would replace each other permanently."""
         self.links.append(FakeLink("", ("basement.local", 5003)))
         self.receive(self.call())
         self.assertEqual(len(self.links), 1)
         self.clock.sleep(60)
         self.receive(self.call())
-        self.assertEqual(len(self.links), 2)  # that one does not answer: others are not to wait for it
+        self.assertEqual(len(self.links), 2)  # the address does not answer: other nodes do not wait for it
         found = self.links[1]
-        self.links[0].state.name = "basement"  # and now it did
+        self.links[0].state.name = "basement"  # now it answers
         self.receive(self.call())
         self.assertTrue(found.ended)
         self.assertEqual(len(self.links), 1)
 
-    def test_one_that_comes_by_itself_is_not_collected_from(self):
+    def test_node_that_connects_itself_is_not_collected_from(self):
         caller = SimpleNamespace(state=NodeState("", "basement"))
         caller.state.calls_in = True
         self.links.append(caller)
         self.assertEqual(self.receive(self.call()), "")
         self.assertEqual(len(self.links), 1)
 
-    def test_who_came_without_proof_does_not_keep_it_from_being_found(self):
+    def test_unproven_client_does_not_prevent_discovery(self):
         token = self.tokens.pop("basement")
         self.sources.caller(Claim("basement", "mqtt"))
         self.tokens["basement"] = token
         self.receive(self.call())
         self.assertEqual([link.state.address for link in self.links], ["192.168.1.20:5003"])
 
-    def test_never_more_than_one_attempt_in_five_seconds(self):
+    def test_announcements_cause_one_attempt_in_five_seconds(self):
         self.receive(self.call())
         for port in range(1, 101):
             self.end.receive(self.call(("192.168.1.20", port)), "192.168.1.20")
             self.clock.sleep(0.5)
         self.assertIn(len(self.links[0].moves), (9, 10))
 
-    def test_what_came_too_early_is_done_as_soon_as_it_may_be(self):
-        """The three of a burst come within 3 s, and then nothing does for half a minute."""
+    def test_early_announcement_is_used_once_the_pause_is_over(self):
+        """The three datagrams of a burst arrive within 3 s; the next one arrives half a minute later."""
         self.receive(self.call())
         self.end.receive(self.call(("192.168.1.77", 5003)), "192.168.1.77")
         self.end.move_due()
@@ -277,18 +277,18 @@ class Hearing(unittest.TestCase):
         self.assertEqual(self.receive(data, source), why)
         self.assertEqual(self.links, [])
 
-    def test_what_is_ignored(self):
+    def test_invalid_datagrams_are_ignored_with_a_reason(self):
         self.ignored(self.call(token="another token than that"), "wrong token")
         self.ignored(self.call(node="attic"), "from a node without a token here")
-        self.ignored(split_signature(self.call())[1], "not sealed")
-        self.ignored(b"", "not sealed")
-        self.ignored(os.urandom(DATAGRAM_BYTES), "not sealed")
+        self.ignored(split_signature(self.call())[1], "not signed")
+        self.ignored(b"", "not signed")
+        self.ignored(os.urandom(DATAGRAM_BYTES), "not signed")
         self.ignored(self.call().replace(b"5003", b"5004"), "wrong token")
-        self.ignored(self.call() + b" " * DATAGRAM_BYTES, "not sealed")
-        self.ignored(b'{"mac":"%s","x":1}' % (b"0" * 64), "not readable")
+        self.ignored(self.call() + b" " * DATAGRAM_BYTES, "not signed")
+        self.ignored(b'{"mac":"%s","x":1}' % (b"0" * 64), "not valid")
         self.assertEqual(self.end.believed, 0)
 
-    def test_ignored_ones_are_logged_by_node_with_the_remedy(self):
+    def test_ignored_announcements_are_logged_by_node_with_the_remedy(self):
         self.addCleanup(logging.disable, logging.CRITICAL)
         logging.disable(logging.NOTSET)
         first = self.call()
@@ -296,45 +296,45 @@ class Hearing(unittest.TestCase):
             for data in (self.call(node="attic"), self.call(node="attic"), self.call(node="shed"), first, first, b"x"):
                 if why := self.receive(data):
                     self.end._ignore(why, "192.168.1.20")
-        said, end = "an announcement is ignored: from a node without a token here (1 so far); to collect from it", "`"
+        said, end = "announcement ignored: from a node without a token here (1 so far); to collect from it", "`"
         self.assertEqual([line.partition("server:")[2] for line in logged.output], [
             f"192.168.1.20 attic: {said}: `control.py token attic{end}",
             f"192.168.1.20 shed: {said}: `control.py token shed{end}",
-            "node basement has announced itself: collecting from 192.168.1.20:5003",
-            "192.168.1.20: an announcement is ignored: not sealed (1 so far)",
+            "node basement was discovered: collecting from 192.168.1.20:5003",
+            "192.168.1.20: announcement ignored: not signed (1 so far)",
         ])  # fmt: skip
         self.assertEqual(self.end.report()["ignored"]["from a node without a token here"], 3)
 
-    def test_an_old_one_that_somebody_says_again(self):
+    def test_replayed_announcement_is_ignored(self):
         first = self.call(("192.168.1.66", 5003))
         self.receive(first)
         self.receive(self.call())
-        self.assertEqual(self.receive(first), "heard before")
+        self.assertEqual(self.receive(first), "repeated")
         recorded = self.call(("192.168.1.66", 5003))
         self.clock.sleep(2)
         self.receive(self.call())
-        self.assertEqual(self.receive(recorded), "older than what was heard")
+        self.assertEqual(self.receive(recorded), "older than an earlier one")
         self.clock.sleep(600)
-        self.assertEqual(self.receive(recorded), "of another time")
+        self.assertEqual(self.receive(recorded), "sent at another time")
         self.assertEqual(self.links[0].moves[-1], PLACES[0])
 
-    def test_after_a_start_one_of_long_ago_is_still_old(self):
+    def test_old_announcement_is_ignored_after_a_restart(self):
         recorded = self.call(("192.168.1.66", 5003))
         self.clock.sleep(600)
-        self.ignored(recorded, "of another time")
+        self.ignored(recorded, "sent at another time")
 
-    def test_a_node_whose_clock_is_not_set_is_believed(self):
+    def test_announcement_of_an_unset_clock_is_accepted(self):
         self.assertEqual(self.receive(self.call(clock=FakeClock(wall_ms=0, known=False))), "")
         self.assertEqual(len(self.links), 1)
 
-    def test_what_this_machine_says_is_heard_once(self):
+    def test_announcement_of_this_machine_is_accepted_on_loopback_only(self):
         self.end._own = {"192.168.1.20"}
         self.assertEqual(
-            self.end.receive(self.call(), "192.168.1.20", "192.168.1.20"), "of this machine, by another way"
+            self.end.receive(self.call(), "192.168.1.20", "192.168.1.20"), "from this machine, not by loopback"
         )
         self.assertEqual(self.end.receive(self.call(), "192.168.1.20", "127.0.0.1"), "")
 
-    def test_a_flood_is_not_even_looked_at(self):
+    def test_flood_is_not_checked_beyond_the_budget(self):
         began_s = time.thread_time()
         whys = [self.end.receive(JUNK, "6.6.6.6") for _ in range(20_000)]
         self.assertEqual(whys.count("too many"), 20_000 - AT_ONCE)
@@ -343,14 +343,14 @@ class Hearing(unittest.TestCase):
         self.clock.sleep(1)
         whys = [self.end.receive(JUNK, "6.6.6.6") for _ in range(1000)]
         self.assertEqual(whys.count("too many"), 1000 - DATAGRAMS_A_S)
-        self.assertEqual(len(self.end._heard), 1)
+        self.assertEqual(len(self.end._known_nodes), 1)
 
-    def test_two_that_announce_themselves_in_turn_are_shown_until_an_hour_after(self):
+    def test_two_nodes_of_one_name_are_shown_until_an_hour_later(self):
         here, there = ("192.168.1.20", 5003), ("192.168.1.30", 5003)
         self.receive(self.call(here))
         state = self.links[0].state
         for n in range(6):
-            self.receive(self.call(here, *[("10.0.0.5", 5003)][: n % 2]))  # its second interface comes and goes
+            self.receive(self.call(here, *[("10.0.0.5", 5003)][: n % 2]))  # its second interface is not always up
         self.end.warn()
         self.assertEqual(state.warnings, {})
         for _ in range(4):
@@ -376,15 +376,15 @@ class Hearing(unittest.TestCase):
                     self.end.receive((JUNK, b"", os.urandom(30))[n % 3], sources[n % len(sources)])
                 self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
 
-    def test_a_flood_without_end_from_everywhere_leaves_room_for_who_was_believed(self):
+    def test_endless_flood_leaves_budget_for_proven_sources(self):
         self.receive(self.call())
         for n in range(SOURCES * AT_ONCE + 1000):
             self.end._budget.take(f"10.{n % 7}.{n // 250}.{n % 250}", self.clock.monotonic())
         self.assertEqual(self.end.receive(JUNK, "10.9.9.9"), "too many")
         self.assertEqual(self.end.receive(self.call(), "192.168.1.20"), "")
-        self.assertLessEqual(len(self.end._budget._rooms), MOST_SOURCES + 1)
+        self.assertLessEqual(len(self.end._budget._budgets), MOST_SOURCES + 1)
 
-    def test_tokens_that_do_not_read_do_not_end_it(self):
+    def test_invalid_token_file_does_not_end_discovery(self):
         class Broken(dict):
             def get(self, node):
                 raise SettingsError("tokens.json does not read")
@@ -395,11 +395,11 @@ class Hearing(unittest.TestCase):
     def test_nodes_without_a_token_here_are_not_remembered(self):
         for n in range(50):
             self.receive(self.call(node=f"node{n}"))
-        self.assertEqual(self.end._heard, {})
+        self.assertEqual(self.end._known_nodes, {})
 
 
-class Speaking(unittest.TestCase):
-    """The node's end on this machine's own interfaces."""
+class NodeDiscovery(unittest.TestCase):
+    """The node's end on the interfaces of this machine."""
 
     def setUp(self):
         self.group = free_group()
@@ -419,20 +419,20 @@ class Speaking(unittest.TestCase):
         except BlockingIOError:
             return None
 
-    def test_it_is_said_at_once(self):
+    def test_announcement_is_sent_at_the_start(self):
         self.start()
         call = wait_until(self.heard)
-        self.assertEqual((call.node, call.places[0]), ("basement", ("127.0.0.1", 5003)))
+        self.assertEqual((call.node, call.addresses[0]), ("basement", ("127.0.0.1", 5003)))
         away = {(address, 5003) for address in interfaces().values()}
-        self.assertLessEqual(set(call.places), away)
+        self.assertLessEqual(set(call.addresses), away)
 
-    def test_and_every_so_often(self):
+    def test_announcement_is_sent_periodically(self):
         with mock.patch.object(discovery_node, "FIRST_S", (0.0,)):
             self.start(0.02)
             nonces = {wait_until(self.heard).nonce for _ in range(5)}
         self.assertEqual(len(nonces), 5)
 
-    def test_at_once_when_an_address_changes(self):
+    def test_announcement_is_sent_when_an_address_changes(self):
         here = {"lo": "127.0.0.1"}
         with (
             mock.patch.object(discovery_datagram, "interfaces", lambda: dict(here)),
@@ -442,9 +442,9 @@ class Speaking(unittest.TestCase):
             wait_until(self.heard)
             here["eth7"] = "10.9.8.7"
             end._wake_pipe.wake()
-            self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).places)
+            self.assertIn(("10.9.8.7", 5003), wait_until(self.heard).addresses)
 
-    def test_without_a_descriptor_it_goes_on_with_the_addresses_that_it_knows(self):
+    def test_known_addresses_are_announced_without_a_free_descriptor(self):
         full, asked = OSError(24, "Too many open files"), threading.Event()
 
         def fail():
@@ -458,7 +458,7 @@ class Speaking(unittest.TestCase):
                 mock.patch.object(discovery_datagram, "interfaces", fail),
                 mock.patch.object(discovery_datagram.log, "warning") as warning,
             ):
-                for _ in range(3):  # when it asks again, it has logged the time before
+                for _ in range(3):  # at the next query, the earlier failure has been logged
                     asked.clear()
                     end._wake_pipe.wake()
                     self.assertTrue(asked.wait(LIMIT_S))
@@ -466,19 +466,19 @@ class Speaking(unittest.TestCase):
         self.assertTrue(end._thread.is_alive())
         self.assertIn("127.0.0.1", end.interfaces().values())
 
-    def test_only_where_the_node_listens(self):
+    def test_only_addresses_on_which_the_node_listens_are_announced(self):
         self.info.address = ("127.0.0.1", 5003)
         self.start()
-        self.assertEqual(wait_until(self.heard).places, [("127.0.0.1", 5003)])
+        self.assertEqual(wait_until(self.heard).addresses, [("127.0.0.1", 5003)])
 
-    def test_it_ends_at_once_and_twice(self):
+    def test_stop_is_quick_and_may_be_repeated(self):
         end = self.start()
         began_s = time.monotonic()
         self.assertIsNone(end.stop(LIMIT_S))
         self.assertIsNone(end.stop(LIMIT_S))
         self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
 
-    def test_who_has_nothing_to_say_says_nothing(self):
+    def test_node_with_a_token_is_announced_unless_it_connects_itself(self):
         settings = mock.MagicMock()
         values = {
             ("mqtt", "host"): "",
@@ -505,12 +505,12 @@ QUICK = {
     "pigeonpost.transports.tcp_server.RETRY_S": 0.1,
     "pigeonpost.transports.tcp_server_session.DOUBT_S": 0.2,
 }
-# As long a silence as that is never waited for: what is healed, is healed by an announcement.
+# The tests never wait this long: only an announcement can restore the connection.
 PATIENT = {"pigeonpost.transports.tcp_server_session.SILENCE_S": 10 * LIMIT_S}
 
 
 class Programs(unittest.TestCase):
-    """node.py and server.py with shorter intervals; the server has nothing but the node's token."""
+    """node.py and server.py with shorter intervals; the server has only the node's token."""
 
     kind, more = Forked, {"constants": QUICK}
 
@@ -531,7 +531,7 @@ class Programs(unittest.TestCase):
         )  # fmt: skip
 
     def start_server(self):
-        """Returns it once it listens."""
+        """Return the server once it listens."""
         server = self.kind(
             self, "server.py", "--data", self.data, "--web", "127.0.0.1:0", **self.more,
             **self.settings(PIGEONPOST_STORE_COMMIT="0.05"),
@@ -540,7 +540,7 @@ class Programs(unittest.TestCase):
         return server
 
     def rows(self):
-        """How many rows are in the logs, by all runs."""
+        """Return the number of rows in the logs of all runs."""
         folder = os.path.join(self.data, "logs")
         lines = 0
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
@@ -548,10 +548,10 @@ class Programs(unittest.TestCase):
                 lines += max(0, len(file.readlines()) - 1)
         return lines
 
-    def test_found_without_an_address_and_found_again_on_another_port(self):
+    def test_node_is_found_without_an_address_and_again_on_another_port(self):
         server = self.start_server()
         node = self.start_node()
-        server.logs("node basement has announced itself: collecting from 127.0.0.1:")
+        server.logs("node basement was discovered: collecting from 127.0.0.1:")
         wait_until(lambda: self.rows() > 4)
         for _ in range(2):
             node.kill()
@@ -560,7 +560,7 @@ class Programs(unittest.TestCase):
             wait_until(lambda n=before: self.rows() > n + 4, "rows after the node was started on another port")
         self.assertIsNone(server.process.poll())
 
-    def test_a_server_that_is_started_later_finds_it_too(self):
+    def test_server_that_is_started_later_finds_the_node(self):
         self.start_node()
         self.start_server()
         wait_until(self.rows)
@@ -569,11 +569,14 @@ class Programs(unittest.TestCase):
         self.more = {}
         server = self.start_server()
         self.start_node("another-token-than-that")
-        line = server.logs("an announcement is ignored: wrong token (1 so far)")
-        self.assertRegex(line, r" [0-9.]+ basement: an announcement .*; `control.py get-token basement` shows the one ")
+        line = server.logs("announcement ignored: wrong token (1 so far)")
+        self.assertRegex(
+            line,
+            r" [0-9.]+ basement: announcement .*; set PIGEONPOST_NODE_TOKEN .* `control.py get-token basement` shows",
+        )
         self.assertEqual(self.rows(), 0)
 
-    def test_a_node_without_a_token_does_not_say_where_it_is(self):
+    def test_node_without_a_token_is_not_announced(self):
         host, port = self.group.split(":")
         heard = []
 
@@ -585,15 +588,15 @@ class Programs(unittest.TestCase):
             return heard.count("attic") >= 3
 
         with listener((host, int(port)), Path("lo")) as ear:
-            self.start_node(token="").address()  # all of it runs
-            self.start_node(name="attic", card=temp_folder(self))  # and this one was started later
+            self.start_node(token="").address()  # the complete program runs
+            self.start_node(name="attic", card=temp_folder(self))  # a node that was started later
             wait_until(lambda: receive(ear), "three announcements of a node with a token")
         self.assertEqual(set(heard), {"attic"})
 
 
 @long
 class ProgramsAtFullLength(Programs):
-    """With the intervals that they really have."""
+    """The same with the real intervals."""
 
     kind, more = Program, {}
 
@@ -610,12 +613,12 @@ def need_namespaces():
 
 
 class Networks(Programs):
-    """Two machines on one network: the node's address changes while its program runs on."""
+    """Two machines on one network; the node's address changes while its program runs."""
 
-    test_found_without_an_address_and_found_again_on_another_port = None
-    test_a_server_that_is_started_later_finds_it_too = None
+    test_node_is_found_without_an_address_and_again_on_another_port = None
+    test_server_that_is_started_later_finds_the_node = None
     test_a_node_with_another_token_is_not_collected_from = None
-    test_a_node_without_a_token_does_not_say_where_it_is = None
+    test_node_without_a_token_is_not_announced = None
 
     more = {"constants": {**QUICK, **PATIENT}}
 
@@ -637,7 +640,7 @@ class Networks(Programs):
     def ip(self, *arguments):
         subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=LIMIT_S)
 
-    def test_an_address_that_changes_is_healed(self):
+    def test_changed_address_is_found_by_an_announcement(self):
         server = Forked(
             self, "server.py", "--data", self.data, "--web", "127.0.0.1:0", namespace=self.b, **self.more,
             **self.settings(PIGEONPOST_STORE_COMMIT="0.05"),
@@ -649,17 +652,19 @@ class Networks(Programs):
         )  # fmt: skip
         server.logs("collecting from 10.77.0.1:5003")
         wait_until(lambda: self.rows() > 4)
-        # As when a router hands out another address: the connection is not closed, it just leads nowhere.
+        # As if a router assigned another address: the connection is not closed, but no data arrives.
         self.ip("-n", self.a, "addr", "flush", "dev", self.dev_a, "scope", "global")
         self.ip("-n", self.a, "addr", "add", "10.77.0.9/24", "dev", self.dev_a)
-        server.logs("node basement has announced itself at 10.77.0.9:5003")
+        server.logs("node basement was discovered at 10.77.0.9:5003")
         before = self.rows()
-        wait_until(lambda: self.rows() > before + 10, "rows by the new address")  # after 1 s, and 11 at full length
+        wait_until(
+            lambda: self.rows() > before + 10, "rows by the new address"
+        )  # after 1 s, or 11 s with the real intervals
 
 
 @long
 class NetworksAtFullLength(Networks):
-    """With the intervals that the programs really have."""
+    """The same with the real intervals of the programs."""
 
     more = {"constants": PATIENT}
 

@@ -1,4 +1,4 @@
-"""Batches that are held while the Ingestor has no room for them."""
+"""Batches that are held while the Ingestor has no capacity."""
 
 import unittest
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ A, B, C, D = [SimpleNamespace(weight=weight) for weight in (3, 5, 1, 1)]
 
 
 class Room(FakeLedger):
-    """Has room for so many batches."""
+    """Ingestor with capacity for a given number of batches."""
 
     def __init__(self, room):
         super().__init__()
@@ -28,7 +28,7 @@ class Room(FakeLedger):
 
 
 class Held(unittest.TestCase):
-    def test_nothing_is_held_while_there_is_room(self):
+    def test_batches_are_not_held_while_there_is_capacity(self):
         ledger = Room(2)
         held = HeldBatches(ledger)
         for batch in A, B:
@@ -37,7 +37,7 @@ class Held(unittest.TestCase):
         held.hand_on()
         self.assertEqual((held.count, ledger.taken), (0, [A, B]))
 
-    def test_later_ones_wait_behind_the_first_and_none_is_handed_on_twice(self):
+    def test_held_batches_are_submitted_once_and_in_order(self):
         ledger = Room(1)
         held = HeldBatches(ledger)
         for batch in A, B, C:
@@ -48,7 +48,7 @@ class Held(unittest.TestCase):
         held.hand_on()
         self.assertEqual((held.count, ledger.taken), (1, [A, B]))
         ledger.room = 9
-        held.submit(D)  # there is room, but not yet its turn
+        held.submit(D)  # there is capacity, but earlier batches come first
         self.assertEqual((held.count, ledger.taken), (2, [A, B]))
         held.hand_on()
         self.assertEqual((held.count, ledger.taken), (0, [A, B, C, D]))

@@ -1,4 +1,4 @@
-"""A hostile node on TCP and a real server: what it is answered, what people see, and that nobody else is disturbed."""
+"""A hostile node on TCP and a real server: the answers, what the pages show, and that other nodes are not affected."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ def setUpModule():
 
 
 class HostileNode:
-    """Waits for a server, and sends what it is told to."""
+    """Waits for a server and sends given lines."""
 
     def __init__(self, test):
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -29,7 +29,7 @@ class HostileNode:
         self.at = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def talk(self, *lines, until, **hello):
-        """Begin a session with the next server that comes, and send `lines`. Returns its first line with `until`."""
+        """Begin a session with the next server, and send `lines`. Return its first line that contains `until`."""
         connection, _ = self._listener.accept()
         connection.settimeout(LIMIT_S)
         file = connection.makefile("rwb")
@@ -37,7 +37,7 @@ class HostileNode:
         self._test.addCleanup(file.close)
         file.readline()
         lines = [f"HELLO {json.dumps({**GREETING, 'time': rfc3339(Clock().wall_ms()), **hello})}", *lines]
-        # What the server says is read meanwhile: else both may wait until the other one reads.
+        # Read the server's lines at the same time: otherwise each end may wait until the other one reads.
         sender = threading.Thread(target=self._send, args=(file, lines))
         sender.start()
         self._test.addCleanup(sender.join)
@@ -52,7 +52,7 @@ class HostileNode:
             file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
         except OSError:
-            pass  # the server closes
+            pass  # the server has closed the connection
 
 
 def sample(seq, values, **more):
@@ -68,25 +68,25 @@ class Hostile(unittest.TestCase):
     def health(self):
         return json.loads(self.server.get("/api/v1/nodes/evil")[1])
 
-    def test_gaps_of_10_to_the_18_end_the_session_and_are_shown(self):
+    def test_huge_gaps_end_the_session_and_are_shown(self):
         gaps = [f'GAP {epoch:016x} {{"from":1,"to":999999999999999999,"why":"x"}}' for epoch in range(10)]
         line = self.node.talk(*gaps, until="ERROR")
         self.assertIn("ERROR bad-argument", line)
-        self.assertIn("a gap is of 1,000,000,000,000 samples at most", line)
+        self.assertIn("a gap can have at most 1,000,000,000,000 samples", line)
         for path in ("/", "/metrics", "/api/v1/nodes", "/gaps", "/nodes/evil"):
             self.assertEqual(self.server.get(path)[0], 200, path)
         self.assertIn(
-            "its samples are refused: a gap is of", wait_until(lambda: self.health()["warnings"], "warned")[0]
+            "its samples are refused: a gap can have", wait_until(lambda: self.health()["warnings"], "warned")[0]
         )
         self.assertIn("its samples are refused", self.server.get("/nodes/evil")[1])
 
-    def test_too_many_names_cost_values_but_no_sample_and_are_shown(self):
+    def test_values_of_too_many_channels_are_dropped_and_shown(self):
         lines = [
             f"SENSORS 00000000000000e1 {json.dumps([sample(n, {f'n{n}_{k}': 1 for k in range(2000)})])}"
             for n in range(1, 11)
         ]
         self.node.talk(*lines, until="ACK 00000000000000e1 10")
-        words = "a node has 1024 channels at most in its life"  # of an earlier commit it is the limit of a sample
+        words = "a node can ever have at most 1024 channels"  # the limit for channels of earlier commits
         found = wait_until(lambda: words in str((about := self.health())["warnings"]) and about, "warned")
         self.assertEqual((found["samples"], found["missing"]), (4, 6))
         self.assertEqual(json.loads(self.server.get("/gaps.json")[1])["gaps"][0]["why"], "refused")

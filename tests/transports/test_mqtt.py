@@ -1,4 +1,4 @@
-"""The MQTT transport above a broker in memory, which loses, repeats and reorders messages; with several servers.
+"""The MQTT transport with a broker in memory that loses, repeats and reorders messages, and with several servers.
 
 tests/libraries/test_mqtt_transport.py does it with paho and Mosquitto, tests/faults/test_mqtt.py kills all three.
 """
@@ -39,7 +39,7 @@ ANSWERS = "pigeonpost/basement/ack"
 
 
 class Net:
-    """A broker in memory: what is published waits in `queue` until it is delivered, to whom it concerns then."""
+    """A broker in memory: published messages wait in `queue` until `deliver` passes them to the subscribers."""
 
     def __init__(self, seed=0):
         self.random = random.Random(f"net {seed}")
@@ -47,7 +47,7 @@ class Net:
         self.queue = []
 
     def client(self, settings, name, topics, heard, changed=lambda: None):
-        """In place of broker.Broker."""
+        """Replacement of MqttConnection."""
         client = SimpleNamespace(
             connected=True, place="broker:1883", topics=topics, heard=heard, start=lambda: None,
             stop=lambda limit_s: None, publish=lambda topic, payload: self.queue.append((topic, payload)),
@@ -56,7 +56,7 @@ class Net:
         return client
 
     def deliver(self, at=0):
-        """Hand on one message: to one of those who share a subscription, and to everybody else who has it."""
+        """Deliver one message: to one of the clients that share a subscription, and to all others that subscribed."""
         topic, payload = self.queue.pop(at)
         sharing = []
         for client in list(self.clients):
@@ -79,7 +79,7 @@ class Net:
 
 
 class FakeIngestor(FakeLedger):
-    """As the real one, with room."""
+    """Replacement of the Ingestor with unlimited capacity."""
 
     fault = ""
 
@@ -105,7 +105,7 @@ class MqttCase(unittest.TestCase):
         self.tokens = {}
         self.settings = {("mqtt", "signed"): True, ("store", "commit"): 1.0}
         self.disk = MemoryDisk()
-        self.told = []  # what was answered
+        self.told = []  # the answers
 
     def make_outbox(self, slots=4096):
         self.outbox = Outbox(Ring("/card", slots, 128, self.disk), BOOT)
@@ -138,14 +138,14 @@ class MqttCase(unittest.TestCase):
             pass
 
     def turn(self):
-        """The node's thread, once round."""
+        """Run one round of the node's thread."""
         node = self.node
-        while node._heard:
-            node.conversation.take(node._heard.popleft())
-        return node.conversation.go_on()
+        while node._received:
+            node.conversation.receive(node._received.popleft())
+        return node.conversation.publish_due()
 
     def talk(self, rounds=50):
-        """Let all of them do what they can without waiting."""
+        """Let all participants do what is possible without waiting."""
         for _ in range(rounds):
             self.turn()
             if not self.net.queue:
@@ -153,11 +153,11 @@ class MqttCase(unittest.TestCase):
             self.net.settle()
 
     def published(self, topic=None):
-        """What waits on the broker, decoded."""
+        """Return the messages that wait on the broker, decoded."""
         return [json.loads(payload) for at, payload in self.net.queue if topic in (None, at)]
 
     def answer(self, **said):
-        self.node.conversation.take(json.dumps(said).encode())
+        self.node.conversation.receive(json.dumps(said).encode())
 
 
 class OneServer(MqttCase):
@@ -174,7 +174,7 @@ class OneServer(MqttCase):
         self.take(5)
         self.talk()
         self.assertEqual(len(self.ingestor.rows), 3005)
-        self.assertEqual(self.ingestor.repeats, 16)  # those that came with the question
+        self.assertEqual(self.ingestor.repeats, 16)  # the samples that were sent with the question
 
     def test_renamed_node_is_shown_by_its_present_name_and_answered_by_its_own(self):
         context = self.end.context
@@ -186,7 +186,7 @@ class OneServer(MqttCase):
         self.assertEqual([link.state.name for link in context.links], ["cellar"])
         self.assertEqual(self.outbox.ring.runs[0].last, 3)
 
-    def test_what_is_stored_of_earlier_runs_is_not_sent_again(self):
+    def test_stored_samples_of_earlier_runs_are_not_sent_again(self):
         self.start_node()
         self.take(100)
         self.talk()
@@ -196,9 +196,9 @@ class OneServer(MqttCase):
         repeats = self.ingestor.repeats
         self.talk()
         self.assertEqual(len(self.ingestor.rows), 150)
-        self.assertEqual(self.ingestor.repeats, repeats + 16)  # of the first question only
+        self.assertEqual(self.ingestor.repeats, repeats + 16)  # only those of the first question
 
-    def test_what_the_outbox_no_longer_holds_is_a_gap(self):
+    def test_overwritten_samples_are_a_gap(self):
         self.make_outbox(64)
         self.start_node()
         self.take(100)
@@ -207,7 +207,7 @@ class OneServer(MqttCase):
         self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(first, 101)))
         self.assertEqual(self.ingestor.gaps[0][2:4], (1, first - 1))
 
-    def test_a_server_restored_from_an_old_backup_gets_back_what_it_lost(self):
+    def test_server_restored_from_a_backup_receives_the_lost_samples_again(self):
         self.start_node()
         self.take(100)
         self.talk()
@@ -222,18 +222,18 @@ class OneServer(MqttCase):
         self.talk()
         self.assertEqual(restored.seqs(self.outbox.epoch), list(range(1, 102)))
 
-    def test_it_counts_the_answer_and_not_what_the_broker_has(self):
+    def test_node_counts_the_answer_of_the_server_and_not_of_the_broker(self):
         self.start_node()
         self.ingestor.at_once = False
         self.take(100)
         self.talk()
-        self.ingestor.forget()  # killed before its commit
+        self.ingestor.forget()  # the server is killed before its commit
         self.ingestor.at_once = True
         self.clock.sleep(ACK_S + 1)
         self.talk()
         self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 101)))
 
-    def test_a_few_bodies_are_ahead_of_their_acknowledgement_and_no_more(self):
+    def test_number_of_unacknowledged_bodies_is_limited(self):
         self.make_outbox(16_384)
         self.start_node()
         self.ingestor.at_once = False
@@ -241,19 +241,19 @@ class OneServer(MqttCase):
         for _ in range(30):
             self.turn()
             self.net.settle()
-        # One came with the question, and most of the others are as long as columns may be.
+        # One body was sent with the question, and most of the others have the maximum length of columns.
         self.assertEqual(len(self.ingestor._waiting), MOST_BODIES + 1)
         self.assertGreater(sum(batch.sample_count for batch in self.ingestor._waiting), 2 * WINDOW_SAMPLES)
 
     def bodies(self):
-        """Talk, and return the samples of each body that came."""
+        """Exchange all messages, and return the samples of each body received."""
         seen = []
         real = self.end.take
         with mock.patch.object(self.end, "take", lambda node, data: (seen.append(data), real(node, data))):
             self.talk()
         return [json.loads(split_signature(data)[1])["samples"] for data in seen]
 
-    def test_columns_go_to_a_server_that_takes_them(self):
+    def test_columns_are_sent_to_a_server_that_accepts_them(self):
         self.start_node()
         self.take(3000)
         question, *others = self.bodies()
@@ -263,15 +263,17 @@ class OneServer(MqttCase):
         self.assertEqual([[sample["seq"] for sample in body] for body in self.bodies()], [[3001]])
         self.node.conversation.reconnect()
         self.take(5)
-        question, *others = self.bodies()  # whoever answers next may be an older server
+        question, *others = self.bodies()  # an older server may answer next
         self.assertEqual([type(question), *map(type, others)], [list, dict])
 
-    def test_an_older_server_gets_arrays(self):
+    def test_older_server_receives_arrays(self):
         real = MqttServerTransport._resume
 
         def resume(end, batch_payload, node_session):
-            node_session = SimpleNamespace(say=lambda told: say({k: v for k, v in told.items() if k != "columns"}))
-            say = end._sessions[batch_payload.node].say
+            node_session = SimpleNamespace(
+                publish=lambda told: publish({k: v for k, v in told.items() if k != "columns"})
+            )
+            publish = end._sessions[batch_payload.node].publish
             real(end, batch_payload, node_session)
 
         self.enterContext(mock.patch.object(MqttServerTransport, "_resume", resume))
@@ -280,8 +282,8 @@ class OneServer(MqttCase):
         self.assertEqual({type(body) for body in self.bodies()}, {list})
         self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 1001)))
 
-    def test_columns_that_an_older_server_of_the_same_store_refuses_are_sent_as_arrays(self):
-        """The one that answered takes them, but the broker gives bodies to the other one too."""
+    def test_columns_refused_by_an_older_server_are_sent_as_arrays(self):
+        """The server that answered accepts columns, but the broker also delivers bodies to the other one."""
         real, refused = self.end.take, []
 
         def take(node, data):
@@ -299,7 +301,7 @@ class OneServer(MqttCase):
         self.assertTrue(refused)
         self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 1001)))
 
-    def test_no_server_is_there(self):
+    def test_questions_become_rarer_while_no_server_answers(self):
         self.net.clients.remove(self.end._broker)
         self.start_node()
         self.take(10)
@@ -317,7 +319,7 @@ class OneServer(MqttCase):
         self.talk()
         self.assertEqual(len(self.ingestor.rows), 10)
 
-    def test_a_server_that_cannot_store_says_so_and_another_one_is_looked_for(self):
+    def test_server_that_cannot_store_answers_an_error_and_another_is_asked(self):
         self.ingestor.fault = "nothing can be stored: the disk is full"
         self.start_node()
         self.take(1)
@@ -326,7 +328,7 @@ class OneServer(MqttCase):
         self.assertEqual(self.published(ANSWERS)[0]["error"]["code"], "not-stored")
         self.net.settle()
         self.turn()
-        self.assertEqual(self.net.queue, [])  # not at once
+        self.assertEqual(self.net.queue, [])  # not immediately
         self.ingestor.fault = ""
         self.clock.sleep(ANSWER_S)
         self.talk()
@@ -337,15 +339,15 @@ class OneServer(MqttCase):
         self.take(10)
         self.talk()
         first = self.outbox.epoch
-        self.make_outbox()  # the copy, which had another tenth sample
+        self.make_outbox()  # the copy, whose tenth sample differs
         self.ingestor.stored["basement", first] = (10, 999)
         self.start_node()
         self.take(1)
         self.talk()
         self.assertGreater(len({epoch for _, epoch, _ in self.ingestor.rows}), 1)
 
-    def test_a_node_with_nothing_to_send_sleeps(self):
-        """Also on a machine that has been up for longer than the longest wait."""
+    def test_node_without_new_samples_sleeps(self):
+        """This also holds on a machine that has been up for longer than the longest wait."""
         self.clock.sleep(1_000_000)
         self.start_node()
         for samples in (0, 3):
@@ -353,7 +355,7 @@ class OneServer(MqttCase):
             self.talk()
             self.assertEqual(self.turn(), LONGEST_ANSWER_S)
 
-    def test_what_people_see_of_the_node(self):
+    def test_state_of_the_node_is_shown(self):
         self.start_node()
         self.take(1)
         self.talk()
@@ -364,7 +366,7 @@ class OneServer(MqttCase):
 
 
 class Orders(MqttCase):
-    """ON, OFF and Status from the page, by way of the broker."""
+    """ON, OFF and Status from the page, through the broker."""
 
     def setUp(self):
         super().setUp()
@@ -375,7 +377,7 @@ class Orders(MqttCase):
         self.talk()
 
     def ask(self, *order, limit_s=LIMIT_S, meanwhile=None):
-        """Ask as the page does, in its own thread, while the rest goes on."""
+        """Ask as the page does, in a thread of its own."""
         answers = []
         asking = threading.Thread(target=lambda: answers.append(self.end.ask("basement", *order, limit_s=limit_s)))
         asking.start()
@@ -386,7 +388,7 @@ class Orders(MqttCase):
         asking.join(LIMIT_S)
         return answers[0]
 
-    def test_the_node_does_it_and_says_so(self):
+    def test_node_executes_an_order_and_confirms_it(self):
         self.meet()
         (link,) = self.end.context.links
         self.assertTrue(link.state.takes_orders)
@@ -395,40 +397,40 @@ class Orders(MqttCase):
             self.assertEqual((self.outbox.on, link.state.on), (on, on))
         self.assertTrue(self.ask("CHECK"))
 
-    def test_also_when_no_sample_was_ever_due(self):
+    def test_order_is_executed_before_the_first_sample(self):
         self.meet()
         self.assertTrue(self.ask("SEND", False))
 
-    def test_also_while_the_node_begins_a_new_conversation(self):
+    def test_order_is_executed_while_a_new_session_begins(self):
         self.meet()
-        self.node.conversation.reconnect()  # the server does not know that yet: it tells the node by its old name first
+        self.node.conversation.reconnect()  # the server does not know that yet, and first uses the old session
         self.assertTrue(self.ask("SEND", False))
         self.assertFalse(self.outbox.on)
 
-    def test_and_signed(self):
+    def test_order_must_be_signed_for_a_node_with_a_token(self):
         self.tokens["basement"] = LinkKey(TOKEN)
         self.meet(TOKEN)
-        session = self.node.conversation._bodies.session
-        # Somebody else on the broker says it, and it is not done.
+        session = self.node.conversation._publisher.session
+        # Another client of the broker sends the order, and it is not executed.
         self.answer(order="x", on=False, re=session)
         self.assertTrue(self.outbox.on)
         self.assertTrue(self.ask("SEND", False))
         self.assertFalse(self.outbox.on)
 
-    def test_what_is_said_again_is_not_done_again(self):
+    def test_repeated_order_is_executed_once(self):
         self.tokens["basement"] = LinkKey(TOKEN)
         self.meet(TOKEN)
         heard = []
-        take = self.node.conversation.take
-        self.node.conversation.take = lambda payload: (heard.append(payload), take(payload))
+        receive = self.node.conversation.receive
+        self.node.conversation.receive = lambda payload: (heard.append(payload), receive(payload))
         self.assertTrue(self.ask("SEND", False))
         self.clock.sleep(0.001)
         self.assertTrue(self.ask("SEND", True))
         for payload in list(heard):
-            self.node.conversation.take(payload)
+            self.node.conversation.receive(payload)
         self.assertTrue(self.outbox.on)
 
-    def test_a_node_that_is_away_has_not_done_it(self):
+    def test_order_to_a_disconnected_node_fails(self):
         self.assertFalse(self.end.ask("basement", "SEND", False, limit_s=0.05))
         self.meet()
         self.assertFalse(self.ask("SEND", False, limit_s=0.05, meanwhile=lambda: None))
@@ -440,7 +442,7 @@ class Orders(MqttCase):
         self.end._broker.connected = False
         self.assertFalse(self.end.ask("basement", "CHECK", limit_s=0.05))
 
-    def test_a_client_without_a_session_takes_none(self):
+    def test_client_without_a_session_receives_no_orders(self):
         self.net.queue.append((TO_ANY, body()))
         self.net.settle()
         self.assertFalse(self.end.context.links[0].state.takes_orders)
@@ -455,7 +457,7 @@ def body(first=1, count=2, node="basement", **more):
 
 
 class ByHand(MqttCase):
-    """The wire alone: what a client that only knows the topics and the body says, and hears."""
+    """The wire alone: a client that only knows the topics and the format of the body."""
 
     def setUp(self):
         super().setUp()
@@ -469,7 +471,7 @@ class ByHand(MqttCase):
         self.net.queue.clear()
         return answers
 
-    def test_a_body_is_acknowledged_when_it_is_stored(self):
+    def test_body_is_acknowledged_after_it_is_stored(self):
         self.ingestor.at_once = False
         self.assertEqual(self.say(body(1, 3)), [])
         self.ingestor.commit()
@@ -483,18 +485,18 @@ class ByHand(MqttCase):
             self.assertEqual(self.say(body(1, 3))[0]["ack"], 3)
         self.assertEqual(len(self.ingestor.rows), 3)
 
-    def test_a_hole_is_answered_with_what_is_there(self):
+    def test_hole_is_answered_with_the_stored_seq(self):
         self.say(body(1, 3))
         self.assertEqual(self.say(body(7, 2, session="x"))[0] | {"server": 0, "ledger": 0},
                          {"epoch": EPOCH, "have": 3, "re": "x", "server": 0, "ledger": 0})  # fmt: skip
         self.assertEqual(len(self.ingestor.rows), 3)
 
-    def test_a_body_without_samples_asks(self):
+    def test_body_without_samples_is_answered_with_the_stored_seq(self):
         self.assertEqual(self.say(body(count=0))[0]["ack"], 0)
         self.say(body(1, 3))
         self.assertEqual(self.say(body(count=0))[0]["ack"], 3)
 
-    def test_what_is_wrong_is_said(self):
+    def test_invalid_body_is_answered_with_an_error(self):
         for payload, code in (
             (b"", "bad-argument"), (b"\xff", "not-utf8"), (b"{}", "bad-argument"), (body(node="attic"), "bad-argument"),
             (body(count=0, held=7), "bad-argument"), (body(count=0, held=[["x"]]), "bad-argument"),
@@ -505,30 +507,30 @@ class ByHand(MqttCase):
                 self.assertEqual(self.say(payload)[0]["error"]["code"], code)
         self.assertEqual(self.ingestor.rows, [])
 
-    def test_but_not_more_often_than_ten_times_a_second(self):
+    def test_at_most_ten_errors_are_answered_per_second(self):
         answers = sum(len(self.say(b"nonsense")) for _ in range(1000))
         self.assertEqual(answers, 10)
         self.assertEqual(self.end.report()["refused"], {"bad-argument": 1000})
         self.clock.sleep(1.1)
         self.assertEqual(len(self.say(b"nonsense")), 1)
 
-    def test_topics_that_name_no_node(self):
+    def test_topics_without_a_node_name_are_ignored(self):
         for topic in ("pigeonpost//samples", "pigeonpost/a b/samples", "pigeonpost/<img>/samples"):
             self.assertEqual(self.say(body(), topic), [])
 
-    def test_a_node_with_a_token_is_heard_only_with_it(self):
+    def test_body_of_a_node_with_a_token_must_be_signed(self):
         self.tokens["basement"] = LinkKey(TOKEN)
-        for payload in (body(), sign(body(), LinkKey("another").seal("mqtt", body())),
-                        sign(body(), LinkKey(TOKEN).seal("announce", body())),
-                        sign(body(1, 9), LinkKey(TOKEN).seal("mqtt", body()))):  # fmt: skip
+        for payload in (body(), sign(body(), LinkKey("another").signature("mqtt", body())),
+                        sign(body(), LinkKey(TOKEN).signature("announce", body())),
+                        sign(body(1, 9), LinkKey(TOKEN).signature("mqtt", body()))):  # fmt: skip
             (answer,) = self.say(payload)
             self.assertEqual(answer["error"]["code"], "auth")
             self.assertNotIn("mac", answer)
         self.assertEqual(self.ingestor.rows, [])
-        self.net.queue.append((TO_ANY, sign(body(), LinkKey(TOKEN).seal("mqtt", body()))))
+        self.net.queue.append((TO_ANY, sign(body(), LinkKey(TOKEN).signature("mqtt", body()))))
         self.net.deliver()
         mac, answer = split_signature(self.net.queue[0][1])
-        self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", answer))
+        self.assertTrue(LinkKey(TOKEN).is_signature(mac, "mqtt", answer))
         self.assertEqual(json.loads(answer)["ack"], 2)
 
     def test_wrong_signatures_are_logged_once_a_minute(self):
@@ -542,14 +544,14 @@ class ByHand(MqttCase):
         self.assertEqual(self.end.report()["refused"], {"auth": 1200})
         self.assertEqual(self.end.context.links, [])
 
-    def test_unless_the_settings_leave_that_to_the_broker(self):
+    def test_unsigned_body_is_accepted_if_the_broker_authenticates(self):
         self.settings["mqtt", "signed"] = False
         self.tokens["basement"] = LinkKey(TOKEN)
         self.net.clients.clear()
         self.server(self.ingestor)
         self.assertEqual(self.say(body())[0]["ack"], 2)
 
-    def test_no_room_or_tokens_that_do_not_read_cost_nothing_but_the_message(self):
+    def test_full_queue_or_invalid_token_file_loses_only_the_message(self):
         class Broken(dict):
             def get(self, node):
                 raise SettingsError("tokens.json does not read")
@@ -561,19 +563,23 @@ class ByHand(MqttCase):
         self.clock.sleep(1)
         self.assertEqual(self.say(body())[0]["error"]["code"], "not-stored")
 
-    def test_strangers_without_end_are_not_remembered_without_end(self):
+    def test_unknown_clients_are_remembered_up_to_a_limit(self):
         with mock.patch("pigeonpost.server.unnumbered_sources.MOST_UNPROVEN", 20):
             for n in range(100):
                 self.net.queue.append((f"pigeonpost/n{n}/samples", body(node=f"n{n}")))
                 self.net.deliver()
                 self.net.queue.clear()
-        self.assertEqual((len(self.end._sessions), len(self.end._calls), len(self.end.context.links)), (20, 20, 20))
+        self.assertEqual(
+            (len(self.end._sessions), len(self.end._body_counts), len(self.end.context.links)), (20, 20, 20)
+        )
         self.assertIn("20 nodes without a token", self.faults.present()["mqtt clients"])
-        self.tokens["attic"] = LinkKey(TOKEN)  # a node with a token has its place all the same
-        self.say(sign(body(node="attic"), LinkKey(TOKEN).seal("mqtt", body(node="attic"))), "pigeonpost/attic/samples")
+        self.tokens["attic"] = LinkKey(TOKEN)  # a node with a token still has a place
+        self.say(
+            sign(body(node="attic"), LinkKey(TOKEN).signature("mqtt", body(node="attic"))), "pigeonpost/attic/samples"
+        )
         self.assertEqual(self.end.context.links[-1].state.name, "attic")
 
-    def test_invented_sensors_are_not_remembered_without_end(self):
+    def test_invented_sensors_are_remembered_up_to_a_limit(self):
         with mock.patch("pigeonpost.server.unnumbered_sources.MOST_UNPROVEN_SENSORS", 20):
             for n in range(100):
                 self.say(body(sensors=[{"name": f"s{n}", "unit": ""}]))
@@ -582,20 +588,20 @@ class ByHand(MqttCase):
         self.assertIn("20 sensors", self.faults.present()["mqtt clients"])
 
 
-class BeyondALimit(MqttCase):
-    def test_is_answered_with_an_error(self):
+class Limits(MqttCase):
+    def test_gap_beyond_a_limit_is_answered_with_an_error(self):
         ingestor = FakeIngestor("1edce41edce41edc", at_once=False)
         end = self.server(ingestor)
         body = {"node": "basement", "outbox": "0" * 16, "epoch": EPOCH, "gaps": [{"from": 1, "to": 9, "why": "x"}]}
         end.take("basement", json.dumps(body).encode())
-        end._hole(read_body(json.dumps(body).encode()), mock.Mock(), BeyondLimit("a gap is of 5 samples at most"))
+        end._hole(read_body(json.dumps(body).encode()), mock.Mock(), BeyondLimit("a gap can have at most 5 samples"))
         (said,) = self.published("pigeonpost/basement/ack")
-        self.assertEqual(said["error"], {"code": "bad-argument", "text": "a gap is of 5 samples at most"})
+        self.assertEqual(said["error"], {"code": "bad-argument", "text": "a gap can have at most 5 samples"})
         self.assertEqual(end.report()["refused"], {"bad-argument": 1})
 
 
-class Replayed(MqttCase):
-    """A signed body is published again by somebody else."""
+class ReplayedBodies(MqttCase):
+    """Another client publishes a signed body again."""
 
     def setUp(self):
         super().setUp()
@@ -630,10 +636,10 @@ class Replayed(MqttCase):
         state = self.state
         return state.on, state.offset_ms, state.checked_ms, state.since_ms, state.connected, self.end._sessions
 
-    def test_it_changes_nothing_of_the_session_and_starts_no_sending(self):
+    def test_replayed_body_changes_no_session_and_starts_no_sending(self):
         self.clock.sleep(60)
         before, rows, repeats = self.about(), len(self.ingestor.rows), self.ingestor.repeats
-        bodies = self.node.conversation._bodies
+        bodies = self.node.conversation._publisher
         named = bodies.session
         all_of_them = [message for message in self.recorded if "/samples" in message[0]]
         self.assertGreater(len(all_of_them), len(self.old))
@@ -649,7 +655,7 @@ class Replayed(MqttCase):
         self.assertEqual(self.end.report()["refused"]["old"], 3 * (len(self.old) + len(all_of_them)))
         self.assertGreaterEqual(self.ingestor.repeats, repeats)
 
-    def test_the_node_goes_on_and_takes_orders(self):
+    def test_node_continues_and_accepts_orders_after_a_replay(self):
         for message in self.old:
             self.net.queue.append(message)
         self.talk()
@@ -661,14 +667,14 @@ class Replayed(MqttCase):
         self.assertEqual(self.ingestor.seqs(self.outbox.epoch), list(range(1, 9)))
         self.assertIs(self.end._sessions["basement"], self.session)
 
-    def test_a_node_whose_clock_is_set_back_is_believed_again_with_its_next_sample(self):
+    def test_node_whose_clock_was_set_back_is_accepted_with_its_next_sample(self):
         self.clock.sleep(-3600)
         self.outbox.switch(True)
         self.take(1)
         self.talk()
         self.assertTrue(self.state.on)
 
-    def test_an_order_is_not_sent_to_whom_has_not_proved_the_token_since_there_is_one(self):
+    def test_order_is_not_sent_before_a_new_token_is_proven(self):
         self.net.queue.append(("pigeonpost/attic/samples", body(node="attic", session="1" * 16)))
         self.net.settle()
         self.tokens["attic"] = LinkKey(TOKEN)
@@ -678,7 +684,7 @@ class Replayed(MqttCase):
 
 
 class SimpleServer(MqttCase):
-    """A node above the simplest server: it answers {"epoch", "ack"}, and nothing else."""
+    """A node with the simplest server, which answers only {"epoch", "ack"}."""
 
     def setUp(self):
         super().setUp()
@@ -692,7 +698,7 @@ class SimpleServer(MqttCase):
             self.stored += [sample.seq for piece in batch_payload.pieces for sample in piece]
             self.answer(epoch=batch_payload.epoch, ack=batch_payload.last)
 
-    def test_everything_comes(self):
+    def test_all_samples_arrive_at_a_simple_server(self):
         self.start_node()
         self.take(1000)
         for _ in range(20):
@@ -705,7 +711,7 @@ class SimpleServer(MqttCase):
         self.serve()
         self.assertEqual(self.stored[1000:], [1001, 1002, 1003])
 
-    def test_after_the_connection_was_lost_it_goes_on_where_it_was(self):
+    def test_sending_continues_after_a_lost_connection(self):
         self.start_node()
         self.take(100)
         for _ in range(9):
@@ -717,7 +723,7 @@ class SimpleServer(MqttCase):
         self.serve()
         self.assertEqual(self.stored, list(range(1, 106)))
 
-    def test_answers_that_mean_nothing_do_no_harm(self):
+    def test_invalid_answers_are_ignored(self):
         self.start_node()
         self.take(3)
         self.turn()
@@ -730,7 +736,7 @@ class SimpleServer(MqttCase):
             b'{"resume":{"%s":7},"ledger":"0"}' % epoch.encode(), b'{"have":[],"epoch":{}}', b"[" * 100_000,
         ):  # fmt: skip
             with self.subTest(payload[:60]):
-                self.node.conversation.take(payload)
+                self.node.conversation.receive(payload)
         self.net.queue.clear()
         self.clock.sleep(1000)
         for _ in range(3):
@@ -744,16 +750,16 @@ class SimpleServer(MqttCase):
         self.take(3)
         self.turn()
         mac, data = split_signature(self.net.queue[0][1])
-        self.assertTrue(LinkKey(TOKEN).is_seal(mac, "mqtt", data))
+        self.assertTrue(LinkKey(TOKEN).is_signature(mac, "mqtt", data))
         session = json.loads(data)["session"]
         answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
-        for payload in (answer, sign(answer, LinkKey("another").seal("mqtt", answer))):
-            self.node.conversation.take(payload)
+        for payload in (answer, sign(answer, LinkKey("another").signature("mqtt", answer))):
+            self.node.conversation.receive(payload)
             self.assertIs(self.node.conversation.state, State.ASKED)
-        self.node.conversation.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.node.conversation.receive(sign(answer, LinkKey(TOKEN).signature("mqtt", answer)))
         self.assertIs(self.node.conversation.state, State.SENDING)
 
-    def test_an_answer_that_was_recorded_is_not_counted_later(self):
+    def test_replayed_answer_is_ignored(self):
         self.start_node(TOKEN)
         self.take(3)
         self.turn()
@@ -761,12 +767,12 @@ class SimpleServer(MqttCase):
         answer = json.dumps({"epoch": self.outbox.epoch, "ack": 3, "re": session}).encode()
         self.node.conversation.reconnect()
         self.turn()
-        self.node.conversation.take(sign(answer, LinkKey(TOKEN).seal("mqtt", answer)))
+        self.node.conversation.receive(sign(answer, LinkKey(TOKEN).signature("mqtt", answer)))
         self.assertIs(self.node.conversation.state, State.ASKED)
 
 
 class SeveralServers(MqttCase):
-    def test_one_of_them_serves_a_node_until_it_is_gone(self):
+    def test_node_stays_with_a_server_until_it_disconnects(self):
         ledgers = [FakeIngestor(f"{n:016x}") for n in range(3)]
         ends = [self.server(ledger, f"s{n}") for n, ledger in enumerate(ledgers)]
         self.start_node()
@@ -783,7 +789,7 @@ class SeveralServers(MqttCase):
         other = next(n for n, ledger in enumerate(ledgers) if len(ledger.rows) == 2100)
         self.assertNotEqual(other, at)
         self.assertEqual(ledgers[other].seqs(self.outbox.epoch), list(range(1, 2101)))
-        ends[at]._broker.connected, ends[other]._broker.connected = True, False  # and back again
+        ends[at]._broker.connected, ends[other]._broker.connected = True, False  # and the other way round
         ends[3 - at - other]._broker.connected = False
         self.take(1)
         for _ in range(6):
@@ -791,8 +797,8 @@ class SeveralServers(MqttCase):
             self.clock.sleep(ACK_S + 1)
         self.assertEqual(ledgers[at].seqs(self.outbox.epoch), list(range(1, 2102)))
 
-    def test_of_one_store_they_share_the_bodies(self):
-        """As two servers on one PostgreSQL: whoever stores, its marks are those of both."""
+    def test_servers_with_a_common_store_share_the_bodies(self):
+        """As two servers on one PostgreSQL: the high-water marks are common to both."""
         ledger = FakeIngestor("00000000000000cc")
         for name in ("one", "two"):
             self.server(ledger, name)
@@ -804,7 +810,7 @@ class SeveralServers(MqttCase):
         self.assertEqual(ledger.seqs(self.outbox.epoch), list(range(1, 3001)))
 
     def simulate(self, seed, servers, shared):
-        """Nodes, servers and messages come and go as `seed` has it; at the end everything is somewhere, once."""
+        """Nodes, servers and messages fail at random (`seed`); finally everything is stored somewhere exactly once."""
         rng = random.Random(f"mqtt {seed}")
         self.net, self.disk, self.clock = Net(seed), MemoryDisk(seed), FakeClock()
         self.make_outbox()
@@ -855,12 +861,12 @@ class SeveralServers(MqttCase):
         for ledger in ledgers:
             self.assertEqual(ledger.gaps, [])
 
-    def test_half_an_answer_is_none(self):
-        """What was acknowledged by one server and not told by another was then never sent to that one."""
+    def test_ack_without_resume_is_not_a_complete_answer(self):
+        """Otherwise samples that one server had acknowledged would never be sent to another one."""
         for _ in range(rounds("PIGEONPOST_TEST_HALF_ANSWERS", 1, 5)):
             self.simulate(621299275, 2, False)
 
-    def test_whatever_happens_everything_is_stored_once(self):
+    def test_random_faults_leave_everything_stored_once(self):
         first = random.randrange(1 << 32)
         for seed in range(first, first + rounds("PIGEONPOST_TEST_MQTT_SEEDS", 15, 150)):
             with self.subTest(seed=seed):

@@ -1,4 +1,4 @@
-"""What a server's answer means, and what is none; the words are those of docs/protocol.md."""
+"""Decoding of a server's answers, valid and invalid; the words are those of docs/protocol.md."""
 
 import unittest
 
@@ -9,7 +9,7 @@ LEDGER = "1edce41edce41edc"
 
 
 class Answers(unittest.TestCase):
-    def test_each_kind(self):
+    def test_each_kind_of_answer_is_read(self):
         for message, answer in (
             ({"epoch": EPOCH, "ack": 3}, Ack(EPOCH, 3, False)),
             ({"epoch": EPOCH, "ack": 3, "ledger": LEDGER}, Ack(EPOCH, 3, True)),
@@ -24,7 +24,7 @@ class Answers(unittest.TestCase):
             with self.subTest(message):
                 self.assertEqual(read_answer(message), answer)
 
-    def test_resume_with_all_that_it_may_tell(self):
+    def test_resume_with_all_keys_is_read(self):
         message = {
             "resume": {"id": 40, EPOCH: [7, 1234]}, "ledger": LEDGER, "server": "home", "commit": 2.5,
             "time": "2026-11-20T15:36:10.123Z", "clock": "set", "columns": True,
@@ -32,7 +32,7 @@ class Answers(unittest.TestCase):
         expected = Resume(40, {EPOCH: 7}, {EPOCH: 1234}, LEDGER, "home", 2.5, 1_795_188_970_123, True)
         self.assertEqual(read_answer(message), expected)
 
-    def test_resume_with_the_least(self):
+    def test_resume_with_required_keys_only_is_read(self):
         for more in (
             {},
             {"commit": 1e9},
@@ -44,7 +44,7 @@ class Answers(unittest.TestCase):
                 answer = read_answer({"resume": {}, "ledger": "", **more})
                 self.assertEqual(answer, Resume(None, {}, {}, "", "a server", 0.0, None, False))
 
-    def test_what_is_no_answer(self):
+    def test_invalid_answers_are_refused(self):
         for message in (
             {}, {"ack": 1}, {"epoch": 7, "ack": 1}, {"epoch": EPOCH, "ack": -1}, {"epoch": EPOCH, "ack": "3"},
             {"epoch": {}, "have": 3}, {"resume": 7, "ledger": LEDGER}, {"resume": {}}, {"resume": {}, "ledger": 7},

@@ -1,10 +1,10 @@
-"""The table of the conversation's states: every row of it, nothing beside it, and no way into a dead end."""
+"""The table of the conversation's states: every row, no other rows, and no dead ends."""
 
 import unittest
 
 from pigeonpost.transports.mqtt_states import TRANSITIONS, ImpossibleTransition, State, Trigger, next_state
 
-# What docs/protocol.md says, once more: state, then what may happen in it, and where that leads.
+# The table in docs/protocol.md again: state, possible events, and the next state.
 EXPECTED = {
     State.IDLE: {Trigger.QUESTION: State.ASKED, Trigger.RECONNECT: State.IDLE},
     State.ASKED: {
@@ -23,7 +23,7 @@ EXPECTED = {
 
 
 class Transitions(unittest.TestCase):
-    def test_each_event_in_each_state(self):
+    def test_each_event_leads_to_the_documented_state(self):
         for state in State:
             for event in Trigger:
                 with self.subTest(state=state.name, event=event.name):

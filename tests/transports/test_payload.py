@@ -1,4 +1,4 @@
-"""Samples in one JSON object: what was written is read, and whatever else a stranger sends is refused in words."""
+"""Samples in one JSON object: written bodies are read, and invalid bodies are refused with a clear text."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def texts(first, count):
 
 
 def written(head, epoch, base, gaps, texts):
-    """A body with an array of samples."""
+    """Return a body with an array of samples."""
     return write_body(head, epoch, base, gaps, write_sample_array(texts))
 
 
@@ -46,20 +46,20 @@ def gap(first, last, **more):
 
 
 def body(**changes):
-    """A body's bytes, with some keys other than usual; a value of ... leaves the key out."""
+    """Return the bytes of a body with changed keys; a value of ... removes the key."""
     said = {**HEAD, "epoch": EPOCH, "gaps": [], "samples": [sample()], **changes}
     return json.dumps({key: value for key, value in said.items() if value is not ...}).encode()
 
 
 def shape(batch_payload):
-    """The pieces in short: ("gap" or "samples", first seq, last seq)."""
+    """Return a summary of the pieces: ("gap" or "samples", first seq, last seq)."""
     return [
         ("gap", piece.first, piece.last) if isinstance(piece, Gap) else ("samples", piece[0].seq, piece[-1].seq)
         for piece in batch_payload.pieces
     ]
 
 
-class WhatWasWritten(unittest.TestCase):
+class WrittenBodies(unittest.TestCase):
     def test_samples_are_read_as_they_were_written(self):
         sensors = [{"name": "temperature", "unit": "°C", "limits": {"low": 2}},
                    {"name": "light", "unit": "", "simulated": True}]  # fmt: skip
@@ -67,12 +67,12 @@ class WhatWasWritten(unittest.TestCase):
         batch_payload = read_body(written(head, EPOCH, 150, [], texts(9, 3)))
         self.assertEqual(batch_payload[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
         self.assertEqual(batch_payload.units, {"temperature": "°C", "light": ""})
-        self.assertEqual(batch_payload.said["more"], "of one transport")
+        self.assertEqual(batch_payload.fields["more"], "of one transport")
         self.assertEqual(shape(batch_payload), [("samples", 9, 11)])
         first = batch_payload.pieces[0][0]
         self.assertEqual(first, (9, WALL_MS + 9, 1009, {"temperature": 2.25}, {}, ""))
 
-    def test_gaps_and_samples_come_back_in_the_order_of_their_numbers(self):
+    def test_gaps_and_samples_are_read_in_the_order_of_their_numbers(self):
         data = written(HEAD, EPOCH, None, [gap(1, 8, before=3), gap(12, 12)], texts(9, 3) + texts(13, 2))
         batch_payload = read_body(data)
         self.assertEqual(
@@ -81,12 +81,12 @@ class WhatWasWritten(unittest.TestCase):
         self.assertEqual(batch_payload.pieces[0], Gap(1, 8, 3, "overwritten"))
         self.assertEqual(batch_payload.last, 14)
 
-    def test_a_gap_alone_also_an_empty_one_that_only_counts_earlier_epochs(self):
+    def test_body_may_contain_only_a_gap_even_an_empty_one(self):
         self.assertEqual(shape(read_body(written(HEAD, EPOCH, 7, [gap(5, 9)], []))), [("gap", 5, 9)])
         batch_payload = read_body(written(HEAD, EPOCH, 7, [gap(1, 0, before=70)], texts(1, 1)))
         self.assertEqual(shape(batch_payload), [("gap", 1, 0), ("samples", 1, 1)])
 
-    def test_a_body_without_samples_asks(self):
+    def test_body_without_samples_is_read(self):
         for data in (write_body(HEAD, EPOCH), body(samples=..., gaps=...)):
             batch_payload = read_body(data)
             self.assertEqual((batch_payload.pieces, batch_payload.last, batch_payload.batches()), ([], 0, []))
@@ -109,7 +109,7 @@ class WhatWasWritten(unittest.TestCase):
         for text in (json.dumps(said), json.dumps(said, ensure_ascii=False, separators=(",", ":"))):
             self.assertEqual(read_body(text.encode()), read_body(json.dumps(said, indent=1).encode()))
 
-    def test_batches_carry_all_that_the_ingestor_needs(self):
+    def test_batches_contain_node_outbox_base_and_units(self):
         head = {**HEAD, "sensors": [{"name": "temperature", "unit": "°C"}]}
         first, second = read_body(written(head, EPOCH, 4, [gap(1, 2)], texts(3, 2))).batches()
         self.assertEqual((first.gap, first.samples), (Gap(1, 2, 0, "overwritten"), None))
@@ -118,18 +118,18 @@ class WhatWasWritten(unittest.TestCase):
             self.assertEqual(batch[:4], ("basement", OUTBOX, EPOCH, 4))
             self.assertEqual(batch.units, {"temperature": "°C"})
 
-    def test_what_it_tells_of_the_node(self):
+    def test_state_of_the_node_is_updated_from_the_body(self):
         state = NodeState("", "basement")
         sensors = [{"name": "temperature", "unit": "°C"}]
         told = {"every": 5.0, "on": False, "sensors": sensors, "time": "2026-11-20T15:36:10.123Z"}
-        read_body(body(**told)).tell(state, WALL_MS + 7)
+        read_body(body(**told)).update_state(state, WALL_MS + 7)
         self.assertEqual((state.connected, state.fault, state.since_ms), (True, "", WALL_MS + 7))
         self.assertEqual((state.every_s, state.on, state.sensors, state.offset_ms), (5.0, False, sensors, -7))
-        read_body(body(on="yes", time=7)).tell(state, WALL_MS + 9)  # nothing that can be believed: it is as it was
+        read_body(body(on="yes", time=7)).update_state(state, WALL_MS + 9)  # not plausible: the state does not change
         self.assertEqual((state.every_s, state.on, state.sensors, state.since_ms), (5.0, False, sensors, WALL_MS + 7))
         self.assertEqual((state.offset_ms, state.checked_ms), (None, WALL_MS + 9))
 
-    def test_any_mixture_comes_back(self):
+    def test_random_mixtures_are_read_as_written(self):
         seed = random.randrange(1 << 32)
         rng = random.Random(seed)
         for _ in range(200):
@@ -152,7 +152,7 @@ class WhatWasWritten(unittest.TestCase):
 
 
 def columns(first, count, **more):
-    """Columns of the samples that `texts` has."""
+    """Return the samples of `texts` as columns."""
     steps = [1] * (count - 1)
     return {
         "seq": first, "time": [WALL_MS + first, *steps], "up": 1000 + first,
@@ -190,21 +190,21 @@ class Columns(unittest.TestCase):
 
     def test_too_many_columns_and_wrong_values_name_the_sample(self):
         cases = (
-            (columns(9, COLUMN_SAMPLES + 1), "from 9: time is a list of 1 to 4096"),
-            (columns(9, 3, values={"temperature": [1, "2", 3]}), "sample 10: temperature is a finite number"),
+            (columns(9, COLUMN_SAMPLES + 1), "from 9: time must be a list of 1 to 4096"),
+            (columns(9, 3, values={"temperature": [1, "2", 3]}), "sample 10: temperature must be a finite number"),
             (columns(9, 3, time=[WALL_MS, 1]), "samples from 9: temperature"),
-            ({}, "columns are an object"),
+            ({}, "columns must be an object"),
         )  # fmt: skip
         for samples, text in cases:
             with self.subTest(text), self.assertRaisesRegex(BadArgument, text):
                 read_body(body(samples=samples))
 
-    def test_key_that_stands_twice_and_infinite_number_are_refused_anywhere(self):
+    def test_duplicate_keys_and_infinite_numbers_are_refused_anywhere(self):
         right = body(samples=columns(1, 2, clock="unset"), sensors=[{"name": "t", "unit": "°"}], every=5.0)
         read_body(right)
         for key in (b'"node": ', b'"seq": ', b'"up": ', b'"temperature": ', b'"clock": ', b'"name": '):
             self.assertEqual(right.count(key), 1)
-            with self.subTest(key), self.assertRaisesRegex(BadArgument, "stands twice"):
+            with self.subTest(key), self.assertRaisesRegex(BadArgument, "occurs twice"):
                 read_body(right.replace(key, key + b"7, " + key))
         for number in (b"1e400", b"NaN", b"-Infinity"):
             with self.subTest(number), self.assertRaisesRegex(BadArgument, "finite"):
@@ -212,7 +212,7 @@ class Columns(unittest.TestCase):
             with self.subTest(number), self.assertRaisesRegex(BadArgument, "finite"):
                 read_body(right.replace(b"0.25", number))
 
-    def test_quotes_written_as_escapes_do_not_hide_a_key_that_stands_twice(self):
+    def test_escaped_quotes_do_not_hide_a_duplicate_key(self):
         for more in (
             '"more": "\\u0022\\u0022\\u0022\\u0022"',
             '"more": {"\\u0022": "\\u0022\\u0022\\u0022"}',
@@ -221,7 +221,7 @@ class Columns(unittest.TestCase):
             for samples in (columns(1, 2), [sample(seq=seq) for seq in range(1, 9)]):
                 data = body(samples=samples)[:-1] + f", {more}}}".encode()
                 read_body(data)
-                with self.subTest(more), self.assertRaisesRegex(BadArgument, "stands twice"):
+                with self.subTest(more), self.assertRaisesRegex(BadArgument, "occurs twice"):
                     read_body(data.replace(b'"epoch"', b'"epoch": "x", "epoch"'))
 
 
@@ -284,7 +284,7 @@ class BothDecoders(unittest.TestCase):
                 read_body(data)
 
 
-class WhatIsRefused(unittest.TestCase):
+class InvalidBodies(unittest.TestCase):
     def refused(self, data, error, *words):
         with self.assertRaises(error) as caught:
             read_body(data)
@@ -292,44 +292,46 @@ class WhatIsRefused(unittest.TestCase):
             self.assertIn(word, str(caught.exception))
         self.assertLess(len(str(caught.exception)), 400)
 
-    def test_what_is_no_body(self):
+    def test_invalid_bodies_are_refused(self):
         for data in (b"", b"[]", b"null", b"7", b'{"node":', b"{}{}"):
             with self.subTest(data):
                 self.refused(data, BadArgument)
         self.refused(b'{"node":"\xff"}', NotUtf8, "byte 9")
         self.refused(b" " * (PAYLOAD_BYTES + 1), TooLong, str(PAYLOAD_BYTES))
-        self.refused(body()[:-1] + b',"epoch":"%s"}' % EPOCH.encode(), BadArgument, "'epoch' stands twice")
+        self.refused(body()[:-1] + b',"epoch":"%s"}' % EPOCH.encode(), BadArgument, "'epoch' occurs twice")
 
-    def test_who_it_is_from_has_to_be_said_rightly(self):
+    def test_invalid_node_outbox_or_epoch_is_refused(self):
         for key in ("node", "outbox", "epoch"):
             for value in (..., None, 7, "", "x" * 300, "<img src=x>", [EPOCH], EPOCH.upper() + "é"):
                 with self.subTest(key, value=value):
-                    self.refused(body(**{key: value}), BadArgument, f"{key} is ")
+                    self.refused(body(**{key: value}), BadArgument, f"{key} must be ")
         for value in ("1", 1.5, True, 10**18, [1]):
             with self.subTest(base=value):
-                self.refused(body(base=value), BadArgument, "base is a whole number")
+                self.refused(body(base=value), BadArgument, "base must be a whole number")
 
-    def test_samples(self):
-        self.refused(body(samples=7), BadArgument, "samples is an array")
-        self.refused(body(samples=[sample(seq=n) for n in range(1, MOST_SAMPLES + 2)]), BadArgument, "samples is an")
-        self.refused(body(samples=[sample(), sample(seq=3)]), BadArgument, "sample 3 where 2 comes next")
-        self.refused(body(samples=[sample(), sample(seq=2, up="x")]), BadArgument, "sample 2", "up is")
+    def test_invalid_samples_are_refused(self):
+        self.refused(body(samples=7), BadArgument, "samples must be an array")
+        self.refused(
+            body(samples=[sample(seq=n) for n in range(1, MOST_SAMPLES + 2)]), BadArgument, "samples must be an"
+        )
+        self.refused(body(samples=[sample(), sample(seq=3)]), BadArgument, "sample 3 is out of order: 2 comes next")
+        self.refused(body(samples=[sample(), sample(seq=2, up="x")]), BadArgument, "sample 2", "up must be")
         self.refused(body(samples=[sample(values={"light": float("1e400")})]), BadArgument)
         run = [sample(seq=n) for n in (*range(1, BATCH_SAMPLES + 1), BATCH_SAMPLES + 2)]
-        self.refused(body(samples=run), BadArgument, "sample 502 where 501 comes next")
+        self.refused(body(samples=run), BadArgument, "sample 502 is out of order: 501 comes next")
 
-    def test_gaps(self):
+    def test_invalid_gaps_are_refused(self):
         wrong = (
             {}, 7, None, gap(0, 5), gap(5, 3), gap(1, LARGEST_SEQ + 1), gap("1", 5), gap(1, 5, before=-1),
             gap(1, 5, before=None), gap(True, 5), gap(1.0, 5),
         )  # fmt: skip
         for item in wrong:
             with self.subTest(item):
-                self.refused(body(gaps=[item], samples=[]), BadArgument, "a gap is ")
+                self.refused(body(gaps=[item], samples=[]), BadArgument, "a gap must be ")
         for items in (7, {}, [gap(n, n) for n in range(1, MOST_GAPS + 2)]):
-            self.refused(body(gaps=items), BadArgument, "gaps is a list")
+            self.refused(body(gaps=items), BadArgument, "gaps must be a list")
 
-    def test_numbers_that_leave_a_hole_or_overlap(self):
+    def test_skipped_or_overlapping_numbers_are_refused(self):
         cases = (
             ([gap(1, 3)], [5]), ([gap(1, 3)], [3]), ([gap(3, 4)], [1]), ([gap(2, 4)], [1, 2]), ([gap(2, 4)], [1, 4]),
             ([gap(1, 3), gap(5, 6)], []), ([gap(1, 3), gap(3, 6)], []), ([gap(5, 6), gap(1, 4)], []),
@@ -340,25 +342,25 @@ class WhatIsRefused(unittest.TestCase):
                 items = [sample(seq=seq) for seq in seqs]
                 self.refused(body(gaps=gaps, samples=items), BadArgument, "comes next")
 
-    def test_sensors(self):
+    def test_invalid_sensors_are_refused(self):
         for items in (7, {}, [7], [{}], [{"name": "T"}], [{"name": "t", "unit": "\n"}], [{"name": "t", "unit": None}]):
             with self.subTest(items):
-                self.refused(body(sensors=items), BadArgument, "sensors is a list")
-        self.refused(body(sensors=[{"name": "t"}] * (MOST_SENSORS + 1)), BadArgument, "sensors is a list")
+                self.refused(body(sensors=items), BadArgument, "sensors must be a list")
+        self.refused(body(sensors=[{"name": "t"}] * (MOST_SENSORS + 1)), BadArgument, "sensors must be a list")
 
-    def test_of_limits_only_numbers_are_kept(self):
+    def test_only_numbers_of_limits_are_kept(self):
         told = {"low": 1, "high": 2.5, "rail": [0, 9], "jump": "x" * 9000, "stuck": None, "more": ["x"] * 9000}
         (sensor,) = read_body(body(sensors=[{"name": "t", "limits": told}])).sensors
         self.assertEqual(sensor["limits"], {"low": 1, "high": 2.5, "rail": [0, 9]})
         (sensor,) = read_body(body(sensors=[{"name": "t", "limits": {"rail": [0, [9]]}}])).sensors
         self.assertEqual(sensor["limits"], {})
 
-    def test_an_interval_that_is_none_is_not_believed_but_costs_nothing_else(self):
+    def test_invalid_interval_is_ignored(self):
         for value in (0, -1, 1e10, "10", None, True, [10]):
             self.assertIsNone(read_body(body(every=value)).every_s, value)
         self.assertEqual(read_body(body(every=3)).every_s, 3.0)
 
-    def test_the_reason_of_a_gap_is_cut(self):
+    def test_long_reason_of_a_gap_is_truncated(self):
         self.assertEqual(len(read_body(body(gaps=[gap(2, 3) | {"why": "x" * 9999}])).pieces[1].why), 80)
 
     def test_hostile_bodies_cost_no_time(self):
@@ -391,15 +393,15 @@ class WhatIsRefused(unittest.TestCase):
                     pass
 
 
-class Seal(unittest.TestCase):
+class Signatures(unittest.TestCase):
     MAC = "0123456789abcdef" * 4
 
-    def test_what_was_sealed_comes_back_byte_for_byte(self):
+    def test_signed_body_is_returned_unchanged(self):
         data = sign(body(), self.MAC)
         self.assertEqual(split_signature(data), (self.MAC, body()))
-        self.assertEqual(read_body(data).said["mac"], self.MAC)
+        self.assertEqual(read_body(data).fields["mac"], self.MAC)
 
-    def test_a_mac_elsewhere_or_in_another_form_is_none(self):
+    def test_mac_in_another_position_or_form_is_not_found(self):
         others = (
             body(), body(mac=self.MAC), b' {"mac":"%s","a":1}' % self.MAC.encode(), b"",
             b'{"mac": "%s","a":1}' % self.MAC.encode(), b'{"mac":"%s","a":1}' % self.MAC.upper().encode(),

@@ -1,4 +1,4 @@
-"""Samples over HTTP: what the server takes, refuses and acknowledges, and how a node brings what it has."""
+"""Samples over HTTP: what the server accepts, refuses and acknowledges, and how a node pushes its samples."""
 
 import base64
 import gc
@@ -61,7 +61,7 @@ def samples(first, count):
 
 
 def columns(first, count):
-    """The samples that `samples` has, as columns."""
+    """Return the samples of `samples` as columns."""
     return {
         "seq": first, "time": [WALL_MS] + [0] * (count - 1), "up": [1000 * first] + [1000] * (count - 1),
         "values": {"temperature": [seq / 4 for seq in range(first, first + count)]},
@@ -69,7 +69,7 @@ def columns(first, count):
 
 
 def body(first=1, count=3, **more):
-    """A body's bytes; a value of ... leaves the key out."""
+    """Return the bytes of a body; a value of ... removes the key."""
     said = {"node": "attic", "outbox": OUTBOX, "epoch": EPOCH, "gaps": [], "samples": samples(first, count), **more}
     return json.dumps({key: value for key, value in said.items() if value is not ...}).encode()
 
@@ -102,14 +102,14 @@ class Stored(PushCase):
         self.open()
 
     def test_no_request_stays_in_memory_until_garbage_is_collected(self):
-        """Refused bodies of 1 MB, one after the other, took 2 MB each: exceptions kept frames, and those the bodies."""
+        """Refused bodies of 1 MB once took 2 MB each: exceptions referred to frames, and those to the bodies."""
 
         def kept():
             kinds = ("Request", "_Body", "CommitWaiter")
             return [one for one in gc.get_objects() if type(one).__name__ in kinds and id(one) not in others]
 
         others = set()
-        before = kept()  # of other tests; referred to here, so that no new object takes the place of one
+        before = kept()  # objects of other tests, referred to here so that their ids are not used again
         others = {id(one) for one in before}
         huge = [{"from": 1, "to": 10**18, "why": "x"}]
         requests = {
@@ -128,7 +128,7 @@ class Stored(PushCase):
                 self.assertEqual(request()[0], status)
                 wait_until(lambda: not kept(), "nothing of the request is left")
 
-    def test_what_is_acknowledged_is_durable(self):
+    def test_acknowledged_samples_are_durable(self):
         status, told, headers = self.post(body(1, 3, sensors=UNITS))
         self.assertEqual((status, told, headers["content-type"]), (200, {"ack": 3}, "application/json"))
         points = self.web.store.points("attic", 0, 1 << 60, 10)
@@ -137,7 +137,7 @@ class Stored(PushCase):
         ])  # fmt: skip
         self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C"})
 
-    def test_it_resumes_at_what_is_stored(self):
+    def test_resume_returns_the_stored_seq(self):
         self.assertEqual(self.resume()[1]["have"], 0)
         self.post(body(1, 3, base=150))
         status, told = self.resume(f"node=attic&epoch={EPOCH}&outbox={OUTBOX}")
@@ -145,7 +145,7 @@ class Stored(PushCase):
         self.assertLess(abs(parse_rfc3339(told["time"]) - Clock().wall_ms()), 60_000)
         self.assertEqual(self.resume(f"node=attic&epoch={'ab' * 8}")[1]["have"], 0)
 
-    def test_many_epochs_in_one_question(self):
+    def test_resume_of_many_epochs_is_one_request(self):
         self.post(body(1, 3))
         self.post(body(1, 7, epoch="ab" * 8))
         told = self.resume(f"node=attic&epoch={EPOCH},{'ab' * 8},{'cd' * 8}")[1]
@@ -157,7 +157,7 @@ class Stored(PushCase):
             self.assertEqual(self.post(body(first, count))[:2], (200, {"ack": ack}))
         self.assertEqual(self.stored(), [1, 2, 3, 4, 5])
 
-    def test_a_hole_without_a_gap_is_refused_and_what_comes_next_is_said(self):
+    def test_hole_without_a_gap_is_refused_with_the_next_seq(self):
         self.post(body(1, 3))
         status, told, _ = self.post(body(6, 2))
         self.assertEqual((status, told["error"]["code"], told["error"]["next"]), (409, "expected", 4))
@@ -168,11 +168,11 @@ class Stored(PushCase):
         self.assertEqual(self.stored(), [1, 2, 3, 6, 7])
         self.assertEqual([(g["from"], g["to"]) for g in self.web.store.gaps(10)], [(4, 5)])
 
-    def test_a_gap_beyond_the_limit_is_refused_for_good(self):
+    def test_gap_beyond_a_limit_is_refused_permanently(self):
         gap = {"from": 1, "to": 10**12 + 1, "why": "x"}
         status, told, _ = self.post(body(10**12 + 2, 3, gaps=[gap]))
         self.assertEqual((status, told["error"]["code"]), (400, "bad-argument"))
-        self.assertIn("a gap is of 1,000,000,000,000 samples at most", told["error"]["text"])
+        self.assertIn("a gap can have at most 1,000,000,000,000 samples", told["error"]["text"])
         self.assertEqual((self.web.store.gaps(10), self.post(body(1, 3))[:2]), ([], (200, {"ack": 3})))
 
     def test_samples_with_too_many_channels_are_acknowledged(self):
@@ -181,13 +181,13 @@ class Stored(PushCase):
         (point,) = self.web.store.points("attic", 0, 1 << 60, 10)
         self.assertEqual(len(point.values), 256)
 
-    def test_a_gap_alone_and_nothing_at_all(self):
+    def test_body_may_contain_only_a_gap_or_nothing(self):
         self.assertEqual(self.post(body(samples=..., gaps=...))[:2], (200, {"ack": 0}))
         gap = {"from": 1, "to": 5, "why": "overwritten"}
         self.assertEqual(self.post(body(samples=[], gaps=[gap]))[:2], (200, {"ack": 5}))
         self.assertEqual(self.post(body(samples=[]))[:2], (200, {"ack": 5}))
 
-    def test_more_than_fits_one_batch(self):
+    def test_more_samples_than_one_batch_are_stored(self):
         count = 3 * BATCH_SAMPLES + 7
         self.assertEqual(self.post(body(1, count))[:2], (200, {"ack": count}))
         self.assertEqual(self.stored(), list(range(1, count + 1)))
@@ -201,7 +201,7 @@ class Stored(PushCase):
         self.assertEqual(len(by_epoch[0]), 100)
         self.assertEqual(*by_epoch)
 
-    def test_of_columns_only_what_is_new_is_stored(self):
+    def test_only_new_samples_of_columns_are_stored(self):
         self.post(body(1, 3))
         self.assertEqual(self.post(body(samples=columns(2, 10)))[:2], (200, {"ack": 11}))
         self.assertEqual(self.post(body(samples=columns(5, 3)))[:2], (200, {"ack": 7}))
@@ -210,27 +210,29 @@ class Stored(PushCase):
         self.assertEqual(self.post(body(samples=columns(13, 2), gaps=[gap]))[:2], (200, {"ack": 14}))
         self.assertEqual(self.stored(), [*range(1, 12), 13, 14])
 
-    def test_a_failed_sensor_and_a_clock_that_was_not_set(self):
+    def test_failed_sensor_and_unset_clock_are_stored(self):
         item = {**samples(1, 1)[0], "values": {"temperature": None}, "errors": {"temperature": "no answer"}}
         self.assertEqual(self.post(body(samples=[{**item, "clock": "unset"}]))[0], 200)
         self.assertEqual(self.web.store.points("attic", 0, 1 << 60, 1)[0].clock, "unset")
 
-    def test_the_page_shows_who_pushes(self):
+    def test_page_shows_pushing_nodes(self):
         self.post(body(1, 3, sensors=UNITS, every=5.0, on=True))
         status, _, answer = self.web.request("GET", "/api/v1/nodes/attic", self.web.bearer)
         told = json.loads(answer)
         self.assertEqual((status, told["every"], told["on"]), (200, 5.0, True))
         self.assertEqual([sensor["unit"] for sensor in told["sensors"]], ["°C"])
-        self.assertEqual(self.web.request("GET", "/api/v1/samples", self.web.bearer)[0], 200)  # the page's own
+        self.assertEqual(
+            self.web.request("GET", "/api/v1/samples", self.web.bearer)[0], 200
+        )  # the readings of the page itself
 
-    def test_one_that_is_collected_from_too_is_shown_once_and_asked_where_it_is_connected(self):
+    def test_node_with_two_transports_is_shown_once_and_asked_where_it_is_connected(self):
         for connected in (False, True):
             link = FakeLink("attic", {"temperature": "°C"}, connected)
             self.open(links=[link])
             self.post(body(1, 3, sensors=UNITS, on=True))
             nodes = json.loads(self.web.request("GET", "/api/v1/nodes", self.web.bearer)[2])["nodes"]
             self.assertEqual([(node["name"], node["connected"]) for node in nodes], [("attic", True)])
-            with mock.patch.object(command_queue.CommandQueue, "give", return_value=True) as given:
+            with mock.patch.object(command_queue.CommandQueue, "set_sampling", return_value=True) as given:
                 asked = self.web.request(
                     "POST", "/api/v1/nodes/attic/send", {**self.web.bearer, "Content-Type": "application/json"},
                     b'{"on": false}',
@@ -239,7 +241,7 @@ class Stored(PushCase):
                 (asked[0], link.asked, given.called), (200, [("SEND", False)] if connected else [], not connected)
             )
 
-    def test_fifty_senders_at_once(self):
+    def test_fifty_concurrent_senders_are_served(self):
         tokens = {f"node{n}": self.web.tokens.make(f"node{n}") for n in range(50)}
         answers = []
 
@@ -252,7 +254,7 @@ class Stored(PushCase):
             thread.start()
         for thread in threads:
             thread.join(LIMIT_S)
-        # Who finds every place taken is told so, and comes again: here that is how a sender stops.
+        # A client that finds all places taken receives an error and tries again; in this test the sender stops.
         self.assertLessEqual(set(answers), {200, 409, 503})
         for node, token in tokens.items():
             while self.resume(f"node={node}&epoch={EPOCH}", token)[1]["have"] < 20:
@@ -270,13 +272,13 @@ class Refused(PushCase):
         self.assertEqual(self.stored(), [])
         return status, told["error"]["text"], headers
 
-    def test_no_token_and_a_wrong_one(self):
+    def test_missing_and_wrong_tokens_are_refused(self):
         last = "0" if self.token[-1] != "0" else "1"
         for said in (None, "Bearer", "Bearer ", f"Basic {self.token}", "Bearer x", f"Bearer {self.token[:-1]}{last}",
                      f"Bearer {self.token}0", "Bearer \xe9"):  # fmt: skip
             with self.subTest(said):
                 headers = {} if said is None else {"Authorization": said}
-                self.web.app.throttle._addresses.clear()  # how often one may try is shown below
+                self.web.app.throttle._addresses.clear()  # the limit of attempts has a test below
                 for method, path in (
                     ("POST", "/api/v1/samples"),
                     ("GET", f"/api/v1/samples/resume?node=attic&epoch={EPOCH}"),
@@ -287,8 +289,8 @@ class Refused(PushCase):
                     self.assertIn("get-token", json.loads(answer)["error"]["text"])
         self.assertEqual(self.stored(), [])
 
-    def test_many_wrong_ones_are_refused_and_the_right_one_still_comes_in(self):
-        """Delays, then 429 with Retry-After, and one line of the log; other nodes may be behind the same router."""
+    def test_correct_token_is_accepted_after_many_wrong_ones(self):
+        """Delays, then 429 with Retry-After, and one log line; other nodes may be behind the same router."""
         throttle = self.web.app.throttle
         path = f"/api/v1/samples/resume?node=attic&epoch={EPOCH}"
         with (
@@ -306,7 +308,7 @@ class Refused(PushCase):
         self.assertEqual(len(logged.output), 1, logged.output)
 
     def test_wrong_passwords_count_as_wrong_tokens_do(self):
-        """A program may show its API token as the password of Basic authentication."""
+        """A program may send its API token as the password of Basic authentication."""
         path = f"/api/v1/samples/resume?node=attic&epoch={EPOCH}"
         with (
             mock.patch.object(self.web.app.throttle, "_clock", FakeClock()),
@@ -317,18 +319,18 @@ class Refused(PushCase):
                 status, _, _ = self.web.request("GET", path, {"Authorization": f"Basic {pair}"})
                 self.assertEqual(status, 401 if number < MOST else 429)
 
-    def test_a_revoked_token(self):
+    def test_revoked_token_is_refused(self):
         self.web.tokens.revoke("attic")
         self.assertEqual(self.error(body())[0], 401)
 
-    def test_the_token_of_one_node_with_samples_of_another(self):
+    def test_token_of_another_node_is_refused(self):
         other = self.web.tokens.make("cellar")
         status, text, _ = self.error(body(), other)
         self.assertEqual(status, 403)
         self.assertIn("cellar", text)
         self.assertEqual(self.resume(token=other)[0], 403)
 
-    def test_a_body_of_a_stranger_is_not_even_awaited(self):
+    def test_body_without_a_known_token_is_not_read(self):
         head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nContent-Length: {PAYLOAD_BYTES}\r\n\r\n"
         status, _, _ = parse_response(self.web.raw(head.encode(), ends=False))
         self.assertEqual(status, 401)
@@ -342,11 +344,11 @@ class Refused(PushCase):
             ({"samples": [{**good, "up": -1}]}, "sample 7: up"),
             ({"samples": [{**good, "clock": "hers"}]}, "sample 7: clock"),
             ({"samples": [{**good, "seq": 0}]}, "seq"),
-            ({"samples": ["x"]}, "a sample is an object"),
-            ({"samples": {}}, "columns are an object"), ({"samples": 7}, "samples"),
+            ({"samples": ["x"]}, "a sample must be an object"),
+            ({"samples": {}}, "columns must be an object"), ({"samples": 7}, "samples"),
             ({"samples": {**columns(7, 2), "up": [1]}}, "samples from 7: up"),
             ({"samples": {**columns(7, 2), "values": {"temperature": [1, "21"]}}}, "sample 8: temperature"),
-            ({"gaps": [{"from": 2}]}, "a gap is"), ({"gaps": 3}, "gaps"),
+            ({"gaps": [{"from": 2}]}, "a gap must be"), ({"gaps": 3}, "gaps"),
             ({"epoch": "xyz"}, "epoch"), ({"epoch": ...}, "epoch"), ({"outbox": 5}, "outbox"), ({"node": ...}, "node"),
             ({"sensors": [{"name": "Bad Name"}]}, "sensors"), ({"base": "x"}, "base"),
             ({"samples": samples(1, 2) + samples(5, 1)}, "5"),
@@ -356,7 +358,7 @@ class Refused(PushCase):
                 self.assertEqual(status, 400)
                 self.assertIn(words, text)
 
-    def test_what_is_no_json(self):
+    def test_invalid_json_is_refused(self):
         for data in (
             b"",
             b"x",
@@ -370,26 +372,26 @@ class Refused(PushCase):
             with self.subTest(data[:20]):
                 self.assertEqual(self.error(data)[0], 400)
 
-    def test_what_is_too_long(self):
+    def test_long_body_is_refused(self):
         self.assertEqual(self.error(body(why="x" * PAYLOAD_BYTES))[0], 413)
 
-    def test_questions_that_are_none(self):
+    def test_invalid_resume_requests_are_refused(self):
         for query in ("", "node=attic", "node=attic&epoch=", "node=attic&epoch=xyz", f"node=attic&epoch={EPOCH},",
                       f"node=attic&epoch={EPOCH}&outbox=x", "node=attic&epoch=" + ",".join([EPOCH] * 401)):  # fmt: skip
             with self.subTest(query[:60]):
                 self.assertIn(self.resume(query)[0], (400, 403))
 
-    def test_other_methods_say_what_there_is(self):
+    def test_unsupported_methods_are_answered_with_the_allowed_ones(self):
         self.assertEqual(self.web.request("PUT", "/api/v1/samples", self.bearer())[0], 405)
 
 
-class NotStoredNow(PushCase):
+class FailedCommits(PushCase):
     def setUp(self):
         self.open()
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
 
-    def test_503_and_nothing_is_acknowledged_or_stored_later(self):
+    def test_failed_commit_is_answered_with_503_and_nothing_is_stored_later(self):
         self.enterContext(mock.patch.object(push_server, "STORE_S", 0.1))
         self.enterContext(mock.patch.object(ingest, "_RETRY_S", 0.02))
 
@@ -407,17 +409,17 @@ class NotStoredNow(PushCase):
         self.assertEqual(wait_until(lambda: self.post(body())[1].get("ack")), 3)
         self.assertEqual(self.stored(), [1, 2, 3])
 
-    def test_nodes_without_a_token_take_no_place_of_those_that_have_one(self):
+    def test_nodes_without_a_token_do_not_displace_nodes_with_one(self):
         with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 0):
             self.assertEqual(self.post(body())[0], 200)
             self.assertEqual(self.resume()[0], 200)
         self.assertEqual(self.stored(), [1, 2, 3])
 
-    def test_503_while_the_server_stops(self):
+    def test_stopping_server_answers_503(self):
         self.web.ingestor.stop(LIMIT_S)
         self.assertEqual(self.post(body())[0], 503)
 
-    def test_a_writer_that_hangs_does_not_hold_the_sender_for_ever(self):
+    def test_hanging_writer_does_not_block_the_sender_permanently(self):
         hangs, put = threading.Event(), self.web.store.put
 
         def slow(*arguments):
@@ -436,8 +438,8 @@ class NotStoredNow(PushCase):
         self.assertEqual(self.stored(), [1, 2, 3])
 
 
-class CutOff(PushCase):
-    def test_at_every_byte_nothing_is_lost_and_nothing_comes_twice(self):
+class BrokenConnections(PushCase):
+    def test_connection_cut_at_any_byte_loses_and_repeats_nothing(self):
         self.open()
         step, at = rounds("PIGEONPOST_TEST_CUT_STEP", 7, 1), 0  # the bytes from one cut to the next
         for first in itertools.count(1):
@@ -456,7 +458,7 @@ class CutOff(PushCase):
             self.assertEqual(self.post(data)[:2], (200, {"ack": first}))
         self.assertEqual(self.stored(), list(range(1, first)))
 
-    def test_before_the_answer_is_read(self):
+    def test_connection_cut_before_the_answer_loses_nothing(self):
         self.open()
         for first in range(1, 30):
             data = body(first, 1)
@@ -467,36 +469,36 @@ class CutOff(PushCase):
         self.assertEqual(self.stored(), list(range(1, 30)))
 
 
-class OrdersFor(PushCase):
-    def test_an_order_waits_until_the_node_has_called_and_says_that_it_is_so(self):
+class Orders(PushCase):
+    def test_order_waits_until_the_node_reports_the_state(self):
         self.open()
         self.post(body(1, 1, on=True))
         answers = []
         asking = threading.Thread(target=lambda: answers.append(self.web.links[0].ask("SEND", False, limit_s=LIMIT_S)))
         asking.start()
-        wait_until(lambda: self.post(body(1, 1, on=True))[1].get("on") is False, "the node is told")
+        wait_until(lambda: self.post(body(1, 1, on=True))[1].get("on") is False, "the node receives the order")
         self.assertEqual(self.resume(f"node=attic&epoch={EPOCH}&on=true")[1]["on"], False)
         self.assertNotIn("on", self.resume(f"node=attic&epoch={EPOCH}&on=false")[1])
         asking.join(LIMIT_S)
         self.assertEqual(answers, [True])
         self.assertIs(self.web.unnumbered_sources.find("attic").on, False)
 
-    def test_nobody_waits_for_ever_and_the_order_outlives_the_server(self):
+    def test_caller_stops_waiting_and_the_order_survives_a_restart(self):
         self.open()
         self.post(body(1, 1, on=True))
         self.assertFalse(self.web.links[0].ask("SEND", False, limit_s=0.05))
         self.assertIs(command_queue.CommandQueue(self.web.folder, Faults()).of("attic"), False)
 
-    def test_another_order_takes_the_place_of_the_first(self):
+    def test_later_order_replaces_the_first(self):
         orders = command_queue.CommandQueue(temp_folder(self), Faults())
-        orders.give("attic", False, 0.0)
-        orders.give("attic", True, 0.0)
+        orders.set_sampling("attic", False, 0.0)
+        orders.set_sampling("attic", True, 0.0)
         orders.record("attic", False)
         self.assertIs(orders.of("attic"), True)
         orders.record("attic", True)
         self.assertIsNone(orders.of("attic"))
 
-    def test_an_order_that_cannot_be_kept_is_not_given(self):
+    def test_order_that_cannot_be_saved_is_refused(self):
         self.open()
         self.post(body(1, 1))
         full = mock.patch.object(json_file, "replace_file", side_effect=DiskError("the disk is full"))
@@ -504,7 +506,7 @@ class OrdersFor(PushCase):
             self.assertFalse(self.web.links[0].ask("SEND", False, limit_s=LIMIT_S))
         self.assertNotIn("on", self.post(body(1, 1))[1])
 
-    def test_status_is_the_next_call(self):
+    def test_status_is_answered_by_the_next_request(self):
         self.open()
         self.post(body(1, 1))
         self.assertFalse(self.web.links[0].ask("CHECK", limit_s=0.05))
@@ -525,14 +527,14 @@ class OrdersFor(PushCase):
                 orders = command_queue.CommandQueue(folder, faults)
             self.assertIsNone(orders.of("attic"))
             self.assertIn("is damaged", faults.present()[data_folder.COMMANDS])
-            orders.give("attic", False, 0.0)
+            orders.set_sampling("attic", False, 0.0)
             with self.assertLogs("pigeonpost.core.faults", "WARNING"):
                 self.assertEqual(faults.present(), {})
             self.assertIs(command_queue.CommandQueue(folder, faults).of("attic"), False)
 
     def test_a_damaged_file_is_replaced_by_its_copy(self):
         folder, faults = temp_folder(self), Faults()
-        command_queue.CommandQueue(folder, faults).give("attic", False, 0.0)
+        command_queue.CommandQueue(folder, faults).set_sampling("attic", False, 0.0)
         with open(os.path.join(folder, data_folder.COMMANDS), "w", encoding="ascii"):
             pass
         with self.assertLogs("pigeonpost.core.json_file", "ERROR") as logged:
@@ -579,8 +581,8 @@ class NodeCase(PushCase):
         self.assertEqual(len(self.stored(node)), count)
 
 
-class Brought(NodeCase):
-    def test_what_is_held_and_what_is_taken_then(self):
+class PushedSamples(NodeCase):
+    def test_held_and_new_samples_are_pushed(self):
         self.open()
         self.take(700)
         self.start(self.url())
@@ -595,10 +597,10 @@ class Brought(NodeCase):
         self.assertLess(abs(state.offset_ms), 60_000)
         self.assertEqual(self.info.last_sent_ms, WALL_MS)
 
-    def test_epochs_of_earlier_starts_in_their_order(self):
+    def test_epochs_of_earlier_starts_are_pushed_in_order(self):
         self.open()
         ring = self.outbox.ring
-        for number in range(12):  # more than are asked about one by one
+        for number in range(12):  # so many that one request asks about all
             self.outbox = Outbox(ring, BOOT, new_epoch=lambda number=number: f"{number:016x}")
             self.take(3)
         self.start(self.url())
@@ -616,26 +618,26 @@ class Brought(NodeCase):
         gap = self.web.store.gaps(10)[0]
         self.assertEqual((gap["from"], gap["to"]), (1, self.stored()[0] - 1))
 
-    def test_a_fork_is_found_and_goes_on_under_a_new_epoch(self):
+    def test_fork_is_detected_and_gets_a_new_epoch(self):
         self.open()
         self.post(body(1, 5, epoch=self.outbox.epoch, outbox=self.outbox.ring.identity))
         self.take(5)
         with self.assertLogs("pigeonpost.transports.push_node", "ERROR"):
             self.start(self.url())
-            self.arrived(6)  # its own fifth sample is another one
+            self.arrived(6)  # its own fifth sample differs
         self.assertEqual(len({point.epoch for point in self.web.store.points("attic", 0, 1 << 60, 100)}), 2)
 
-    def test_it_waits_for_a_server_that_is_not_there_yet(self):
+    def test_node_waits_for_a_server_that_starts_later(self):
         port = free_port()
         self.token = "0" * 32
         with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(f"http://127.0.0.1:{port}")
             wait_until(lambda: node._fault, "it has tried")
-        self.assertIn(f"127.0.0.1:{port}: Connection refused; the samples are kept", logs.output[0])
+        self.assertIn(f"127.0.0.1:{port}: Connection refused; the node keeps the samples", logs.output[0])
         self.take(3)
         self.assertIsNone(node.stop(LIMIT_S))
 
-    def test_a_date_that_the_node_does_not_know_comes_from_the_server(self):
+    def test_node_without_a_clock_uses_the_time_of_the_server(self):
         self.open()
         self.clock = FakeClock(wall_ms=0, up_ms=50_000, known=False)
         self.outbox.put(taken(wall_ms=0, up_ms=20_000, clock_set=False))
@@ -647,7 +649,7 @@ class Brought(NodeCase):
         self.assertEqual(point.clock, "server")
         self.assertLess(abs(point.time_ms - (Clock().wall_ms() - 30_000)), 60_000)
 
-    def test_a_server_that_was_set_back_gets_again_what_it_lost(self):
+    def test_restored_server_receives_the_lost_samples_again(self):
         self.open()
         self.enterContext(mock.patch.object(push_node, "POLL_S", 0.01))
         self.take(20)
@@ -660,7 +662,7 @@ class Brought(NodeCase):
                 mock.patch.object(first.ingestor, "submit", self.web.ingestor.submit):  # fmt: skip
             self.arrived(20)
 
-    def test_on_and_off_are_heard_when_it_calls(self):
+    def test_orders_reach_the_node_with_its_next_request(self):
         self.open()
         self.enterContext(mock.patch.object(push_node, "POLL_S", 0.01))
         self.enterContext(mock.patch.object(push_node, "POLL_OFF_S", 0.01))
@@ -681,13 +683,13 @@ class OverTls(NodeCase):
         super().setUp()
         self.open(tls=Tls(*self.paths))
 
-    def test_a_pinned_certificate(self):
+    def test_pinned_certificate_is_accepted(self):
         self.take(20)
         colons = ":".join(fingerprint_of(self.paths[0]).upper()[k : k + 2] for k in range(0, 64, 2))
         self.start(self.url("https"), colons)
         self.arrived(20)
 
-    def test_another_one_is_refused_before_the_token_is_shown(self):
+    def test_unpinned_certificate_is_refused_before_the_token_is_sent(self):
         self.take(3)
         other = fingerprint_of(self.other[0])
         with (
@@ -700,7 +702,7 @@ class OverTls(NodeCase):
         asked.assert_not_called()
         self.assertEqual(self.stored(), [])
 
-    def test_without_a_fingerprint_it_has_to_be_signed_by_whom_the_system_trusts(self):
+    def test_certificate_must_be_trusted_by_the_system_without_a_fingerprint(self):
         self.take(3)
         with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(self.url("https"))
@@ -711,7 +713,7 @@ class OverTls(NodeCase):
             self.start(self.url("https"))
             self.arrived(3)
 
-    def test_plain_http_to_such_a_server_says_what_to_do(self):
+    def test_plain_http_to_a_tls_server_is_answered_with_the_remedy(self):
         with self.assertLogs("pigeonpost.transports.push_node", "WARNING") as logs:
             node = self.start(self.url("http"))
             wait_until(lambda: node._fault, "it has tried")
@@ -719,7 +721,7 @@ class OverTls(NodeCase):
 
 
 class Scripted:
-    """A web server that answers each request with the next of `answers` (the last one again and again)."""
+    """A web server that answers each request with the next of `answers`, and repeats the last one."""
 
     def __init__(self, test, *answers):
         self.requests = []
@@ -743,7 +745,7 @@ class Scripted:
                 try:
                     self._serve(sock)
                 except OSError:
-                    pass  # the node has gone
+                    pass  # the node has disconnected
 
     def _serve(self, sock):
         data = b""
@@ -771,12 +773,12 @@ def answer(status, told, more=""):
     return f"HTTP/1.1 {status} X\r\n{more}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-CUT = b" ... cut"  # what ends so is the last on its connection
+CUT = b" ... cut"  # an answer with this ending is the last one of its connection
 RESUMED = answer(200, {"have": 0})
 
 
 class Answers(NodeCase):
-    """Whatever a server answers, the node keeps what it has, says what is wrong, and comes again."""
+    """With any answer of the server, the node keeps its samples, logs the reason, and tries again."""
 
     def setUp(self):
         super().setUp()
@@ -792,7 +794,7 @@ class Answers(NodeCase):
             self.assertIsNone(node.stop(LIMIT_S))
         return server, logs.output[0]
 
-    def test_what_it_says_itself(self):
+    def test_requests_of_the_node_have_the_documented_form(self):
         server = Scripted(self, RESUMED, answer(200, {"ack": 3}))
         self.start(server.url)
         wait_until(lambda: len(server.requests) == 2)
@@ -811,10 +813,10 @@ class Answers(NodeCase):
         self.assertEqual([sample["seq"] for sample in said["samples"]], [1, 2, 3])
 
     def pushed(self, server):
-        """The samples of each body that came."""
+        """Return the samples of each body received."""
         return [json.loads(data)["samples"] for head, data in server.requests if head.startswith(b"POST")]
 
-    def test_columns_go_to_a_server_that_takes_them_but_a_single_sample_stays_readable(self):
+    def test_columns_are_sent_to_a_server_that_accepts_them_except_single_samples(self):
         server = Scripted(
             self, answer(200, {"have": 0, "columns": True}), answer(200, {"ack": 3}), answer(200, {"ack": 4})
         )
@@ -826,7 +828,7 @@ class Answers(NodeCase):
         self.assertEqual((many["seq"], len(many["time"]), many["values"]), (1, 3, {"temperature": [1, 2, 3]}))
         self.assertEqual([sample["seq"] for sample in single], [4])
 
-    def test_columns_that_an_older_server_behind_the_address_refuses_are_sent_as_an_array(self):
+    def test_columns_refused_by_an_older_server_are_sent_as_an_array(self):
         self.enterContext(mock.patch.object(push_node_client, "LONGEST_RETRY_S", 0.005))
         resumed = answer(200, {"have": 0, "columns": True})
         server = Scripted(
@@ -839,32 +841,32 @@ class Answers(NodeCase):
         refused, taken_ = self.pushed(server)
         self.assertEqual((type(refused), [sample["seq"] for sample in taken_]), (dict, [1, 2, 3]))
 
-    def test_it_goes_on_from_what_the_server_has(self):
+    def test_pushing_continues_after_the_marks_of_the_server(self):
         server = Scripted(self, answer(200, {"have": 2}), answer(200, {"ack": 3}))
         self.start(server.url)
         wait_until(lambda: len(server.requests) == 2)
         self.assertEqual([sample["seq"] for sample in json.loads(server.requests[1][1])["samples"]], [3])
 
-    def test_a_path_before_ours(self):
+    def test_path_of_the_address_is_prepended(self):
         server = Scripted(self, RESUMED, answer(200, {"ack": 3}))
         self.start(f"{server.url}/sensors/")
         wait_until(lambda: len(server.requests) == 2)
         self.assertTrue(server.requests[1][0].startswith(b"POST /sensors/api/v1/samples HTTP/1.1\r\n"))
 
-    def test_a_refused_token_is_said_clearly_and_tried_on_slowly(self):
+    def test_rejected_token_is_logged_and_tried_again_slowly(self):
         for status in (401, 403):
             with self.subTest(status):
                 told = {"error": {"code": "token", "text": "That is no node's token here."}}
                 server, said = self.fault_after(answer(status, told))
-                self.assertIn(f"refuses this node's token ({status}): That is no node's token here.", said)
+                self.assertIn(f"rejects this node's token ({status}): That is no node's token here.", said)
                 self.assertEqual(len(server.requests), 1)
 
-    def test_everything_else(self):
+    def test_each_invalid_answer_is_logged_and_tried_again(self):
         for second, words in (
-            (answer(409, {"error": {"text": "sample 2 comes next"}}), "lacks samples before those that came: sample 2"),
+            (answer(409, {"error": {"text": "sample 2 comes next"}}), "lacks samples before those sent: sample 2"),
             (answer(503, {"error": {"text": "the disk is full"}}, "Retry-After: 1\r\n"), "answers 503: the disk"),
             (answer(400, {"error": "x"}), "answers 400"), (answer(301, {}), "answers 301"),
-            (answer(500, b"<html>"), "no JSON object"), (answer(200, b"[]"), "no JSON object"),
+            (answer(500, b"<html>"), "without a valid JSON"), (answer(200, b"[]"), "without a valid JSON"),
             (answer(200, {"ack": 2}), "acknowledges 2"), (answer(200, {"ack": 99}), "acknowledges 99"),
             (answer(200, {}), "acknowledges None"), (answer(200, {"ack": "3"}), "acknowledges '3'"),
             (answer(200, b" " * 70_000), "more than 65536 bytes"), (b"HTTP/1.1 nonsense\r\n\r\n", "nonsense"),
@@ -874,8 +876,8 @@ class Answers(NodeCase):
                 _, said = self.fault_after(RESUMED, second)
                 self.assertIn(words, said)
 
-    def test_an_answer_that_is_cut_is_no_other_kind_of_server(self):
-        """Which would be tried on rarely."""
+    def test_truncated_answer_is_tried_again_soon(self):
+        """It is not treated as the answer of another kind of server, which would be tried again rarely."""
         cut_head = b"HTTP/1.1 200 OK\r\nServer:" + CUT
         cut_length = b"HTTP/1.1 200 OK\r\nContent-Length: " + CUT
         cut_body = answer(200, {"ack": 3, "more": "x" * 50})[:-20] + CUT
@@ -885,21 +887,21 @@ class Answers(NodeCase):
         self.start(server.url)
         wait_until(lambda: len(server.requests) >= 8, "it has come again")
 
-    def test_a_resume_that_is_none(self):
+    def test_invalid_resume_answer_is_logged(self):
         for told in ({}, {"have": -1}, {"have": "3"}, {"have": None}, {"have": 1.5}, {"have": True}):
             with self.subTest(told):
-                self.assertIn("says that it has", self.fault_after(answer(200, told))[1])
+                self.assertIn("reports an invalid mark", self.fault_after(answer(200, told))[1])
 
-    def test_a_resume_of_many_epochs_that_is_none(self):
+    def test_invalid_resume_answer_for_many_epochs_is_logged(self):
         ring = self.outbox.ring
-        for number in range(12):  # more than are asked about one by one
+        for number in range(12):  # so many that one request asks about all
             self.outbox = Outbox(ring, BOOT, new_epoch=lambda number=number: f"{number:016x}")
             self.take()
         for marks in ([], 5, None, {f"{1:016x}": 5}, {f"{1:016x}": []}, {f"{1:016x}": [1, 2, 3]}):
             with self.subTest(marks):
-                self.assertIn("says that it has", self.fault_after(answer(200, {"epochs": marks}))[1])
+                self.assertIn("reports an invalid mark", self.fault_after(answer(200, {"epochs": marks}))[1])
 
-    def test_after_503_it_comes_again_and_the_same_samples_with_it(self):
+    def test_same_samples_are_pushed_again_after_503(self):
         server = Scripted(
             self, RESUMED, answer(503, {}), RESUMED, None, RESUMED, answer(409, {}), RESUMED, answer(200, {"ack": 3})
         )
@@ -916,7 +918,7 @@ class Answers(NodeCase):
         with mock.patch.object(Scripted, "_serve", lambda self, sock: never.wait(LIMIT_S)):
             node = self.start(Scripted(self).url)
             wait_until(lambda: node._client._connection._link.sock is not None)
-            join, limits_s = node._thread.join, iter((0.02, LIMIT_S))  # before it is cut off, and then
+            join, limits_s = node._thread.join, iter((0.02, LIMIT_S))  # limits before and after the connection is cut
             began_s = time.monotonic()
             with mock.patch.object(node._thread, "join", lambda _: join(next(limits_s))):
                 self.assertIsNone(node.stop(2.0))
@@ -924,30 +926,30 @@ class Answers(NodeCase):
             never.set()
 
 
-class SetUp(NodeCase):
-    def test_without_a_token_it_does_not_begin_and_says_what_to_do(self):
+class NodeSettings(NodeCase):
+    def test_missing_token_is_a_settings_error_with_the_remedy(self):
         info = NodeInfo("attic", UNITS, 10.0, None, self.outbox.switch, dict)
-        with self.assertRaisesRegex(SettingsError, r"get-token attic.*PIGEONPOST_NODE_TOKEN"):
+        with self.assertRaisesRegex(SettingsError, r"PIGEONPOST_NODE_TOKEN.*get-token attic"):
             push_node.PushNodeTransport(self.settings("http://localhost:1"), info, self.outbox, self.clock)
 
-    def test_addresses_and_fingerprints_that_are_none(self):
+    def test_invalid_addresses_and_fingerprints_are_refused(self):
         for to in ("localhost:8080", "ftp://x", "http://", "http://a b", "https://host:x", "http://u@h"):
             with self.subTest(to), self.assertRaisesRegex(SettingsError, r"\[push\] to takes"):
                 self.settings(to)
-        with self.assertRaisesRegex(SettingsError, r"\[push\] certificate takes a certificate's SHA-256"):
+        with self.assertRaisesRegex(SettingsError, r"\[push\] certificate takes the SHA-256 fingerprint"):
             self.settings("https://localhost", "ab:cd")
 
-    def test_a_token_that_goes_over_the_network_in_the_open_is_warned_of(self):
+    def test_unencrypted_token_on_the_network_is_warned_of(self):
         with self.assertLogs("pigeonpost.transports.push_node_client", "WARNING") as logs:
             PushClient("http://192.0.2.1:8080", "", "token")
-        self.assertIn("unprotected", logs.output[0])
+        self.assertIn("unencrypted", logs.output[0])
         with self.assertNoLogs("pigeonpost.transports.push_node_client", "WARNING"):
             PushClient("http://127.0.0.1:8080", "", "token")
             PushClient("https://192.0.2.1:8080", "", "token")
 
 
-class Keeping(PushCase):
-    def test_many_pushes_over_one_connection(self):
+class KeepAlive(PushCase):
+    def test_many_pushes_use_one_connection(self):
         self.open()
         head = f"POST /api/v1/samples HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.token}\r\n"
         with self.web.connect() as sock:

@@ -1,4 +1,4 @@
-"""Nodes that connect to the server and are refused: what people see of it; and tokens that change meanwhile."""
+"""Nodes that connect to the server and are refused: the faults on the pages, and changes of tokens."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ def setUpModule():
     use_memory_disk()
 
 
-class Notice(unittest.TestCase):
+class NodeFaults(unittest.TestCase):
     def setUp(self):
         self.clock, self.faults = FakeClock(), Faults()
         sources = types.SimpleNamespace(find=lambda node: object() if node == "caller" else None)
@@ -37,12 +37,12 @@ class Notice(unittest.TestCase):
 
     def test_a_known_node_is_named_with_the_remedy(self):
         self.nodes.refused("attic", "192.0.2.7", WHY)
-        text = f"a client at 192.0.2.7 that calls itself attic is refused: {WHY}"
+        text = f"a client at 192.0.2.7 that reports the name attic is rejected: {WHY}"
         self.assertEqual(self.shown(), {"node attic (push)": text})
         self.nodes.accepted("attic")
         self.assertEqual(self.shown(), {})
 
-    def test_one_that_has_called_before_is_known_too(self):
+    def test_node_that_connected_before_is_named(self):
         self.nodes.refused("caller", "192.0.2.7", WHY)
         self.assertEqual(list(self.shown()), ["node caller (push)"])
 
@@ -51,7 +51,7 @@ class Notice(unittest.TestCase):
             self.nodes.refused(f"invented{n}", "192.0.2.7", WHY)
         self.assertEqual((self.shown(), self.nodes._refused_s), ({}, {}))
 
-    def test_nobody_spoils_the_page_of_a_node_that_is_well(self):
+    def test_recently_accepted_node_is_not_shown_as_refused(self):
         self.nodes.accepted("attic")
         self.nodes.refused("attic", "192.0.2.66", WHY)
         self.assertEqual(self.shown(), {})
@@ -59,7 +59,7 @@ class Notice(unittest.TestCase):
         self.nodes.refused("attic", "192.0.2.7", WHY)
         self.assertEqual(list(self.shown()), ["node attic (push)"])
 
-    def test_it_is_noted_once_a_minute(self):
+    def test_refused_node_is_recorded_once_a_minute(self):
         with self.assertLogs("pigeonpost.core.faults", "ERROR") as logged:
             for n in range(100):
                 self.nodes.refused("attic", f"192.0.2.{n}", WHY)
@@ -67,7 +67,7 @@ class Notice(unittest.TestCase):
             self.nodes.refused("attic", "192.0.2.200", WHY)
         self.assertEqual(len(logged.output), 2)
 
-    def test_it_is_forgotten_when_the_client_has_given_up(self):
+    def test_fault_ends_after_the_client_has_given_up(self):
         self.nodes.refused("attic", "192.0.2.7", WHY)
         self.clock.sleep(SHOWN_S + 1)
         self.assertEqual(self.shown(), {})
@@ -78,22 +78,22 @@ class Push(PushCase):
         super().setUp()
         self.open()
 
-    def test_with_a_wrong_token(self):
+    def test_wrong_token_is_shown_with_the_remedy(self):
         self.assertEqual(self.resume(token="0" * 32)[0], 401)
         (text,) = self.web.app.faults.present().values()
-        self.assertIn("calls itself attic is refused: its token is not that of attic; ", text)
+        self.assertIn("reports the name attic is rejected: its token is not that of attic; ", text)
         self.assertIn("`control.py get-token attic`", text)
-        self.assertIn("calls itself attic is refused", self.web.request("GET", "/", self.web.bearer)[2].decode())
+        self.assertIn("reports the name attic is rejected", self.web.request("GET", "/", self.web.bearer)[2].decode())
         self.assertEqual(self.resume()[0], 200)
         self.assertEqual(self.web.app.faults.present(), {})
 
-    def test_rotated_both_tokens_are_accepted_until_the_new_one_is_used(self):
+    def test_both_tokens_are_accepted_until_the_new_one_is_used(self):
         new = self.web.tokens.rotate("attic")
         self.assertEqual(self.post(body(1, 3))[0], 200)
         self.assertEqual(self.post(body(4, 3), new)[0], 200)
         self.assertEqual(self.post(body(7, 3))[0], 401)
 
-    def test_revoked_while_its_body_comes_nothing_of_it_is_stored(self):
+    def test_body_is_not_stored_if_its_token_is_revoked(self):
         data = body(1, 30)
         address = f"{self.web.address[0]}:{self.web.address[1]}"
         head = (
@@ -103,7 +103,7 @@ class Push(PushCase):
         with socket.create_connection(self.web.address, LIMIT_S) as sock:
             sock.settimeout(LIMIT_S)
             sock.sendall(head.encode())
-            self.assertIn(b" 100 ", sock.recv(1000))  # its token was right
+            self.assertIn(b" 100 ", sock.recv(1000))  # its token was accepted
             self.web.tokens.revoke("attic")
             sock.sendall(data)
             self.assertEqual(next_response(read_all(sock))[0], 401)
@@ -120,16 +120,16 @@ class Mqtt(test_mqtt.MqttCase):
 
     def send(self, token, first):
         data = test_mqtt.body(first, 2)
-        self.net.queue.append((test_mqtt.TO_ANY, test_mqtt.sign(data, LinkKey(token).seal("mqtt", data))))
+        self.net.queue.append((test_mqtt.TO_ANY, test_mqtt.sign(data, LinkKey(token).signature("mqtt", data))))
         self.net.deliver()
         mac, answer = test_mqtt.split_signature(self.net.queue.pop()[1])
         told = json.loads(answer)
         if "ack" in told:
-            self.assertTrue(LinkKey(token).is_seal(mac, "mqtt", answer))  # by the token that the node has
+            self.assertTrue(LinkKey(token).is_signature(mac, "mqtt", answer))  # signed with the node's token
             return told["ack"]
         return told["error"]["text"]
 
-    def test_rotated_and_revoked(self):
+    def test_rotation_and_revocation_apply_to_signed_bodies(self):
         new = self.tokens.rotate("basement")
         self.assertEqual([self.send(self.old, 1), self.send(new, 3)], [2, 4])
         self.assertIn("`control.py get-token basement`", self.send(self.old, 5))
@@ -141,7 +141,7 @@ class Mqtt(test_mqtt.MqttCase):
     def test_a_wrong_token_is_shown(self):
         self.send("another token of 16", 1)
         (text,) = self.faults.present().values()
-        self.assertIn("a client at the broker broker:1883 that calls itself basement is refused: not signed", text)
+        self.assertIn("a client at the broker broker:1883 that reports the name basement is rejected: not signed", text)
         self.send(self.old, 1)
         self.assertEqual(self.faults.present(), {})
 

@@ -1,4 +1,4 @@
-"""Transports that are switched on: one whose library is missing does not keep the others from their work."""
+"""Transports with a missing library do not keep the others from running."""
 
 import argparse
 import sys
@@ -21,27 +21,27 @@ def setUpModule():
     use_memory_disk()
 
 
-class Missing(unittest.TestCase):
+class MissingLibraries(unittest.TestCase):
     def fail_with(self, error):
         def make(*_):
             raise error
 
         return make
 
-    def test_what_stands_for_it_does_nothing_and_has_the_remedy(self):
+    def test_replacement_of_a_transport_shows_the_missing_library(self):
         with self.assertLogs("pigeonpost.transports.registry", "ERROR") as logged:
             made = registry.make_or_explain(self.fail_with(MissingLibrary("sudo apt install it")), 1, 2)
         self.assertEqual(made.fault, "sudo apt install it")
-        self.assertIn("sudo apt install it; everything else goes on", logged.output[0])
+        self.assertIn("sudo apt install it; everything else keeps running", logged.output[0])
         made.start()
         self.assertIsNone(made.stop(0.0))
-        self.assertEqual(PassiveTransport().fault, "")  # of all others
+        self.assertEqual(PassiveTransport().fault, "")  # the fault is not shared
 
-    def test_wrong_settings_are_refused_as_ever(self):
+    def test_invalid_settings_are_refused(self):
         with self.assertRaises(SettingsError):
             registry.make_or_explain(self.fail_with(SettingsError("x")))
 
-    def test_a_node_samples_and_shows_it(self):
+    def test_node_without_the_library_samples_and_shows_the_fault(self):
         environment = {"PIGEONPOST_MQTT_HOST": "localhost", "PIGEONPOST_OUTBOX_SLOTS": "64"}
         flags = argparse.Namespace(config=None, node_data=temp_folder(self), node_simulate=True)
         with (

@@ -1,4 +1,4 @@
-"""The TCP transport, on real sockets: both ends, people with nc, peers that are slow, broken or hostile."""
+"""The TCP transport on real sockets: both ends, people with nc, and peers that are slow, broken or hostile."""
 
 import contextlib
 import errno
@@ -54,7 +54,7 @@ HELLO = {"link": 1, "server": "home", "ledger": "1" * 16, "clock": "unset"}
 
 class TcpCase(unittest.TestCase):
     def setUp(self):
-        logging.disable(logging.CRITICAL)  # what is logged is looked at where a test says so
+        logging.disable(logging.CRITICAL)  # tests of log lines enable them
         self.addCleanup(logging.disable, logging.NOTSET)
         self.enterContext(mock.patch.object(tcp_server, "RETRY_S", 0.02))
         self.ledger = FakeLedger()
@@ -63,7 +63,7 @@ class TcpCase(unittest.TestCase):
         self.outbox = Outbox(Ring("/card", slots, 128, MemoryDisk()), BOOT)
 
     def start_node(self, key=None, address=("127.0.0.1", 0)):
-        """A node's end, listening, on the outbox that there is."""
+        """Start a node's end that listens and uses the present outbox."""
         if not hasattr(self, "outbox"):
             self.make_outbox()
         info = NodeInfo("basement", SENSORS, 10.0, key, self.outbox.switch, lambda: {"held": self.outbox.ring.last})
@@ -91,7 +91,7 @@ class TcpCase(unittest.TestCase):
         return self.enterContext(Talk(node.address))
 
     def collector(self, node, name="home"):
-        """A collecting session by hand, open."""
+        """Return an open collecting session for lines written by hand."""
         talk = self.talk(node)
         talk.say("HELLO", {**HELLO, "server": name})
         talk.until("HELLO")
@@ -100,7 +100,7 @@ class TcpCase(unittest.TestCase):
         return talk
 
     def is_well(self, node):
-        """It answers a stranger as ever."""
+        """Check that the node still answers a new connection."""
         with Talk(node.address) as talk:
             talk.say("CHECK")
             self.assertEqual(talk.until("STATUS").args[2]["held"], self.outbox.ring.last)
@@ -147,7 +147,7 @@ def read_line(sock):
 
 
 class BothEnds(TcpCase):
-    def test_they_collect(self):
+    def test_server_collects_the_samples_of_a_node(self):
         self.make_outbox()
         self.take(700)
         node = self.start_node()
@@ -162,7 +162,7 @@ class BothEnds(TcpCase):
         self.assertEqual(self.ledger.repeats, 0)
 
     @mock.patch("pigeonpost.transports.tcp_server_session.COLUMNS_WINDOW", 5000)
-    def test_a_large_backlog_through_a_window_that_only_acks_open(self):
+    def test_large_backlog_is_collected_through_the_window(self):
         self.make_outbox(slots=16_384)
         self.take(12_000)
         self.ledger.at_once = False
@@ -173,7 +173,7 @@ class BothEnds(TcpCase):
             self.ledger.commit()
         self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 12_001)))
 
-    def test_with_a_token(self):
+    def test_server_with_the_token_collects(self):
         key = LinkKey(TOKEN)
         self.make_outbox()
         self.take(5)
@@ -194,7 +194,7 @@ class BothEnds(TcpCase):
         self.ledger.wait_for(60)
         self.assertEqual(node.collectors, ["home", "second"])
 
-    def test_a_node_that_is_started_again_is_found_again(self):
+    def test_restarted_node_is_collected_from_again(self):
         node = self.start_node(address=("127.0.0.1", free_port()))
         self.take(5)
         server = self.start_server(node.address)
@@ -211,9 +211,9 @@ class BothEnds(TcpCase):
         wait_until(lambda: server.state.connected)
 
     def test_cut_at_any_byte_everything_arrives_once(self):
-        """Between them stands a proxy that cuts each connection after some bytes, in either direction."""
+        """A proxy between both ends cuts each connection after some bytes, in either direction."""
         chance = random.Random(5)
-        # By turns, not by chance: the first three connections cannot carry 1,500 samples, and each seventh can.
+        # In a fixed sequence: the first three connections cannot carry 1,500 samples, and each seventh one can.
         allowances = itertools.cycle((50, 300, 900, 3000, 10_000, 600, 40_000))
         self.make_outbox(slots=4096)
         self.take(1500)
@@ -238,7 +238,7 @@ class BothEnds(TcpCase):
             self.assertGreater(proxy.connections, 3)
             self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 1501)))
 
-    def test_nothing_is_left_of_a_connection(self):
+    def test_closed_connection_leaves_nothing(self):
         node = self.start_node()
         left = Leftovers()
         for _ in range(100):
@@ -249,11 +249,11 @@ class BothEnds(TcpCase):
         left.wait_for_none()
         self.assertEqual(self.outbox._watchers, set())
 
-    def test_both_are_ends_of_a_road(self):
+    def test_both_ends_are_transports(self):
         self.assertTrue(issubclass(TcpNodeTransport, Transport) and issubclass(TcpServerTransport, Transport))
 
 
-class Asking(TcpCase):
+class Commands(TcpCase):
     def test_send_and_check_are_answered(self):
         server = self.start_server(self.start_node().address)
         wait_until(lambda: server.state.connected)
@@ -264,11 +264,11 @@ class Asking(TcpCase):
         self.assertEqual(server.state.details["held"], 0)
         self.assertIsNotNone(server.state.round_trip_ms)
 
-    def test_without_a_connection_there_is_no_answer(self):
+    def test_ask_without_a_connection_returns_false(self):
         server = TcpServerTransport(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock())
         self.assertFalse(server.ask("CHECK"))
 
-    def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(self):
+    def test_wait_for_the_answer_of_a_node_is_limited(self):
         def serve(sock):
             read_line(sock)
             sock.sendall(encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}))
@@ -279,7 +279,7 @@ class Asking(TcpCase):
         wait_until(lambda: server.state.connected)
         self.assertFalse(server.ask("CHECK", limit_s=0.05))
 
-    def test_a_status_that_was_asked_for_before_does_not_answer_send(self):
+    def test_status_of_an_earlier_check_does_not_answer_send(self):
         def serve(sock):
             read_line(sock)
             sock.sendall(encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}))
@@ -303,17 +303,17 @@ class Asking(TcpCase):
             server._answered, "wait", lambda seconds: (not seconds or came.wait(LIMIT_S)) and answered(0.0)
         ):
             self.assertFalse(server.ask("SEND", False))
-        self.assertTrue(server.state.on)  # it did come
+        self.assertTrue(server.state.on)  # the STATUS was received
 
 
 class ByHand(TcpCase):
-    """As a person with nc, or an old program."""
+    """A person with nc, or an old program."""
 
     def setUp(self):
         super().setUp()
         self.node = self.start_node()
 
-    def test_check_and_send(self):
+    def test_check_and_send_typed_by_a_person_are_answered(self):
         talk = self.talk(self.node)
         talk.send(b"CHECK\n")
         self.assertRegex(talk.line(), rb'^STATUS ON - \{"time":"[^"]{24}","held":0\}$')
@@ -328,27 +328,27 @@ class ByHand(TcpCase):
         talk.send(b"BYE\n")
         self.assertIsNone(talk.line())
 
-    def test_a_letter_at_a_time(self):
+    def test_line_sent_as_single_characters_is_read(self):
         talk = self.talk(self.node)
         for letter in b"CHECK\nCHECK\n":
             talk.send(bytes([letter]))
         self.assertEqual([talk.message().word for _ in range(2)], ["STATUS", "STATUS"])
 
-    def test_many_lines_at_once(self):
+    def test_many_lines_in_one_packet_are_answered(self):
         talk = self.talk(self.node)
         talk.send(b"CHECK\n" * 2000 + b"SEND OFF\n")
         for _ in range(2000):
             self.assertTrue(talk.line().startswith(b"STATUS "))
         self.assertEqual(talk.line(), b"SENDBACK OFF")
 
-    def test_who_says_no_more_is_still_answered(self):
-        """`echo CHECK | nc` closes its half at once."""
+    def test_peer_that_closes_its_half_is_still_answered(self):
+        """`echo CHECK | nc` closes its half immediately."""
         talk = self.talk(self.node)
         talk.send(b"CHECK\nSEND OFF\n")
         talk.sock.shutdown(socket.SHUT_WR)
         self.assertEqual([message.word for message in talk.rest()], ["STATUS", "SENDBACK"])
 
-    def test_the_longest_line_and_one_byte_more(self):
+    def test_longest_line_is_read_and_a_longer_one_is_refused(self):
         talk = self.talk(self.node)
         for end in (b"\n", b"\r\n"):
             line = b"X" * (LINE_BYTES - len(end)) + end
@@ -359,7 +359,7 @@ class ByHand(TcpCase):
         self.assertEqual(error.args[0], "too-long")
         self.assertIn("65536 bytes", error.args[1]["text"])
 
-    def test_a_connection_that_is_cut_in_a_line_leaves_nothing(self):
+    def test_connection_cut_within_a_line_leaves_nothing(self):
         for part in (b"", b"SEND O", b"SEND OFF", b"HELLO {"):
             with Talk(self.node.address) as talk:
                 talk.send(part)
@@ -368,13 +368,13 @@ class ByHand(TcpCase):
 
 
 class Listening(TcpCase):
-    def test_an_address_that_is_taken_is_named(self):
+    def test_address_in_use_is_named_in_the_error(self):
         node = self.start_node()
         with self.assertRaises(SettingsError) as caught:
             self.start_node(address=node.address)
         self.assertIn(f"cannot listen on 127.0.0.1:{node.address[1]}: Address already in use", str(caught.exception))
 
-    def test_on_ipv6(self):
+    def test_node_listens_on_ipv6(self):
         try:
             node = self.start_node(address=("::1", 0))
         except SettingsError:
@@ -384,7 +384,7 @@ class Listening(TcpCase):
         wait_until(lambda: server.state.connected)
         self.assertEqual(server.state.address, f"[::1]:{node.address[1]}")
 
-    def test_from_another_machine_a_node_without_a_token_answers_nothing(self):
+    def test_node_without_a_token_answers_no_other_machine(self):
         node = self.start_node()
         with mock.patch.object(tcp_node, "is_loopback", lambda host: False):
             talk = self.talk(node)
@@ -394,7 +394,7 @@ class Listening(TcpCase):
         self.assertIn("control.py token", error.args[1]["text"])
         self.assertTrue(self.outbox.on)
 
-    def test_who_does_not_prove_himself_in_time_is_closed(self):
+    def test_connection_without_a_proof_in_time_is_closed(self):
         node = self.start_node(LinkKey(TOKEN))
         with mock.patch("pigeonpost.transports.tcp_node_session.AUTH_S", 0.02):
             for said in (b"", b"\n\n", encode("HELLO", {**HELLO, "nonce": "5e" * 16})):
@@ -404,27 +404,29 @@ class Listening(TcpCase):
 
 
 class Limits(TcpCase):
-    """Slots of a node: who gets one, and who loses it."""
+    """Slots of a node: which connections get one, and which lose it."""
 
     def setUp(self):
         super().setUp()
         self.key = LinkKey(TOKEN)
-        # Who is silent is closed for others here, never because this machine is slow.
+        # Silent connections are closed in favour of others, never because this machine is slow.
         self.enterContext(mock.patch("pigeonpost.transports.tcp_node_session.AUTH_S", 10 * LIMIT_S))
 
     def hold(self, node, count, source="127.0.0.1"):
-        """So many silent connections from one address, all admitted."""
+        """Open `count` silent connections from one address; return them once all are admitted."""
         socks = []
         for n in range(1, count + 1):
             socks.append(socket.create_connection(node.address, LIMIT_S, (source, 0)))
             self.addCleanup(socks[-1].close)
-            if n % 32 == 0 or n == count:  # the kernel's queue is never full: it would make the next one wait a second
+            if (
+                n % 32 == 0 or n == count
+            ):  # keep the kernel's queue from filling up, which would delay the next one by a second
                 peer = "{}:{}".format(*socks[-1].getsockname())
                 wait_until(lambda p=peer: p in [one.peer for one in list(node._connections)])
         return socks
 
     def prove(self, node):
-        """A plain session that has shown the token."""
+        """Return a plain session that has sent the token."""
         talk = self.talk(node)
         talk.say("AUTH", {"token": TOKEN})
         talk.say("CHECK")
@@ -432,14 +434,14 @@ class Limits(TcpCase):
         return talk
 
     def said_last(self, sock):
-        """What a connection was told before it was closed."""
+        """Return the errors that a connection received before it was closed."""
         talk = Talk.__new__(Talk)
         talk.sock, talk._part = sock, b""
         sock.settimeout(LIMIT_S)
         return [message.args[0] for message in talk.rest()]
 
     def pause(self):
-        """A shorter pause where there is no room for a connection."""
+        """Shorten the pause after a shortage."""
         return mock.patch.object(tcp_node, "PAUSE_S", 0.02)
 
     def is_open(self, sock):
@@ -448,7 +450,7 @@ class Limits(TcpCase):
             return bool(sock.recv(1, socket.MSG_PEEK))
         return True
 
-    def test_when_all_slots_are_taken_the_oldest_silent_connection_gives_way(self):
+    def test_oldest_silent_connection_is_evicted_at_the_limit(self):
         node = self.start_node(self.key)
         socks = self.hold(node, MOST_CONNECTIONS)
         talk = self.prove(node)
@@ -456,9 +458,9 @@ class Limits(TcpCase):
         self.assertTrue(all(self.is_open(sock) for sock in socks[1:]))
         self.hold(node, MOST_CONNECTIONS + 8)
         talk.say("CHECK")
-        talk.until("STATUS")  # who has proven himself stays
+        talk.until("STATUS")  # a proven connection stays
 
-    def test_on_a_node_without_a_token_a_server_that_collects_stays_and_the_others_give_way(self):
+    def test_collecting_server_is_not_evicted_from_a_node_without_a_token(self):
         node = self.start_node()
         collecting = self.collector(node)
         talk = self.talk(node)
@@ -470,7 +472,7 @@ class Limits(TcpCase):
         collecting.until("STATUS")
         wait_until(lambda: node.collectors == ["home"])
 
-    def test_a_host_gives_way_to_itself_before_others_do(self):
+    def test_connection_of_the_same_host_is_evicted_first(self):
         node = self.start_node(self.key)
         with mock.patch.object(tcp_node, "is_loopback", lambda host: False):
             first = self.hold(node, 1, "127.0.0.2")
@@ -481,7 +483,7 @@ class Limits(TcpCase):
             self.assertEqual(self.said_last(many[0]), ["too-many"])
             self.assertTrue(self.is_open(first[0]))
 
-    def test_of_many_addresses_the_one_with_most_connections_gives_way(self):
+    def test_host_with_most_connections_is_evicted_first(self):
         node = self.start_node(self.key)
         first = self.hold(node, 1, "127.0.0.2")
         many = self.hold(node, 3, "127.0.0.3")
@@ -491,8 +493,8 @@ class Limits(TcpCase):
         self.assertEqual(self.said_last(many[0]), ["too-many"])
         self.assertTrue(self.is_open(first[0]))
 
-    def test_a_server_that_comes_back_has_its_time_to_prove_itself(self):
-        """Its host has proven itself before: others give way first, though its connection is the oldest."""
+    def test_reconnecting_server_has_time_to_prove_the_token(self):
+        """Its host proved the token before, so other connections are evicted first, although this one is the oldest."""
         node = self.start_node(self.key)
         with mock.patch.object(TcpNodeTransport, "_record_failure", lambda *_: self.fail("it did not fail")):
             with socket.create_connection(node.address, LIMIT_S, ("127.0.0.9", 0)) as sock:
@@ -507,13 +509,13 @@ class Limits(TcpCase):
             back.sendall(encode("AUTH", {"token": TOKEN}) + b"CHECK\n")
             self.assertTrue(read_line(back).startswith(b"STATUS"))
 
-    def test_where_all_have_proven_themselves_nobody_else_gets_in(self):
+    def test_new_connection_is_refused_if_all_others_are_proven(self):
         node = self.start_node(self.key)
         talks = [self.prove(node) for _ in range(MOST_CONNECTIONS)]
         for _ in range(3):
             (error,) = self.talk(node).rest()
             self.assertEqual(error.args[0], "too-many")
-            self.assertIn(f"{MOST_CONNECTIONS} in all", error.args[1]["text"])
+            self.assertIn(f"{MOST_CONNECTIONS} connections are open", error.args[1]["text"])
         for talk in talks:
             talk.say("CHECK")
             talk.until("STATUS")
@@ -521,19 +523,19 @@ class Limits(TcpCase):
         wait_until(lambda: len(node._connections) < MOST_CONNECTIONS)
         self.prove(node)
 
-    def test_then_a_plain_session_that_was_forgotten_gives_way(self):
+    def test_idle_plain_session_is_evicted_if_all_are_proven(self):
         node = self.start_node(self.key)
         talks = [self.prove(node) for _ in range(MOST_CONNECTIONS)]
         node._clock = FakeClock(up_ms=node._clock.up_ms() + 60_000)
         node._clock.monotonic = lambda: time.monotonic() + 60
-        forgotten = min(list(node._connections), key=lambda one: one.session.heard_s)
+        forgotten = min(list(node._connections), key=lambda one: one.session.last_received_s)
         self.prove(node)
         wait_until(lambda: forgotten not in node._connections)
         self.assertEqual(sum(one.is_evicted for one in list(node._connections)), 0)
         self.assertEqual(len(node._connections), MOST_CONNECTIONS)
         self.assertEqual([m.args[0] for m in talks[0].rest()], ["too-many"])
 
-    def test_an_evicted_connection_leaves_nothing(self):
+    def test_evicted_connection_leaves_nothing(self):
         node = self.start_node(self.key)
         left = Leftovers()
         for sock in self.hold(node, MOST_CONNECTIONS) + self.hold(node, MOST_CONNECTIONS):
@@ -541,8 +543,8 @@ class Limits(TcpCase):
         wait_until(lambda: not node._connections)
         left.wait_for_none()
 
-    def test_a_flood_from_many_addresses_does_not_keep_a_server_out(self):
-        """Rows 4 of the answers: 64 silent connections, and as many new ones as this machine makes."""
+    def test_flood_from_many_addresses_does_not_keep_a_server_out(self):
+        """64 silent connections, and as many new ones as this machine can open."""
         node = self.start_node(self.key)
         done, opened = threading.Event(), []
 
@@ -574,7 +576,7 @@ class Limits(TcpCase):
         self.assertTrue(server.state.connected)
         self.assertEqual(node.collectors, ["home"])
 
-    def test_a_peer_that_a_node_without_a_token_does_not_answer_takes_no_slot(self):
+    def test_peer_rejected_by_a_node_without_a_token_occupies_no_slot(self):
         node = self.start_node()
         elsewhere = mock.patch.object(tcp_node, "is_loopback", lambda host: False)
         with elsewhere, mock.patch.object(node, "_admit", lambda _: self.fail("it takes a slot")):
@@ -583,16 +585,16 @@ class Limits(TcpCase):
         self.assertEqual(node._connections, {})
         self.is_well(node)
 
-    def test_who_failed_to_prove_himself_is_answered_later_and_later(self):
+    def test_answers_to_wrong_proofs_are_delayed_more_each_time(self):
         node = self.start_node(self.key)
         delays = [node._record_failure("192.0.2.9") for _ in range(8)]
         self.assertEqual(delays, [0, 0.5, 1, 2, 4, 4, 4, 4])
         self.assertEqual(node._record_failure("192.0.2.10"), 0)
         node._failures["127.0.0.1"] = 10
-        self.prove(node)  # at once: who fails behind the same address cannot shut a server out
+        self.prove(node)  # not delayed: failures of others at the same address cannot keep a server out
         self.assertNotIn("127.0.0.1", node._failures)
 
-    def test_the_list_of_those_who_failed_has_an_end(self):
+    def test_list_of_failed_hosts_is_limited(self):
         node = self.start_node(self.key)
         for n in range(5000):
             node._record_failure(f"2001:db8::{n:x}")
@@ -603,7 +605,7 @@ class Limits(TcpCase):
             node._record_proof(connection)
             self.assertLessEqual(len(node._proven_hosts), tcp_node.MOST_HOSTS)
 
-    def test_a_wrong_token_delays_the_next_answer_to_one(self):
+    def test_wrong_token_delays_the_answer_to_the_next_wrong_one(self):
         node = self.start_node(self.key)
         for least_s in (0.0, 0.045):
             with mock.patch.object(tcp_node, "LONGEST_DELAY_S", 0.05):
@@ -613,7 +615,7 @@ class Limits(TcpCase):
                 self.assertEqual([message.args[0] for message in talk.rest()], ["auth"])
                 self.assertGreater(time.monotonic() - began_s, least_s)
 
-    def test_a_flood_of_any_kind_is_a_line_a_minute_in_the_log(self):
+    def test_flood_of_each_kind_causes_one_log_line_per_minute(self):
         logging.disable(logging.NOTSET)
         node = self.start_node(self.key)
         node._rare_log._clock = clock = FakeClock()
@@ -636,9 +638,9 @@ class Limits(TcpCase):
         with self.assertLogs("pigeonpost.transports", "INFO") as logged:
             flood()
         self.assertLessEqual(len(logged.output), kinds + 2)
-        self.assertTrue(any("more lines of this kind were left out" in line for line in logged.output), logged.output)
+        self.assertTrue(any("similar messages suppressed" in line for line in logged.output), logged.output)
 
-    def test_where_no_thread_can_be_started_the_listener_goes_on(self):
+    def test_listener_continues_if_no_thread_can_be_started(self):
         node = self.start_node(self.key)
         for error in (RuntimeError("can't start new thread"), MemoryError()):
             start, pause = mock.patch.object(tcp_node.threading.Thread, "start", side_effect=error), self.pause()
@@ -647,7 +649,7 @@ class Limits(TcpCase):
             self.assertEqual(node._connections, {})
         self.prove(node)
 
-    def test_without_descriptors_it_waits_instead_of_spinning_and_an_unproven_one_gives_way(self):
+    def test_lack_of_descriptors_pauses_and_evicts_an_unproven_connection(self):
         node = self.start_node(self.key)
         self.prove(node)
         (silent,) = self.hold(node, 1)
@@ -666,20 +668,20 @@ class Limits(TcpCase):
             self.assertGreater(time.monotonic() - began_s, 3 * tcp_node.PAUSE_S - 0.01)
         self.assertEqual(self.said_last(silent), ["too-many"])
 
-    def test_a_second_session_of_the_same_server_takes_the_place_of_the_first(self):
+    def test_second_session_of_a_server_replaces_the_first(self):
         node = self.start_node()
         first, other = self.collector(node), self.collector(node, "other")
         second = self.talk(node)
         second.say("HELLO", HELLO)
         second.until("HELLO")
         second.say("RESUME", {"id": 0})
-        self.assertEqual(first.rest(), [])  # closed
+        self.assertEqual(first.rest(), [])  # the first one is closed
         self.take(1)
         self.assertEqual(second.until("SENSORS").args[1][0].seq, 1)
         self.assertEqual(other.until("SENSORS").args[1][0].seq, 1)
         self.assertEqual(node.collectors, ["home", "other"])
 
-    def test_who_has_not_proved_himself_takes_nobodys_place(self):
+    def test_unproven_session_replaces_no_other(self):
         key = LinkKey(TOKEN)
         node = self.start_node(key)
         server = self.start_server(node.address, {"basement": key})
@@ -695,7 +697,7 @@ class Limits(TcpCase):
 
 
 class SlowPeers(TcpCase):
-    def test_one_that_does_not_read_delays_nobody(self):
+    def test_peer_that_does_not_read_delays_no_other(self):
         self.make_outbox(slots=16_384)
         self.take(5000)
         node = self.start_node()
@@ -713,7 +715,7 @@ class SlowPeers(TcpCase):
         unsent = max(connection.wire.unsent for connection in list(node._connections))
         self.assertLess(unsent, tcp_connection.SEND_AHEAD_BYTES + 2 * LINE_BYTES)
 
-    def test_one_that_asks_and_does_not_read_is_closed(self):
+    def test_peer_that_asks_but_does_not_read_is_closed(self):
         node = self.start_node()
         deaf = socket.socket()
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -721,7 +723,7 @@ class SlowPeers(TcpCase):
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
         wait_until(lambda: node._connections)
-        for connection in list(node._connections):  # else the kernel takes megabytes first
+        for connection in list(node._connections):  # otherwise the kernel would accept megabytes first
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.enterContext(mock.patch.object(tcp_connection, "STUCK_BYTES", 4 * LINE_BYTES))
         sent = 0
@@ -731,7 +733,7 @@ class SlowPeers(TcpCase):
         wait_until(lambda: not node._connections)
         self.is_well(node)
 
-    def test_one_that_never_acknowledges_is_sent_no_more_than_the_window(self):
+    def test_peer_that_never_acknowledges_receives_at_most_the_window(self):
         self.make_outbox(slots=16_384)
         self.take(9000)
         node = self.start_node()
@@ -740,11 +742,11 @@ class SlowPeers(TcpCase):
         while seen < 5000:
             seen += len(samples_of(talk.until("SENSORS")))
         talk.say("CHECK")
-        self.assertEqual(talk.message().word, "STATUS")  # and not more samples
+        self.assertEqual(talk.message().word, "STATUS")  # and no further samples
         self.assertEqual(seen, 5000)
 
     def measured(self, act):
-        """The most memory that was in use during `act`, beyond what was in use before."""
+        """Return the peak memory during `act`, minus the memory in use before."""
         tracemalloc.start()
         self.addCleanup(tracemalloc.stop)
         act()
@@ -752,7 +754,7 @@ class SlowPeers(TcpCase):
         tracemalloc.stop()
         return peak
 
-    def test_100_megabytes_without_an_end_of_line_to_the_node(self):
+    def test_100_megabytes_without_a_line_end_cost_the_node_no_memory(self):
         node = self.start_node()
         block = b"x" * 65_536
 
@@ -765,7 +767,7 @@ class SlowPeers(TcpCase):
         self.assertLess(self.measured(act), 1_500_000)
         self.is_well(node)
 
-    def test_100_megabytes_in_short_pieces_without_an_end_of_line(self):
+    def test_100_megabytes_in_short_parts_cost_the_node_no_memory(self):
         node = self.start_node()
 
         def act():
@@ -776,7 +778,7 @@ class SlowPeers(TcpCase):
 
         self.assertLess(self.measured(act), 1_500_000)
 
-    def test_100_megabytes_without_an_end_of_line_to_the_server(self):
+    def test_100_megabytes_without_a_line_end_cost_the_server_no_memory(self):
         done = threading.Event()
         block = b"x" * 65_536
 
@@ -821,7 +823,7 @@ class SlowPeers(TcpCase):
 
 
 class Retrying(TcpCase):
-    def test_the_server_tries_again_until_the_node_is_there(self):
+    def test_server_tries_again_until_the_node_runs(self):
         address = "127.0.0.1", free_port()
         server = self.start_server(address)
         wait_until(lambda: server.state.fault == "cannot be reached: Connection refused")
@@ -832,7 +834,7 @@ class Retrying(TcpCase):
         self.ledger.wait_for(3)
 
     def waits(self, connects):
-        """How long it waits after attempts that go as `connects` says: True: it came to collecting."""
+        """Return the pauses after attempts with the given outcomes (True: the server collected)."""
         with mock.patch.object(tcp_server, "RETRY_S", 1.0):
             server = TcpServerTransport(("127.0.0.1", 1), "", "home", self.ledger, {}, Clock(), loop=mock.Mock())
         now_s, waits = 1000.0, []
@@ -856,28 +858,31 @@ class Retrying(TcpCase):
                 now_s += left_s
         return waits
 
-    def test_after_a_second_doubling_to_a_minute(self):
+    def test_pause_doubles_from_a_second_to_a_minute(self):
         self.assertEqual(self.waits([False] * 9), [1, 2, 4, 8, 16, 32, 60, 60, 60])
         self.assertEqual(self.waits([False, False, False, True, False, False]), [1, 2, 4, 1, 2, 4])
 
-    def test_whatever_answers_there_is_no_harm(self):
-        """A web server, an echo, a server that closes at once, half a HELLO, a node of another name."""
+    def test_unexpected_peers_are_reported_and_do_no_harm(self):
+        """A web server, an echo server, one that closes immediately, half a HELLO, and a node with another name."""
         other = encode("HELLO", {"link": 1, "node": "attic", "outbox": OUTBOX, "held": [], "sensors": SENSORS})
-        another, silent = "does not speak the link, is another program at its address? (", "closes the connection with"
+        another, silent = (
+            "does not speak this protocol: is another program at its address? (",
+            "closes the connection with",
+        )
         for said, fault in (
             (b"HTTP/1.0 400 Bad Request\r\nServer: x\r\n\r\n", another), (None, another), (b"", silent),
             (b"HELLO {", silent), (other, "answers as node attic: correct basement@HOST:PORT in --node"),
             (b"\0" * 70_000, another),
             (b"ERROR protected {\"text\":\"set a token\"}\n", "has no token, so it answers only its own machine: "),
         ):  # fmt: skip
-            limit_s = 0.02 if said is None else LIMIT_S  # an echo server never authenticates: wait briefly
+            limit_s = 0.02 if said is None else LIMIT_S  # an echo server never sends a valid HELLO: wait briefly
             with self.subTest(said), mock.patch("pigeonpost.transports.tcp_server_session.AUTH_S", limit_s):
 
                 def serve(sock, said=said):
                     line = read_line(sock)
                     sock.sendall(line if said is None else said)
                     if said == other or said is None:
-                        while sock.recv(4096):  # it is the server that closes
+                        while sock.recv(4096):  # the server closes the connection
                             pass
 
                 server = self.start_server(FakeNode(self, serve).address)
@@ -886,7 +891,7 @@ class Retrying(TcpCase):
                 server.stop(LIMIT_S)
         self.assertEqual(self.ledger.rows, [])
 
-    def test_tokens_that_do_not_read_are_a_fault_of_the_link_and_not_its_end(self):
+    def test_invalid_token_file_is_a_fault_of_the_link_and_does_not_end_it(self):
         class Broken(dict):
             def __contains__(self, name):
                 raise SettingsError("tokens.json does not read")
@@ -898,7 +903,7 @@ class Retrying(TcpCase):
         self.take(1)
         self.ledger.wait_for(1)
 
-    def test_a_loss_is_logged_once_with_the_peer_first(self):
+    def test_lost_connection_is_logged_once_with_the_peer_first(self):
         logging.disable(logging.NOTSET)
         with self.assertLogs("pigeonpost.transports.tcp_server", "WARNING") as logged:
             server = self.start_server(("127.0.0.1", 1))
@@ -906,7 +911,9 @@ class Retrying(TcpCase):
             wait_until(lambda: server.state.fault == fault)
             attempts = []
             with (
-                mock.patch.object(server, "_lost", lambda f, lost=server._lost: (attempts.append(f), lost(f))),
+                mock.patch.object(
+                    server, "_record_fault", lambda f, lost=server._record_fault: (attempts.append(f), lost(f))
+                ),
                 mock.patch.object(tcp_server, "LONGEST_RETRY_S", 0.02),
             ):
                 wait_until(lambda: len(attempts) > 5)
@@ -915,13 +922,15 @@ class Retrying(TcpCase):
 
 
 class Moving(TcpCase):
-    """A server that is told where its node is now (by links/announce)."""
+    """A server that learns the present address of its node from an announcement."""
 
     def setUp(self):
         super().setUp()
-        self.enterContext(mock.patch.object(tcp_server, "RETRY_S", LIMIT_S))  # what is not hurried comes too late
+        self.enterContext(
+            mock.patch.object(tcp_server, "RETRY_S", LIMIT_S)
+        )  # an attempt after the usual pause would be too late
 
-    def test_a_node_that_is_somewhere_else_is_found_there_at_once(self):
+    def test_node_at_another_address_is_connected_immediately(self):
         node = self.start_node()
         server = self.start_server(("127.0.0.1", 1))
         wait_until(lambda: server.state.fault.startswith("cannot be reached"))
@@ -931,7 +940,7 @@ class Moving(TcpCase):
         self.take(1)
         self.ledger.wait_for(1)
 
-    def test_a_node_that_is_back_where_it_was_is_tried_at_once(self):
+    def test_node_back_at_its_address_is_connected_immediately(self):
         address = "127.0.0.1", free_port()
         server = self.start_server(address)
         wait_until(lambda: server.state.fault.startswith("cannot be reached"))
@@ -939,13 +948,13 @@ class Moving(TcpCase):
         server.move(address)
         wait_until(lambda: server.state.connected)
 
-    def test_a_connection_that_lives_is_kept(self):
+    def test_working_connection_is_kept(self):
         node, clock = self.start_node(), FakeClock()
         server = self.start_server(node.address, clock=clock)
         wait_until(lambda: server.state.checked_ms is not None, "the node's first answer")
         elsewhere = FakeNode(self, lambda sock: None)
         for _ in range(3):
-            clock.sleep(DOUBT_S + 1)  # longer than a dead one would get
+            clock.sleep(DOUBT_S + 1)  # longer than a dead connection would be kept
             asked_ms = server.state.checked_ms
             server.move(elsewhere.address)
             wait_until(lambda before=asked_ms: server.state.checked_ms != before, "the node's answer")
@@ -955,11 +964,11 @@ class Moving(TcpCase):
         self.assertEqual(elsewhere.connections, 0)
         self.assertEqual(server.state.address, "%s:%d" % node.address)
 
-    def test_a_connection_to_where_nobody_is_any_more_is_given_up(self):
-        """As when a node's address changes: nothing closes the connection, and nothing ever comes."""
+    def test_dead_connection_is_abandoned(self):
+        """As when a node's address changes: the connection is not closed, but no data arrives."""
         node = self.start_node()
 
-        def serve(sock):  # opens a session, and falls silent
+        def serve(sock):  # opens a session, then sends nothing
             read_line(sock)
             sock.sendall(encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}))
             while sock.recv(4096):
@@ -969,25 +978,25 @@ class Moving(TcpCase):
         wait_until(lambda: server.state.connected)
         with (
             mock.patch("pigeonpost.transports.tcp_server_session.DOUBT_S", 0.02),
-            # Not when its silence is found out as ever.
+            # Before the usual timeout detects the silence.
             mock.patch("pigeonpost.transports.tcp_server_session.SILENCE_S", 10 * LIMIT_S),
         ):
             server.move(node.address)
             wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
 
-    def test_a_wrong_address_costs_one_attempt(self):
+    def test_wrong_address_costs_one_attempt(self):
         node = self.start_node()
         server = self.start_server(node.address)
         wait_until(lambda: server.state.connected)
         wrong = FakeNode(self, lambda sock: None)
         with mock.patch.object(tcp_server, "RETRY_S", 0.02):
             server.move(wrong.address)
-            server._current[0]._sock.shutdown(socket.SHUT_RDWR)  # the good connection breaks just then
+            server._current[0]._sock.shutdown(socket.SHUT_RDWR)  # the working connection breaks at that time
             wait_until(lambda: wrong.connections)
             wait_until(lambda: server.state.address == "%s:%d" % node.address and server.state.connected)
         self.assertEqual(wrong.connections, 1)
 
-    def test_the_address_of_the_settings_is_never_forgotten(self):
+    def test_configured_address_is_always_kept(self):
         home = FakeNode(self, lambda sock: None)
         server = TcpServerTransport(home.address, "basement", "home", self.ledger, {}, Clock())
         for port in range(1, 6):
@@ -999,7 +1008,7 @@ class Moving(TcpCase):
 class Stopping(TcpCase):
     def setUp(self):
         super().setUp()
-        # Who stops as late as that does not end within LIMIT_S.
+        # A stop that takes this long would not end within LIMIT_S.
         self.enterContext(mock.patch("pigeonpost.transports.tcp_node_session.SILENCE_S", 10 * LIMIT_S))
         self.enterContext(mock.patch.object(tcp_connection, "DRAIN_S", 10 * LIMIT_S))
 
@@ -1017,17 +1026,17 @@ class Stopping(TcpCase):
             Talk(node.address)
         self.assertIsNone(node.stop(LIMIT_S))
 
-    def test_while_somebody_waits_for_his_late_answer(self):
+    def test_stop_does_not_wait_for_a_delayed_answer(self):
         node = self.start_node(LinkKey(TOKEN))
         with mock.patch.object(node, "_record_failure", lambda host: 10 * LIMIT_S):
             talk = self.talk(node)
             talk.say("AUTH", {"token": "wrong"})
-            wait_until(lambda: any(one.session and one.session._late for one in list(node._connections)))
+            wait_until(lambda: any(one.session and one.session._delayed for one in list(node._connections)))
         self.assertIsNone(node.stop(LIMIT_S))
         self.assertEqual(talk.rest(), [])
 
     @mock.patch("pigeonpost.node.send_cursor.FIRST_SAMPLES", 500)
-    def test_a_peer_that_takes_nothing_is_not_waited_for_long(self):
+    def test_stop_waits_only_briefly_for_a_peer_that_does_not_read(self):
         self.make_outbox(slots=16_384)
         self.take(5000)
         node = self.start_node()
@@ -1036,24 +1045,24 @@ class Stopping(TcpCase):
         self.addCleanup(deaf.close)
         deaf.connect(node.address)
         wait_until(lambda: node._connections)
-        for connection in list(node._connections):  # else the kernel may take all of it, and hold it
+        for connection in list(node._connections):  # otherwise the kernel may accept and keep all of it
             connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         deaf.sendall(encode("HELLO", HELLO) + encode("RESUME", {"id": 0}))
         wait_until(lambda: any(connection.wire.unsent for connection in list(node._connections)))
         with mock.patch.object(tcp_connection, "DRAIN_S", 0.05):
             self.assertIsNone(node.stop(LIMIT_S))
 
-    def test_what_does_not_end_in_time_is_told(self):
+    def test_stop_reports_connections_that_did_not_end(self):
         node = self.start_node()
         talk = self.talk(node)
         talk.say("CHECK")
-        talk.until("STATUS")  # it waits now: one that begins could end before it is counted
+        talk.until("STATUS")  # it waits now; a connection that is just being opened could end before it is counted
         (connection,) = node._connections
         with mock.patch.object(connection, "thread", mock.Mock(is_alive=lambda: True)):
-            self.assertEqual(node.stop(0.05), "1 connections did not end")
+            self.assertEqual(node.stop(0.05), "1 connection did not end")
 
-    def test_the_server_says_its_last_acknowledgement(self):
-        """The ingestor's last commit comes before the links are closed; what it acknowledged must still go out."""
+    def test_stopping_server_sends_its_last_acknowledgement(self):
+        """The ingestor's last commit precedes the end of the links, so its acknowledgements must still be sent."""
         node = self.start_node()
         self.ledger.at_once = False
         server = self.start_server(node.address)
@@ -1073,14 +1082,14 @@ class Stopping(TcpCase):
         self.assertIsNone(server.stop(LIMIT_S))
         self.assertIsNone(server.stop(LIMIT_S))
 
-    def test_a_node_that_was_never_started(self):
+    def test_node_that_was_never_started_can_be_stopped(self):
         self.make_outbox()
         info = NodeInfo("basement", SENSORS, 10.0, None, self.outbox.switch, dict)
         self.assertIsNone(TcpNodeTransport(("127.0.0.1", 0), info, self.outbox, Clock()).stop(1))
 
 
 class FakeWire:
-    """A network on which nothing comes, and time that passes while it is waited for."""
+    """A connection that receives nothing; the clock advances during a wait."""
 
     unsent = 0
 
@@ -1100,7 +1109,7 @@ class FakeWire:
 
 
 class Timing(unittest.TestCase):
-    """When things are said, on a clock that moves when it is waited for."""
+    """Times of outgoing lines, with a clock that advances during a wait."""
 
     def setUp(self):
         logging.disable(logging.CRITICAL)
@@ -1108,7 +1117,7 @@ class Timing(unittest.TestCase):
         self.clock = FakeClock()
         self.wire = FakeWire(self.clock)
 
-    def test_a_check_is_said_when_it_is_due_and_not_after_the_wait(self):
+    def test_check_is_sent_when_due_and_not_after_the_wait(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
         hello = {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []}
         session.receive(encode("HELLO", hello))
@@ -1117,27 +1126,27 @@ class Timing(unittest.TestCase):
         self.assertEqual([entry for entry in self.wire.sent if entry[0] < 45], expected)
         self.assertEqual(round(self.clock.monotonic() - self.wire.began_s), 45)
 
-    def test_a_server_that_hears_no_hello_says_so_after_ten_seconds(self):
+    def test_server_without_hello_reports_an_error_after_ten_seconds(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
         tcp_connection.run_session(self.wire, session, lambda: False, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO"), (10, "ERROR")])
 
-    def test_a_node_that_hears_no_proof_says_so_after_five(self):
+    def test_node_without_proof_reports_an_error_after_five_seconds(self):
         outbox = Outbox(Ring("/card", 8, 128, MemoryDisk()), BOOT)
         info = NodeInfo("basement", SENSORS, 10.0, LinkKey(TOKEN), outbox.switch, dict)
         session = NodeSession(info, outbox, self.clock, "x", False)
         tcp_connection.run_session(self.wire, session, session.stream, lambda: False, self.clock)
         self.assertEqual(self.wire.sent, [(5, "ERROR")])
 
-    def test_what_is_due_is_said_before_the_end(self):
+    def test_pending_lines_are_sent_before_the_end(self):
         session = ServerSession("home", FakeLedger(), {}, NodeState("x"), self.clock, lambda: None)
         tcp_connection.run_session(self.wire, session, lambda: False, lambda: True, self.clock)
         self.assertEqual(self.wire.sent, [(0, "HELLO")])
 
 
 class Renamed(unittest.TestCase):
-    def test_remedies_name_the_node_by_the_name_under_which_its_token_is(self):
-        """It says `basement`, and is called `cellar` here."""
+    def test_remedies_use_the_present_name_of_a_renamed_node(self):
+        """The node reports the name `basement`, and the server's name for it is `cellar`."""
         state = NodeState("192.0.2.5:5003", "basement")
         hello = encode("HELLO", {"link": 1, "node": "basement", "outbox": OUTBOX, "held": [], "sensors": []})
         session = ServerSession(
@@ -1151,7 +1160,7 @@ class Renamed(unittest.TestCase):
 
 
 class Mutator:
-    """Lines that are right, wrong and in between, for either end."""
+    """Valid, invalid and partly valid lines for either end."""
 
     NUMBERS = (
         b"0",
@@ -1192,7 +1201,7 @@ class Mutator:
         ]  # fmt: skip
 
     def line(self):
-        """One line, its LF included; no other LF in it."""
+        """Return one line, including its LF, without any other LF."""
         chance = self.chance
         line = bytearray(chance.choice(self.seeds)[:-1])
         if chance.random() < 0.05:
@@ -1226,12 +1235,12 @@ class Mutator:
 
 
 class Fuzz(TcpCase):
-    """Lines mutated from right ones, to both ends; 100,000 in all with PIGEONPOST_TEST_LONG=1."""
+    """Mutations of valid lines, sent to both ends; 100,000 in total with PIGEONPOST_TEST_LONG=1."""
 
     LINES = rounds("PIGEONPOST_TEST_LINES", 5_000, 50_000)
 
     def assert_all_valid(self, ledger):
-        """Whatever a node said: what came to be stored is what the database and the page can bear."""
+        """Check that everything stored is valid for the database and the page, regardless of the lines of the node."""
         for node, epoch, sample in ledger.rows:
             self.assertEqual(node, "basement")
             self.assertRegex(epoch, "^[0-9a-f]{16}$")
@@ -1256,7 +1265,7 @@ class Fuzz(TcpCase):
             self.assertLessEqual(len(line), LINE_BYTES)
             self.assertIsNotNone(decode(line))
 
-    def test_a_server_bears_mutated_lines(self):
+    def test_server_survives_mutated_lines(self):
         mutator, lines = Mutator("server"), 0
         hello = mutator.seeds[2]
         key = LinkKey(TOKEN)
@@ -1277,9 +1286,9 @@ class Fuzz(TcpCase):
             session.tick()
             self.assert_all_valid(ledger)
             if keys:
-                self.assertEqual((ledger.rows, ledger.gaps), ([], []))  # nobody proved anything
+                self.assertEqual((ledger.rows, ledger.gaps), ([], []))  # no peer proved a token
 
-    def test_a_node_bears_mutated_lines(self):
+    def test_node_survives_mutated_lines(self):
         mutator, lines = Mutator("node"), 0
         self.make_outbox(slots=64)
         self.outbox.epoch = EPOCH
@@ -1309,7 +1318,7 @@ class Fuzz(TcpCase):
             self.assertEqual(self.outbox.ring.last, 5)
             self.assertEqual([slot.up_ms for slot in self.outbox.read(1, 5)], [1, 2, 3, 4, 5])
 
-    def test_a_node_bears_mutated_lines_over_sockets(self):
+    def test_node_survives_mutated_lines_over_sockets(self):
         mutator = Mutator("sockets")
         self.make_outbox(slots=64)
         self.take(5)
@@ -1326,7 +1335,7 @@ class Fuzz(TcpCase):
         self.is_well(node)
         self.assertEqual(self.outbox.ring.last, 5)
 
-    def test_a_server_bears_mutated_lines_over_sockets(self):
+    def test_server_survives_mutated_lines_over_sockets(self):
         mutator = Mutator("fake nodes")
         sent = [0]
         enough = threading.Event()
@@ -1350,8 +1359,8 @@ class Fuzz(TcpCase):
             server.stop(LIMIT_S)
         self.assert_all_valid(self.ledger)
 
-    def test_the_mutator_hits_something(self):
-        """Else all this proves nothing: a good part of its lines must be right, and a good part wrong."""
+    def test_mutator_produces_valid_and_invalid_lines(self):
+        """Otherwise the other tests would prove nothing: many of its lines must be valid, and many invalid."""
         mutator, right = Mutator(0), 0
         for _ in range(2000):
             with contextlib.suppress(ValueError):
@@ -1360,7 +1369,7 @@ class Fuzz(TcpCase):
 
 
 class ListenerFails(unittest.TestCase):
-    def test_shutdown_returns_though_its_thread_has_failed(self):
+    def test_shutdown_returns_after_the_thread_has_failed(self):
         listener = tcp_node._Listener(("127.0.0.1", 0), lambda sock, address: None, lambda error: None)
         self.addCleanup(listener.server_close)
         with mock.patch.object(listener, "handle_request", side_effect=MemoryError):

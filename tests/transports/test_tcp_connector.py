@@ -1,4 +1,4 @@
-"""Making of a connection: each address of a host is tried in turn, and nobody waits."""
+"""Non-blocking connect: each address of a host is tried in turn."""
 
 import select
 import socket
@@ -11,8 +11,8 @@ from pigeonpost.transports.tcp_connector import Connector
 from tests.support import LIMIT_S
 
 
-class Reaching(LoopMember):
-    """Makes one connection, and keeps the outcome."""
+class ConnectingMember(LoopMember):
+    """Makes one connection and keeps the result."""
 
     def __init__(self, loop, address):
         self.loop, self.address = loop, address
@@ -36,18 +36,18 @@ class Connecting(unittest.TestCase):
         self.address = self.listener.getsockname()
 
     def reach(self, found):
-        """Connect to a host of which the look-up has found these addresses, or this error."""
+        """Connect to a host for which the look-up returns these addresses or raises this error."""
         loop = ConnectionLoop(Clock())
         outcome = mock.Mock(side_effect=[found])
         loop.lookup = mock.Mock(find=lambda address, answer: answer(outcome))
-        member = Reaching(loop, ("basement", 5003))
+        member = ConnectingMember(loop, ("basement", 5003))
         loop.add(member)
         self.assertTrue(loop.wait_for_end(member, LIMIT_S))
         if member.sock:
             self.addCleanup(member.sock.close)
         return member
 
-    def test_it_connects_and_leaves_the_socket_to_its_owner(self):
+    def test_connected_socket_is_passed_to_the_owner(self):
         member = self.reach([(socket.AF_INET, self.address)])
         self.assertEqual(member.sock.getpeername(), self.address)
         self.assertEqual(member.watched_fd, -1)
@@ -68,13 +68,13 @@ class Connecting(unittest.TestCase):
             self.assertEqual(self.reach(found[:]).sock.getpeername(), self.address)
         self.assertEqual(tried, found)
 
-    def test_when_none_answers_the_last_ones_error_is_told(self):
+    def test_error_of_the_last_address_is_raised(self):
         member = self.reach([(socket.AF_INET, ("127.0.0.1", 1)), (socket.AF_INET, ("127.0.0.1", 2))])
         self.assertEqual(member.error.strerror, "Connection refused")
         self.assertIsInstance(self.reach(socket.gaierror(-2, "Name or service not known")).error, socket.gaierror)
         self.assertIn("no address", str(self.reach([]).error))
 
-    def test_giving_up_closes_what_was_begun(self):
+    def test_close_abandons_the_attempt(self):
         loop, member = ConnectionLoop(Clock()), LoopMember()
         loop._epoll = select.epoll()
         self.addCleanup(loop._epoll.close)

@@ -1,4 +1,4 @@
-"""Why a TCP session ended, as people are told: each way that it can end has its sentence, with the remedy."""
+"""Reasons for the end of a TCP session: each has a sentence for people, with the remedy."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from tests.transports.test_tcp_session import SENSORS, SessionCase
 
 SHOWN = "`control.py get-token basement` shows"
 OTHER = "another token of 16 letters"
-BUSY_S = 5.0  # that a busy machine may take beyond the time that is promised
+BUSY_S = 5.0  # additional time for a busy machine, beyond the promised time
 
 
 def setUpModule():
@@ -30,10 +30,10 @@ def setUpModule():
 
 
 class Sentences(SessionCase):
-    """Both ends are ours; what differs is which tokens they have."""
+    """Both ends are Pigeonpost's own; they differ in the tokens that they have."""
 
     def ended(self, node_token=None, server_tokens=None, expected="basement", local=True, **more):
-        """Let them talk. Returns why the server has no session, and what each end told the other."""
+        """Run the session to its end. Return the server's fault, and the error that each end sent."""
         self.start_node(key=LinkKey(node_token) if node_token else None)
         keys = {name: LinkKey(token) for name, token in (server_tokens or {}).items()}
         node, server = self.node(local), self.server(keys, expected, **more)
@@ -44,58 +44,58 @@ class Sentences(SessionCase):
         return server.fault, errors
 
     def assert_remedy(self, fault, beginning, *words):
-        """It goes on after the node's name, and has the remedy, one line long."""
+        """Check that the fault is one line, follows the node's name, and contains the remedy."""
         self.assertTrue(fault.startswith(beginning), fault)
         for word in words:
             self.assertIn(word, fault)
         self.assertLess(len(fault), 300)
         self.assertNotIn("\n", fault)
 
-    def test_the_server_has_another_token(self):
+    def test_server_with_another_token_has_a_remedy(self):
         fault, errors = self.ended(TOKEN, {"basement": OTHER})
         self.assert_remedy(fault, "does not have the token that this server has for it: ", SHOWN)
-        self.assertIn(SHOWN.removesuffix(" shows"), errors["server"])  # so it stands in the node's log too
+        self.assertIn(SHOWN.removesuffix(" shows"), errors["server"])  # so the node's log contains it too
 
-    def test_the_node_has_no_token_and_the_server_one_for_it(self):
+    def test_node_without_the_token_of_the_server_has_a_remedy(self):
         fault, errors = self.ended(None, {"basement": TOKEN})
         self.assert_remedy(
             fault, "has no token, but this server has one for it: ", SHOWN, "`control.py revoke basement`"
         )
         self.assertIn(SHOWN.removesuffix(" shows"), errors["server"])
 
-    def test_the_node_has_a_token_and_the_server_none_at_all(self):
+    def test_server_without_any_token_has_a_remedy(self):
         fault, errors = self.ended(TOKEN)
         self.assert_remedy(fault, "has a token that this server does not know: `control.py token basement --set`")
         self.assertIn("control.py token basement", errors["node"])
 
-    def test_the_node_has_a_token_and_the_server_those_of_others(self):
+    def test_server_with_tokens_of_other_nodes_only_has_a_remedy(self):
         for expected in ("basement", ""):
             fault, errors = self.ended(TOKEN, {"attic": OTHER}, expected)
             self.assertEqual(fault, tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, "basement"))
             self.assertIn("control.py token basement", str(errors))
 
-    def test_a_node_at_an_address_without_a_name_does_not_say_whose_token_it_wants(self):
+    def test_unknown_node_name_is_replaced_by_NODE_in_the_remedy(self):
         fault, _ = self.ended(TOKEN, {}, "")
         self.assert_remedy(fault, "has a token that this server does not know: `control.py token NODE --set`")
 
-    def test_the_node_rejects_the_servers_proof(self):
-        """As a program of others may: ours would have proven the same token before."""
+    def test_proof_rejected_by_the_node_has_a_remedy(self):
+        """Another implementation of a node may do so; this one would have proven the same token before."""
         server = self.server({"basement": LinkKey(TOKEN)})
         self.start_node(key=LinkKey(TOKEN))
         self.pump(self.node(), server)
         self.say(server, "ERROR", "auth", {"text": "no"})
         self.assert_remedy(server.fault, "does not accept this server's token: ", SHOWN)
 
-    def test_a_node_without_a_token_on_another_machine(self):
+    def test_remote_node_without_a_token_has_a_remedy(self):
         fault, errors = self.ended(local=False)
         self.assert_remedy(fault, "has no token, so it answers only its own machine: `control.py token basement`")
         self.assertIn("control.py token", errors["node"])
 
-    def test_another_node_is_there(self):
+    def test_wrong_node_at_the_address_has_a_remedy(self):
         fault, _ = self.ended(None, {}, "attic")
         self.assert_remedy(fault, "answers as node basement: correct attic@HOST:PORT in --node")
 
-    def test_another_version(self):
+    def test_unsupported_version_has_a_remedy(self):
         self.start_node()
         server = self.server()
         self.open_as_node(server, link=2)
@@ -104,18 +104,18 @@ class Sentences(SessionCase):
         self.say(server, "ERROR", "version", {"text": "this node speaks link 2, not 1"})
         self.assert_remedy(server.fault, "speaks another version of the link: update ", "link 2, not 1")
 
-    def test_too_many_connections(self):
+    def test_too_many_connections_are_reported(self):
         server = self.server()
         server.receive(error_line(TooMany("64 connections are open"), b""))
-        self.assert_remedy(server.fault, "has no room for another connection: 64 connections are open")
+        self.assert_remedy(server.fault, "has too many connections: 64 connections are open")
 
-    def test_any_other_error_is_told_in_the_nodes_words(self):
+    def test_unknown_errors_are_reported_in_the_text_of_the_node(self):
         for code in ("expected", "bad-argument", "too-long", "bad-ack", "one-of-the-future"):
             server = self.server()
             self.say(server, "ERROR", code, {"text": "the node's words"})
             self.assertEqual(server.fault, "refuses: the node's words")
 
-    def test_an_error_that_ends_nothing_is_no_reason_for_the_end(self):
+    def test_error_that_ends_no_session_is_not_the_reason_for_its_end(self):
         self.start_node()
         _, server = self.collect()
         self.say(server, "ERROR", "unknown-word", {"text": "what is BYE"})
@@ -123,39 +123,41 @@ class Sentences(SessionCase):
         self.say(server, "ERROR", "expected", {"text": "ACK belongs elsewhere"})
         self.assertEqual(server.fault_at_end("closed by the peer"), "refuses: ACK belongs elsewhere")
 
-    def test_what_is_no_node(self):
+    def test_peer_that_is_not_a_node_is_reported(self):
         server = self.server()
         server.receive(b"HTTP/1.0 400 Bad Request")
         server.receive(b"Content-Type: text/html")
         self.assert_remedy(
-            server.fault_at_end(""), "does not speak the link, is another program at its address? (unknown"
+            server.fault_at_end(""), "does not speak this protocol: is another program at its address? (unknown"
         )
 
-    def test_closed_without_a_word(self):
+    def test_connection_closed_without_an_answer_is_reported(self):
         server = self.server()
-        self.assert_remedy(server.fault_at_end("closed by the peer"), "closes the connection without a word: is it ")
+        self.assert_remedy(server.fault_at_end("closed by the peer"), "closes the connection without an answer: does")
         self.start_node(key=LinkKey(TOKEN))
         node = self.node()
         server = self.server({"basement": LinkKey(TOKEN)})
         node.receive(server.take_output())
         server.receive(node.take_output())
         server.take_output()
-        self.assert_remedy(server.fault_at_end("closed by the peer"), "closes the connection without a word on", SHOWN)
+        self.assert_remedy(
+            server.fault_at_end("closed by the peer"), "closes the connection without an answer to", SHOWN
+        )
 
-    def test_silence(self):
+    def test_silent_node_is_reported(self):
         self.start_node()
         _, server = self.collect()
         self.server_clock.sleep(46)
         server.tick()
-        self.assertEqual(server.fault, "has said nothing for 46 s")
+        self.assertEqual(server.fault, "has sent nothing for 46 s")
 
-    def test_what_the_server_refuses_later(self):
+    def test_error_found_by_the_server_is_reported(self):
         self.start_node()
         _, server = self.collect()
         self.say(server, "HELLO", {"link": 1, "node": "basement", "outbox": "0" * 16})
-        self.assertEqual(server.fault, "is refused: HELLO once in a session")
+        self.assertEqual(server.fault, "is rejected: HELLO was already sent in this session")
 
-    def test_tls_without_a_pin_and_the_token_revoked_before_hello(self):
+    def test_unproven_tls_after_a_revoked_token_has_a_remedy(self):
         for pin in ("", "ab" * 32):
             self.start_node()
             state = NodeState("192.0.2.5:5003", "basement")
@@ -166,9 +168,9 @@ class Sentences(SessionCase):
             self.pump(self.node(True), server)
             self.assertEqual(server.collecting, bool(pin))
             if not pin:
-                self.assert_remedy(server.fault, "has TLS, but neither token nor fingerprint", "token basement`")
+                self.assert_remedy(server.fault, "has TLS, but neither a token nor a fingerprint", "token basement`")
 
-    def test_each_fits_behind_a_name(self):
+    def test_each_sentence_follows_a_name(self):
         from pigeonpost.views.summary import _VERBS
 
         for name, text in vars(tcp_faults).items():
@@ -191,7 +193,7 @@ class Rotated(SessionCase):
         self.pump(node, server)
         return node, server
 
-    def test_revoked_the_session_ends_and_both_ends_say_why(self):
+    def test_revoked_token_ends_the_session_with_a_reason_at_both_ends(self):
         node, server = self.open()
         self.tokens.revoke("basement")
         server.recheck_token()
@@ -204,7 +206,7 @@ class Rotated(SessionCase):
         self.assertFalse(server.collecting)
         self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.UNKNOWN_TOKEN, "basement"))
 
-    def test_revoked_and_made_again_the_session_ends_too(self):
+    def test_replaced_token_ends_the_session(self):
         node, server = self.open()
         self.tokens.revoke("basement")
         self.tokens.make("basement")
@@ -212,7 +214,7 @@ class Rotated(SessionCase):
         self.pump(node, server)
         self.assertTrue(server.closing)
 
-    def test_a_token_that_is_made_ends_the_session_of_a_node_without_one(self):
+    def test_new_token_ends_the_session_of_a_node_without_one(self):
         self.start_node(key=None)
         self.tokens.revoke("basement")
         node, server = self.open()
@@ -223,7 +225,7 @@ class Rotated(SessionCase):
         self.assertTrue(server.closing)
         self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.NO_TOKEN, "basement"))
 
-    def test_rotated_the_session_and_the_next_one_go_on_with_the_old_token(self):
+    def test_old_token_is_accepted_after_a_rotation_until_the_new_one_is_used(self):
         node, server = self.open()
         new = self.tokens.rotate("basement")
         server.recheck_token()
@@ -234,7 +236,7 @@ class Rotated(SessionCase):
         self.start_node(key=LinkKey(new))
         _, renewed = self.open()
         self.assertTrue(renewed.collecting)
-        again.recheck_token()  # the old one was accepted until now
+        again.recheck_token()  # the old token was accepted until now
         again.take_output()
         self.assertTrue(again.closing)
         self.assertEqual(again.fault, tcp_faults.describe(tcp_faults.REPLACED, "basement"))
@@ -252,7 +254,7 @@ class Rotated(SessionCase):
         self.assertEqual(self.pump(node, server), [])
         self.assertFalse(server.closing)
 
-    def test_before_hello_there_is_nothing_to_end(self):
+    def test_token_change_before_hello_ends_nothing(self):
         server = self.server(self.tokens)
         self.tokens.revoke("basement")
         server.recheck_token()
@@ -265,20 +267,20 @@ class OverTcp(TcpCase):
         super().setUp()
         self.folder = temp_folder(self)
         self.tokens = Tokens(self.folder)
-        self.enterContext(mock.patch.object(token_watch, "LOOK_EVERY_S", 0.01))
+        self.enterContext(mock.patch.object(token_watch, "CHECK_EVERY_S", 0.01))
 
     def watched(self, node):
-        """A server that collects from `node`, its tokens watched as server.py does."""
+        """Return a server that collects from `node` and watches its tokens as server.py does."""
         server = self.start_server(node.address, self.tokens)
         watch = token_watch.TokenWatch(self.tokens, lambda nodes: server.recheck_token())
         watch.start()
         self.addCleanup(watch.stop, LIMIT_S)
         return server
 
-    def test_revoked_in_another_process_the_session_ends(self):
+    def test_token_revoked_by_another_process_ends_the_session(self):
         self.make_outbox()
         node = self.start_node(LinkKey(self.tokens.make("basement")))
-        for name in ("CHECK_AFTER_S", "_ASK_AFTER_S", "SILENCE_S"):  # it does not end with its CHECK
+        for name in ("CHECK_AFTER_S", "_ASK_AFTER_S", "SILENCE_S"):  # the session must not end because of a CHECK
             self.enterContext(mock.patch.object(tcp_server_session, name, 10 * LIMIT_S))
         server = self.watched(node)
         self.take(3)
@@ -293,7 +295,7 @@ class OverTcp(TcpCase):
         self.ledger.wait_for(6)
         self.assertEqual(self.ledger.repeats, 0)
 
-    def test_who_has_the_right_token_at_last_is_tried_at_once(self):
+    def test_node_with_a_corrected_token_is_tried_immediately(self):
         self.enterContext(mock.patch.object(tcp_server, "RETRY_S", LIMIT_S))
         node = self.start_node(LinkKey(TOKEN))
         self.tokens.make("basement")
@@ -319,7 +321,7 @@ class OverTcp(TcpCase):
             server.stop(LIMIT_S)
         self.assertEqual(len(logged.output), 1)
 
-    def test_a_node_that_closes_on_the_proof_is_told_apart_from_one_that_stops(self):
+    def test_node_that_closes_after_the_proof_differs_from_one_that_stops(self):
         key = LinkKey(TOKEN)
 
         def serve(sock):
@@ -330,25 +332,27 @@ class OverTcp(TcpCase):
             read_line(sock)
 
         server = self.start_server(FakeNode(self, serve).address, {"basement": key})
-        wait_until(lambda: server.state.fault.startswith("closes the connection without a word on this server's token"))
+        wait_until(
+            lambda: server.state.fault.startswith("closes the connection without an answer to this server's token")
+        )
 
 
 class Programs(unittest.TestCase):
-    """The real programs: from `control.py revoke` to what people are told."""
+    """The real programs: from `control.py revoke` to the texts for people."""
 
-    def test_a_revoked_node_is_lost_within_2_seconds_and_check_tells_the_remedy(self):
+    def test_revoked_node_is_disconnected_within_2_seconds_and_check_prints_the_remedy(self):
         data = temp_folder(self)
         tokens = Tokens(data)
         node = Node(self, PIGEONPOST_NODE_TOKEN=tokens.make("basement"))
         quick = {
-            "pigeonpost.auth.token_watch.LOOK_EVERY_S": 0.2, "pigeonpost.transports.tcp_server.RETRY_S": 0.1,
+            "pigeonpost.auth.token_watch.CHECK_EVERY_S": 0.2, "pigeonpost.transports.tcp_server.RETRY_S": 0.1,
             "pigeonpost.transports.tcp_server_session.CHECK_AFTER_S": 10 * LIMIT_S,
         }  # fmt: skip
         server = Server(self, "--node", node.at, data=data, constants=None if LONG else quick)
         server.logs("collecting;")
         self.assertEqual(page_support.control_here("--data", data, "revoke", "basement")[0], 0)
         revoked_s = time.monotonic()
-        server.logs("is not collected from, its token was revoked")
+        server.logs("is not collected from because its token was revoked")
         if LONG:
             self.assertLess(time.monotonic() - revoked_s, 2.0 + BUSY_S)
         server.logs("has a token that this server does not know")

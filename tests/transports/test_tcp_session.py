@@ -1,4 +1,4 @@
-"""Who says what next on a link: both ends in one hand, on a clock that moves when it is told. No socket, no thread."""
+"""Both ends of a TCP session in one thread, with a clock that advances on demand; without sockets."""
 
 import copy
 import itertools
@@ -33,11 +33,11 @@ E = [f"{n:016x}" for n in range(0xE0, 0xF0)]
 SENSORS = [{"name": "temperature", "unit": "°C"}]
 
 
-LONG_LINES = mock.patch("pigeonpost.node.send_cursor.FIRST_SAMPLES", 500)  # from the first one on
+LONG_LINES = mock.patch("pigeonpost.node.send_cursor.FIRST_SAMPLES", 500)  # from the first line on
 
 
 class SessionCase(unittest.TestCase):
-    """A node with its card, and a server with its ledger."""
+    """A node with its outbox, and a server with its ledger."""
 
     def setUp(self):
         self.clock = FakeClock(WALL_MS)
@@ -49,18 +49,18 @@ class SessionCase(unittest.TestCase):
         self.info = None
 
     def silence(self):
-        """What sessions log here is looked at only where a test says so."""
+        """Disable the log of sessions; tests of log lines enable it."""
         return _Silence()
 
     def start_node(self, slots=64, width=128, key=None, every_s=10.0):
-        """As the program does at its start: the same card, a new epoch."""
+        """Start the node as the program does: with the same outbox and a new epoch."""
         ring = Ring("/card", slots, width, self.disk)
         self.outbox = Outbox(ring, self.clock.boot_id, new_epoch=self.epochs.__next__)
         self.info = NodeInfo("basement", SENSORS, every_s, key, self.outbox.switch, lambda: {"held": ring.last})
         return self.outbox
 
     def take(self, count=1, **more):
-        """Take and accept samples, whose value and uptime is their running number."""
+        """Take samples whose value and uptime are their running number, and add them to the outbox."""
         for _ in range(count):
             number = self.outbox.ring.last + len(self.outbox._queue) + 1
             given = {"values": {"temperature": number}, "wall_ms": WALL_MS + number, "up_ms": number}
@@ -92,17 +92,17 @@ class SessionCase(unittest.TestCase):
         session.receive(encode(word, *args))
 
     def heard(self, session):
-        """What a session says now, streaming aside."""
+        """Return the messages that a session sends now, without the stream."""
         return [decode(line) for line in session.take_output().splitlines()]
 
     def streamed(self, session):
-        """All that a node says now, its samples too."""
+        """Return all messages that a node sends now, including samples."""
         while session.stream():
             pass
         return self.heard(session)
 
     def pump(self, node, server):
-        """Let them talk until neither has more to say; all that was said, as (side, message)."""
+        """Exchange lines until neither end has more to send; return all messages as (side, message)."""
         said = []
         while True:
             to_node = server.take_output()
@@ -118,28 +118,28 @@ class SessionCase(unittest.TestCase):
                 return said
 
     def collect(self, **more):
-        """A session that is open, from the beginning; both ends of it."""
+        """Open a session from the beginning, and return both ends."""
         node, server = self.node(), self.server(**more)
         self.pump(node, server)
         self.assertTrue(server.collecting)
         return node, server
 
     def open_as_server(self, node, resume, server="home", **hello):
-        """Say by hand what a server says; what the node answers to HELLO."""
+        """Send the lines of a server by hand; return the node's answer to HELLO."""
         self.say(node, "HELLO", {"link": 1, "server": server, "ledger": "1" * 16, "clock": "unset", **hello})
         answer = self.heard(node)
         self.say(node, "RESUME", resume)
         return answer
 
     def open_as_node(self, server, *held, **hello):
-        """Say by hand what a node says; what the server answers."""
+        """Send the lines of a node by hand; return the server's answer."""
         self.heard(server)
         usual = {"link": 1, "node": "basement", "outbox": "0b" * 8, "held": list(held), "sensors": SENSORS}
         self.say(server, "HELLO", {**usual, **hello})
         return self.heard(server)
 
     def assert_refused(self, session, code, *words, closes=False):
-        """The session's last word is this ERROR."""
+        """Check that the last message of the session is this ERROR."""
         error = self.heard(session)[-1]
         self.assertEqual((error.word, error.args[0]), ("ERROR", code))
         for word in words:
@@ -156,7 +156,7 @@ class _Silence:
 
 
 class Opening(SessionCase):
-    def test_the_whole_conversation(self):
+    def test_session_is_opened_and_samples_are_acknowledged(self):
         self.start_node()
         self.take(3)
         said = self.pump(self.node(), self.server())
@@ -186,7 +186,7 @@ class Opening(SessionCase):
         self.assertEqual(self.ledger.seqs(E[0]), [1, 2, 3])
         self.assertEqual(self.ledger.tops, {self.outbox.ring.identity: 3})
 
-    def test_samples_follow_as_they_are_taken(self):
+    def test_new_samples_are_sent_as_they_are_taken(self):
         self.start_node()
         node, server = self.collect()
         for count in (1, 2, 5):
@@ -195,7 +195,7 @@ class Opening(SessionCase):
             self.assertEqual(said, ["SENSORS", "ACK"])
         self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 9)))
 
-    def test_what_the_server_has_is_not_sent_again(self):
+    def test_stored_samples_are_not_sent_again(self):
         self.start_node()
         self.take(5)
         self.collect()
@@ -208,7 +208,7 @@ class Opening(SessionCase):
         self.assertEqual([m.args[0] for _, m in said if m.word == "SENSORS"], [E[1]])
         self.assertEqual((self.ledger.repeats, self.ledger.seqs(E[1])), (0, [1, 2]))
 
-    def test_before_its_first_sample_the_current_epoch_is_told_empty(self):
+    def test_current_epoch_is_listed_before_its_first_sample(self):
         self.start_node()
         self.take(3)
         self.start_node()
@@ -217,7 +217,7 @@ class Opening(SessionCase):
         )
 
     @mock.patch("pigeonpost.transports.tcp_session.ENTRIES_A_LINE", 50)
-    def test_lists_that_do_not_fit_a_line_go_on_in_more(self):
+    def test_long_lists_continue_in_further_lines(self):
         ring = Ring("/card", 256, 128, self.disk)
         names = [f"{n:016x}" for n in range(1, 131)]
         for number, epoch in enumerate(names, 1):
@@ -239,7 +239,7 @@ class Opening(SessionCase):
             self.assertEqual(len(self.ledger.rows), 130)
         self.assertEqual(self.ledger.repeats, 0)
 
-    def test_every_line_fits_whatever_is_held(self):
+    def test_every_line_of_a_list_is_within_the_limit(self):
         number = 10**16
         held = [[f"{n:016x}", number, number, number] for n in range(1200)]
         for items, more in parts(held):
@@ -248,12 +248,12 @@ class Opening(SessionCase):
         for items, more in parts(resume):
             self.assertLess(len(encode("RESUME", {"id": 10**18 - 1, **dict(items), **more})), LINE_BYTES)
 
-    def test_parts(self):
+    def test_list_is_split_into_parts(self):
         self.assertEqual(parts([]), [([], {})])
         self.assertEqual([(len(p), more) for p, more in parts(range(500))], [(500, {})])
         self.assertEqual([(len(p), more) for p, more in parts(range(501))], [(500, {"more": True}), (1, {})])
 
-    def test_unknown_keys_are_passed_over(self):
+    def test_unknown_keys_are_ignored(self):
         self.start_node()
         self.take(2)
         node = self.node()
@@ -261,23 +261,23 @@ class Opening(SessionCase):
         self.assertEqual([m.word for m in self.streamed(node)], ["SENSORS"])
         self.assertIn("RESUME", [m.word for m in self.open_as_node(self.server(), [E[0], 1, 2, 1], mood="good")])
 
-    def test_the_words_of_the_other_side_are_unknown_here(self):
+    def test_words_of_the_other_end_are_refused(self):
         self.start_node()
         node, server = self.collect()
         for word, args in (
             ("HELD", ({"held": []},)), ("SENDBACK", (True,)), ("STATUS", (True, None, {})), ("GAP", (E[0], {})),
         ):  # fmt: skip
             self.say(node, word, *args)
-            self.assert_refused(node, "unknown-word", f"{word} is for the node to say", "HELLO, AUTH, RESUME, SEND")
+            self.assert_refused(node, "unknown-word", f"{word} is a word of the node", "HELLO, AUTH, RESUME, SEND")
         node.receive(sensors_line(E[0], 1, 1))
         self.assert_refused(node, "unknown-word")
         for word, args in (
             ("AUTH", ({},)), ("RESUME", ({"id": 0},)), ("SEND", (True,)), ("CHECK", ()), ("ACK", (E[0], 1)),
         ):  # fmt: skip
             self.say(server, word, *args)
-            self.assert_refused(server, "unknown-word", f"{word} is for the server to say")
+            self.assert_refused(server, "unknown-word", f"{word} is a word of the server")
 
-    def test_a_bad_line_ends_nothing(self):
+    def test_invalid_line_does_not_end_the_session(self):
         self.start_node()
         node, server = self.collect()
         for session in (node, server):
@@ -291,22 +291,22 @@ class Opening(SessionCase):
         self.pump(node, server)
         self.assertEqual(self.ledger.seqs(E[0]), [1])
 
-    def test_empty_lines_say_nothing(self):
+    def test_empty_lines_are_ignored(self):
         self.start_node()
         node, _ = self.collect()
         for line in (b"", b"\r", b"  "):
             node.receive(line)
         self.assertEqual(self.heard(node), [])
 
-    def test_bye_closes(self):
+    def test_bye_closes_the_session(self):
         self.start_node()
         for session in self.collect():
             self.say(session, "BYE")
             self.assertTrue(session.closing)
             self.assertEqual(self.heard(session), [])
 
-    def test_nothing_is_heard_after_the_end(self):
-        """What else came with the line that ended it is neither done nor answered."""
+    def test_lines_after_the_end_are_ignored(self):
+        """Lines received together with the line that ended the session are neither processed nor answered."""
         self.start_node()
         node = self.node()
         self.say(node, "BYE")
@@ -315,7 +315,7 @@ class Opening(SessionCase):
         self.assertEqual(self.heard(node), [])
         self.assertTrue(self.outbox.on)
 
-    def test_the_names_of_both_ends_must_be_names(self):
+    def test_names_of_both_ends_must_be_valid(self):
         self.start_node()
         for name in ("", "-x", "a" * 64, "a b", 5, None, ["home"], "hé"):
             node = self.node()
@@ -325,7 +325,7 @@ class Opening(SessionCase):
             self.assertEqual(self.open_as_node(server, node=name)[-1].args[0], "bad-argument")
             self.assertEqual(self.state.name, "")
 
-    def test_another_version_is_refused_and_told_which_is_spoken(self):
+    def test_unsupported_version_is_refused_with_the_supported_one(self):
         self.start_node()
         for link in (0, 2, "1", None, 1.5):
             node, server = self.node(), self.server()
@@ -335,7 +335,7 @@ class Opening(SessionCase):
             self.say(server, "HELLO", {"link": link, "node": "basement"})
             self.assert_refused(server, "version", "speaks link 1", closes=True)
 
-    def test_hello_comes_once(self):
+    def test_second_hello_is_refused(self):
         self.start_node()
         node, server = self.collect()
         self.say(node, "HELLO", {"link": 1, "server": "home"})
@@ -343,7 +343,7 @@ class Opening(SessionCase):
         self.say(server, "HELLO", {"link": 1, "node": "basement", "outbox": "0" * 16})
         self.assert_refused(server, "expected", closes=True)
 
-    def test_resume_comes_once_and_after_hello(self):
+    def test_resume_is_accepted_once_after_hello(self):
         self.start_node()
         node = self.node()
         self.say(node, "RESUME", {"id": 0})
@@ -352,7 +352,7 @@ class Opening(SessionCase):
         self.say(node, "RESUME", {"id": 0})
         self.assert_refused(node, "expected", closes=True)
 
-    def test_a_resume_that_is_none(self):
+    def test_invalid_resume_is_refused(self):
         self.start_node()
         self.take(3)
         for entry in (5, [], [1], [1, 2, 3], [-1, 5], ["1", 5], [1.0, 5], [True, 5], None, {}, [10**18, 1]):
@@ -361,14 +361,14 @@ class Opening(SessionCase):
             self.assert_refused(node, "bad-argument", "highest seq stored")
             self.assertFalse(node.stream())
 
-    def test_the_wrong_node_is_told_apart(self):
+    def test_unexpected_node_is_refused(self):
         server = self.server(expected="attic")
         answer = self.open_as_node(server)
         self.assertEqual(answer[-1].args[0], "expected")
         self.assertIn("'attic'", answer[-1].args[1]["text"])
         self.assertTrue(server.closing)
 
-    def test_a_hello_of_which_something_is_wrong_opens_nothing(self):
+    def test_invalid_hello_opens_no_session(self):
         for hello in (
             {"outbox": "x"}, {"outbox": 5}, {"outbox": None}, {"sensors": 5}, {"sensors": [{}]}, {"sensors": "abc"},
             {"sensors": [{"name": "A"}]}, {"sensors": [{"name": "a", "unit": 5}]}, {"sensors": [{"name": ["a"]}]},
@@ -385,8 +385,8 @@ class Opening(SessionCase):
                 self.assertFalse(server.collecting)
         self.assertEqual(self.ledger.rows, [])
 
-    def test_numbers_of_any_size_harm_nobody(self):
-        """Python reads integers of thousands of digits; neither a float nor a database takes them."""
+    def test_huge_numbers_do_no_harm(self):
+        """Python reads integers of thousands of digits, but neither a float nor a database accepts them."""
         for every in (10**400, -(10**400), 0, -5, 1e300, "10", None, [], True):
             server = self.server()
             self.assertIn("RESUME", [m.word for m in self.open_as_node(server, every=every)])
@@ -396,14 +396,14 @@ class Opening(SessionCase):
         for value in (-1, 10**18, 10**400, 1.0, True, None, "1"):
             self.assertFalse(is_count(value))
 
-    def test_the_node_at_an_address_without_a_name_tells_its_own(self):
+    def test_node_at_an_address_without_a_name_reports_its_name(self):
         self.start_node()
         self.collect(expected="")
         self.assertEqual((self.state.name, self.state.every_s, self.state.sensors), ("basement", 10.0, SENSORS))
         self.assertEqual((self.state.connected, self.state.fault), (True, ""))
         self.assertEqual(self.state.offset_ms, -5000)
 
-    def test_how_long_hello_took_and_since_when_it_collects(self):
+    def test_round_trip_and_start_of_collecting_are_recorded(self):
         self.start_node()
         node, server = self.node(), self.server()
         for line in server.take_output().splitlines():
@@ -415,7 +415,7 @@ class Opening(SessionCase):
         server.take_output()
         self.assertEqual(self.state.since_ms, self.server_clock.wall_ms())
 
-    def test_a_node_that_is_collected_from_by_tls_is_not_believed_without(self):
+    def test_node_that_uses_tls_is_refused_without_it(self):
         for pin in ("", "ab" * 32):
             server = self.server(pins={"basement": pin})
             answer = self.open_as_node(server)[-1]
@@ -425,7 +425,7 @@ class Opening(SessionCase):
             self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.PLAIN_TEXT, "basement"))
 
     @mock.patch("pigeonpost.transports.tcp_server_session.MOST_EPOCHS", 10_000)
-    def test_lists_without_end_cost_no_memory(self):
+    def test_endless_lists_cost_no_memory(self):
         most_epochs = tcp_server_session.MOST_EPOCHS
         self.start_node()
         self.take(2)
@@ -447,7 +447,7 @@ class Opening(SessionCase):
         self.assertEqual(lines, most_epochs // 500 + 1)
         self.assert_refused(server, "expected", closes=True)
 
-    def test_the_log_is_not_filled_with_a_strangers_nonsense(self):
+    def test_log_lines_of_one_session_are_limited(self):
         self.start_node()
         node = self.node()
         logging.disable(logging.NOTSET)
@@ -457,12 +457,12 @@ class Opening(SessionCase):
                 self.say(node, "ERROR", "oh", {"text": f"no {n}"})
             self.say(node, "ACK", E[0], 1)
         self.assertEqual(len(logged.output), MOST_WARNINGS + 1)
-        self.assertIn("no more of such lines", logged.output[-2])
-        self.assertIn("expected", logged.output[-1])  # why it ended is always said
+        self.assertIn("further warnings of this session are not logged", logged.output[-2])
+        self.assertIn("expected", logged.output[-1])  # the reason for the end is always logged
 
 
 class Resuming(SessionCase):
-    """The store is asked in another thread, and takes its time."""
+    """The store is queried in another thread, which takes some time."""
 
     def open(self, **hello):
         self.asked = []
@@ -470,19 +470,19 @@ class Resuming(SessionCase):
         self.open_as_node(server, [E[0], 1, 9, 1], **hello)
         return server
 
-    def test_it_lasts_until_the_owner_has_taken_the_answer(self):
+    def test_resuming_lasts_until_the_owner_processes_the_answer(self):
         server = self.open()
         self.assertEqual((server.is_resuming, server.collecting, self.heard(server)), (True, False, []))
         ((find, answer),) = self.asked
         answer(find)
-        self.assertEqual((server.is_resuming, server.collecting), (True, False))  # that was another thread
+        self.assertEqual((server.is_resuming, server.collecting), (True, False))  # the answer came from another thread
         self.assertEqual([message.word for message in self.heard(server)], ["RESUME", "CHECK"])
         self.assertEqual((server.is_resuming, server.collecting), (False, True))
 
-    def test_the_store_is_asked_once_when_all_epochs_are_told(self):
+    def test_store_is_queried_once_after_all_epochs_are_listed(self):
         server = self.open(more=True)
         self.assertEqual((self.asked, server.is_resuming), ([], False))
-        for number in (10, 11, 12):  # what follows the last one changes nothing, before the answer and after it
+        for number in (10, 11, 12):  # lines after the last one change nothing, before or after the answer
             self.say(server, "HELD", {"held": [[E[1], 1, 9, number]]})
             ((find, answer),) = self.asked
             self.assertIs(server.is_resuming, number < 12)
@@ -490,8 +490,8 @@ class Resuming(SessionCase):
                 answer(find)
                 self.heard(server)
 
-    def test_what_is_expected_of_the_node(self):
-        """Beside samples: its HELLO, then answers to what it is asked."""
+    def test_expected_answers_of_the_node_are_tracked(self):
+        """In addition to samples: its HELLO, then answers to commands."""
         server = self.server()
         self.assertTrue(server.is_asked)
         self.open_as_node(server, [E[0], 1, 9, 1])
@@ -508,7 +508,7 @@ class Resuming(SessionCase):
 
 class Streaming(SessionCase):
     def lines(self, messages):
-        """SENSORS and GAP lines in short; two lines of samples that only the end of the file parts are one."""
+        """Return SENSORS and GAP lines in short; lines of samples split only by the end of the file count as one."""
         short = []
         for word, args in messages:
             if word == "SENSORS":
@@ -521,21 +521,21 @@ class Streaming(SessionCase):
         return short
 
     def test_the_first_lines_are_short(self):
-        """Else a network that cuts every connection after some kilobytes would let nothing of a backlog through."""
+        """Otherwise no sample of a backlog would pass a network that cuts every connection after some kilobytes."""
         self.start_node(slots=8192)
         self.take(2000)
-        for _ in range(2):  # in every session anew
+        for _ in range(2):  # again in every session
             node = self.node()
             self.open_as_server(node, {"id": 0})
             lengths = [last - first + 1 for _, first, last in self.lines(self.streamed(node))]
             self.assertEqual(lengths, [16, 32, 64, 128, 256, 500, 500, 500, 4])
 
-    def test_status_says_how_many_samples_wait_for_an_ack(self):
+    def test_status_contains_the_number_of_unacknowledged_samples(self):
         self.start_node(slots=8192)
         self.take(40)
         node = self.node()
         self.say(node, "CHECK")
-        self.assertNotIn("waiting", self.heard(node)[-1].args[2])  # nobody collects in this session
+        self.assertNotIn("waiting", self.heard(node)[-1].args[2])  # no server collects in this session
         self.open_as_server(node, {"id": 0})
         self.streamed(node)
         for acked in (0, 16, 40):
@@ -546,7 +546,7 @@ class Streaming(SessionCase):
             self.assertEqual(status.args[2]["waiting"], 40 - acked)
 
     @LONG_LINES
-    def test_500_samples_a_line_and_5000_ahead(self):
+    def test_line_has_500_samples_and_window_5000(self):
         self.start_node(slots=8192)
         self.take(6200)
         node = self.node()
@@ -563,7 +563,7 @@ class Streaming(SessionCase):
         self.take(1)
         self.assertEqual(self.lines(self.streamed(node)), [(E[0], 6201, 6201)])
 
-    def test_the_window_is_over_all_epochs_together(self):
+    def test_window_counts_all_epochs_together(self):
         self.start_node(slots=16_384)
         self.take(3000)
         self.start_node()
@@ -571,10 +571,10 @@ class Streaming(SessionCase):
         node = self.node()
         self.open_as_server(node, {"id": 0})
         self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 1501, 2000))
-        self.say(node, "ACK", E[1], 2000)  # as it may be, when epochs are committed in any order
+        self.say(node, "ACK", E[1], 2000)  # possible, since epochs are committed in any order
         self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 2501, 3000))
 
-    def test_an_ack_that_says_less_than_the_one_before_takes_nothing_back(self):
+    def test_lower_ack_takes_nothing_back(self):
         self.start_node(slots=8192)
         self.take(6000)
         node = self.node()
@@ -585,7 +585,7 @@ class Streaming(SessionCase):
         self.assertEqual(self.lines(self.streamed(node))[-1][2], 5800)
 
     @LONG_LINES
-    def test_fewer_samples_where_the_line_would_be_too_long(self):
+    def test_line_has_fewer_samples_if_it_would_be_too_long(self):
         self.start_node(slots=256, width=4096)
         values = {f"a_rather_long_name_for_a_{k}": k / 7 for k in range(60)}
         self.take(100, values=values)
@@ -601,12 +601,14 @@ class Streaming(SessionCase):
         self.assertEqual([s.seq for s in samples], list(range(1, 101)))
         self.assertEqual(samples[50].values, values)
 
-    def test_the_room_of_a_line_is_what_its_head_leaves(self):
+    def test_capacity_of_a_line_excludes_its_head(self):
         self.assertEqual(len(encode("SENSORS", E[0], "x" * tcp_node_session._ROOM_BYTES)), LINE_BYTES)
 
     def check_lengths(self, lengths, count, slots, left):
-        """What a line has room for is calculated exactly enough: with errors of any length no line is refused as too
-        long, and in the longest fewer than `left` bytes are free."""
+        """Check that a line is filled exactly: errors of any length make no line too long.
+
+        In the longest line, fewer than `left` bytes are free.
+        """
         for length in lengths:
             self.setUp()
             self.start_node(slots=slots, width=512)
@@ -620,10 +622,10 @@ class Streaming(SessionCase):
             self.assertTrue(LINE_BYTES - left < longest <= LINE_BYTES, longest)
             self.assertEqual(sum(len(samples_of(line)) for line in lines), count)
 
-    def test_every_length_of_line_up_to_the_limit(self):
+    def test_lines_of_every_length_are_within_the_limit(self):
         self.check_lengths(range(100, 160, 9), 500, 512, left=512)
 
-    def test_a_gap_where_the_next_one_is_overwritten(self):
+    def test_overwritten_samples_become_a_gap(self):
         self.start_node(slots=8)
         self.take(20)
         for have, gap in (
@@ -638,7 +640,7 @@ class Streaming(SessionCase):
         self.open_as_server(node, {"id": 12, E[0]: [12, 12]})
         self.assertEqual(self.lines(self.streamed(node)), [(E[0], 13, 20)])
 
-    def test_a_gap_counts_what_is_gone_of_earlier_epochs(self):
+    def test_gap_counts_overwritten_samples_of_earlier_epochs(self):
         self.start_node(slots=8)
         self.take(5)
         self.start_node()
@@ -656,7 +658,7 @@ class Streaming(SessionCase):
             self.open_as_server(node, {"id": id})
             self.assertEqual(self.lines(self.streamed(node)), [(E[2], gap), *held])
 
-    def test_only_earlier_epochs_are_gone(self):
+    def test_gap_is_empty_if_only_earlier_epochs_are_overwritten(self):
         self.start_node(slots=8)
         self.take(5)
         self.start_node()
@@ -678,7 +680,7 @@ class Streaming(SessionCase):
     @LONG_LINES
     @mock.patch("pigeonpost.node.send_cursor.WINDOW_SAMPLES", 500)
     @mock.patch("pigeonpost.node.send_cursor.BATCH_SAMPLES", 50)
-    def test_what_is_overwritten_while_the_server_is_slow_is_a_gap(self):
+    def test_samples_overwritten_during_the_session_become_a_gap(self):
         self.start_node(slots=1024)
         self.take(500)
         node = self.node()
@@ -692,7 +694,7 @@ class Streaming(SessionCase):
         gap = {"from": 1001, "to": 2548 - 1024, "why": "overwritten"}
         self.assertEqual(self.lines(self.streamed(node))[0], (E[0], gap))
 
-    def test_damaged_samples_are_a_gap_that_says_so(self):
+    def test_damaged_samples_become_a_gap_with_that_reason(self):
         self.start_node(slots=16)
         self.take(12)
         path = f"/card/{OUTBOX}"
@@ -714,7 +716,7 @@ class Streaming(SessionCase):
         ])  # fmt: skip
 
     @LONG_LINES
-    def test_damaged_ones_across_the_ends_of_lines_are_all_told(self):
+    def test_all_damaged_samples_are_reported_across_line_boundaries(self):
         self.start_node(slots=2048)
         self.take(1200)
         path = f"/card/{OUTBOX}"
@@ -749,7 +751,7 @@ class Streaming(SessionCase):
 
 
 class StreamingColumns(Streaming):
-    """The same, to a server that takes columns."""
+    """The same tests with a server that accepts columns."""
 
     def open_as_server(self, node, resume, server="home", **hello):
         return super().open_as_server(node, resume, server, columns=True, **hello)
@@ -757,7 +759,7 @@ class StreamingColumns(Streaming):
     def test_the_first_lines_are_short(self):
         self.start_node(slots=16_384)
         self.take(10_000)
-        for _ in range(2):  # in every session anew
+        for _ in range(2):  # again in every session
             node = self.node()
             self.open_as_server(node, {"id": 0}, window=65_536)
             messages = self.streamed(node)
@@ -766,8 +768,8 @@ class StreamingColumns(Streaming):
             self.assertEqual((sum(lengths), max(lengths)), (10_000, 4096))
             self.assertEqual([len(message.args[1]) for message in messages], [1] * len(messages))
 
-    def test_500_samples_a_line_and_5000_ahead(self):
-        """A window of 5,000 where the server says none; of what it says at most 1,000,000 are believed."""
+    def test_line_has_500_samples_and_window_5000(self):
+        """The window is 5,000 if the server does not send one, and at most 1,000,000."""
         self.start_node(slots=16_384)
         self.take(6200)
         for window, believed in (
@@ -776,15 +778,15 @@ class StreamingColumns(Streaming):
         ):  # fmt: skip
             node = self.node()
             self.open_as_server(node, {"id": 0}, window=window)
-            self.assertEqual(node._stream.window, believed, window)
+            self.assertEqual(node._cursor.window, believed, window)
         node = self.node()
         self.open_as_server(node, {"id": 0}, window=5500)
         self.assertEqual(sum(len(samples_of(line)) for line in self.streamed(node)), 5500)
-        node = self.node()  # no server that does not say "columns" has a wider window
+        node = self.node()  # a server without "columns" in HELLO never has a wider window
         super().open_as_server(node, {"id": 0}, columns=1, window=65_536)
         self.assertEqual(sum(len(samples_of(line)) for line in self.streamed(node)), 5000)
 
-    def test_the_window_is_over_all_epochs_together(self):
+    def test_window_counts_all_epochs_together(self):
         self.start_node(slots=16_384)
         self.take(3000)
         self.start_node()
@@ -792,21 +794,21 @@ class StreamingColumns(Streaming):
         node = self.node()
         self.open_as_server(node, {"id": 0})
         self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 1, 2000))
-        self.say(node, "ACK", E[1], 2000)  # as it may be, when epochs are committed in any order
+        self.say(node, "ACK", E[1], 2000)  # possible, since epochs are committed in any order
         self.assertEqual(self.lines(self.streamed(node))[-1], (E[1], 2001, 3000))
 
     @mock.patch("pigeonpost.node.send_cursor.COLUMN_SAMPLES", 50)
-    def test_what_is_overwritten_while_the_server_is_slow_is_a_gap(self):
-        super().test_what_is_overwritten_while_the_server_is_slow_is_a_gap()
+    def test_samples_overwritten_during_the_session_become_a_gap(self):
+        super().test_samples_overwritten_during_the_session_become_a_gap()
 
     @LONG_LINES
-    def test_every_length_of_line_up_to_the_limit(self):
-        """An error's place counts as the longest that there is, so more is left."""
+    def test_lines_of_every_length_are_within_the_limit(self):
+        """The index of an error counts with its maximum length, so more bytes are left."""
         self.check_lengths(range(90, 150, 9), 700, 1024, left=4096)
 
-    def test_a_piece_across_the_ends_of_the_file_is_one_line(self):
+    def test_samples_across_the_end_of_the_file_are_one_line(self):
         self.start_node(slots=1024)
-        self.take(1500)  # 477 to 1023 are behind 1024 to 1500
+        self.take(1500)  # in the file, 477 to 1023 follow 1024 to 1500
         node = self.node()
         self.open_as_server(node, {"id": 1000, E[0]: [1000, 1000]})
         messages = self.streamed(node)
@@ -869,7 +871,7 @@ class StreamingColumns(Streaming):
         self.assertEqual([(s.seq, s.values, s.errors) for s in samples], taken)
 
     @LONG_LINES
-    def test_fewer_samples_where_the_line_would_be_too_long(self):
+    def test_line_has_fewer_samples_if_it_would_be_too_long(self):
         self.start_node(slots=256, width=4096)
         values = {f"a_rather_long_name_for_a_{k}": k / 7 for k in range(60)}
         self.take(150, values=values)
@@ -885,20 +887,20 @@ class StreamingColumns(Streaming):
 
 
 class ColumnsReceived(SessionCase):
-    """What a server makes of columns, of lines that came together, and of nodes that know neither."""
+    """The server's processing of columns, of lines received together, and of nodes without these options."""
 
     def setUp(self):
         super().setUp()
         self.ledger.at_once = False
 
     def columns(self, first, last, epoch=E[0], **changes):
-        """A line of columns with these samples."""
+        """Return a line of columns with these samples."""
         count = last - first + 1
         value = {"seq": first, "time": [WALL_MS + first] + [1] * (count - 1), "up": first,
                  "values": {"temperature": list(range(first, last + 1))}, **changes}  # fmt: skip
         return f"SENSORS {epoch} {json.dumps(value)}".encode()
 
-    def test_the_window_that_was_agreed_is_told_with_each_batch(self):
+    def test_each_batch_has_the_agreed_window(self):
         for columns, window in ((True, 65_536), (False, 5000), (None, 5000), (1, 5000)):
             server = self.server()
             self.open_as_node(server, [E[0], 1, 9, 1], columns=columns)
@@ -908,8 +910,8 @@ class ColumnsReceived(SessionCase):
             self.assertEqual([batch.window for batch in self.ledger._waiting], [window] * 2)
             self.ledger.forget()
 
-    def test_the_previous_node_and_the_present_server(self):
-        """It passes over what it does not know of HELLO, and sends arrays."""
+    def test_older_node_sends_arrays_to_this_server(self):
+        """An older node ignores unknown keys of HELLO, and sends arrays."""
         server = self.server()
         (resume, _) = self.open_as_node(server, [E[0], 1, 1000, 1])
         self.assertEqual(resume, Message("RESUME", ({"id": 0},)))
@@ -919,7 +921,7 @@ class ColumnsReceived(SessionCase):
         self.assertEqual(self.heard(server), [Message("ACK", (E[0], 501))])
         self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 502)))
 
-    def test_columns_are_handed_on_as_they_are(self):
+    def test_columns_are_submitted_unchanged(self):
         server = self.server()
         self.open_as_node(server, [E[0], 1, 9, 1], columns=True)
         server.receive_lines([self.columns(1, 40), self.columns(41, 4136), self.columns(1, 5, E[1])])
@@ -927,7 +929,7 @@ class ColumnsReceived(SessionCase):
         self.assertEqual([(b.epoch, b.ends, b.sample_count) for b in self.ledger._waiting],
                          [(E[0], (1, 4136), 4136), (E[1], (1, 5), 5)])  # fmt: skip
 
-    def test_a_line_that_overlaps_what_is_stored_loses_its_head(self):
+    def test_stored_samples_at_the_start_of_a_line_are_dropped(self):
         """With the real ingestor and the real store."""
         use_memory_disk()
         folder = temp_folder(self)
@@ -953,7 +955,7 @@ class ColumnsReceived(SessionCase):
         server.receive(self.columns(162, 163))
         self.assert_refused(server, "expected", "sample 161 of epoch", closes=True)
 
-    def test_bad_columns_end_nothing_and_store_nothing(self):
+    def test_invalid_columns_end_no_session_and_are_not_stored(self):
         server = self.server()
         self.open_as_node(server, [E[0], 1, 9, 1], columns=True)
         for changes in (
@@ -974,10 +976,10 @@ class ColumnsReceived(SessionCase):
         for lines in ([self.columns(1, 3)], [sensors_line(E[0], seq, 1)[:-1] for seq in (1, 2)]):
             server = self.server()
             server.receive_lines(lines)
-            self.assert_refused(server, "expected", "after RESUME", closes=True)
+            self.assert_refused(server, "expected", "before RESUME", closes=True)
 
-    def test_lines_that_came_together_do_what_each_does_alone(self):
-        """Usual ones, and among them holes, repeats, other epochs, other words and nonsense."""
+    def test_lines_received_together_have_the_effect_of_single_lines(self):
+        """Usual lines, mixed with holes, repeats, other epochs, other words and nonsense."""
         together = 0
         for seed in range(rounds("PIGEONPOST_TEST_LINES_TOGETHER", 60, 2000)):
             chance = random.Random(f"together {seed}")
@@ -1013,7 +1015,7 @@ class ColumnsReceived(SessionCase):
             self.assertEqual(results[0], results[1], f"seed {seed}")
         self.assertGreater(together, 30)
 
-    def test_a_node_that_sends_only_lines_that_come_together_is_heard(self):
+    def test_lines_received_together_break_the_silence(self):
         server = self.server()
         self.open_as_node(server, [E[0], 1, 9, 1])
         for seq in range(1, 9, 2):
@@ -1037,7 +1039,7 @@ class ColumnsReceived(SessionCase):
 
 
 class Acknowledging(SessionCase):
-    def test_of_what_was_never_sent_it_closes(self):
+    def test_ack_of_unsent_samples_closes(self):
         self.start_node()
         self.take(3)
         for epoch, seq in ((E[0], 4), (E[1], 1), (E[0], 10**18 - 1)):
@@ -1045,13 +1047,13 @@ class Acknowledging(SessionCase):
             self.say(node, "ACK", epoch, seq)
             self.assert_refused(node, "bad-ack", closes=True)
 
-    def test_before_resume_it_closes(self):
+    def test_ack_before_resume_closes(self):
         self.start_node()
         node = self.node()
         self.say(node, "ACK", E[0], 0)
         self.assert_refused(node, "expected", "collecting session", closes=True)
 
-    def test_it_deletes_nothing(self):
+    def test_ack_deletes_nothing(self):
         self.start_node()
         self.take(10)
         self.collect()
@@ -1059,7 +1061,7 @@ class Acknowledging(SessionCase):
         self.collect(ledger=other, name="second")
         self.assertEqual(other.seqs(E[0]), list(range(1, 11)))
 
-    def test_a_server_that_lost_everything_gets_it_again(self):
+    def test_server_that_lost_everything_receives_it_again(self):
         self.start_node()
         self.take(10)
         self.collect()
@@ -1067,7 +1069,7 @@ class Acknowledging(SessionCase):
         self.collect()
         self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 11)))
 
-    def test_only_after_the_commit(self):
+    def test_ack_is_sent_only_after_the_commit(self):
         self.ledger.at_once = False
         self.start_node()
         self.take(10)
@@ -1076,7 +1078,7 @@ class Acknowledging(SessionCase):
         self.ledger.commit()
         self.assertEqual(self.heard(server), [Message("ACK", (E[0], 10))])
 
-    def test_the_last_of_several_is_enough(self):
+    def test_ack_covers_several_commits(self):
         server = self.server()
         self.open_as_node(server, [E[0], 1, 9, 1])
         for seq in (1, 2, 3):
@@ -1086,22 +1088,22 @@ class Acknowledging(SessionCase):
 
 
 class Receiving(SessionCase):
-    """What a server makes of samples."""
+    """The server's processing of samples."""
 
     def setUp(self):
         super().setUp()
         self.session = self.server()
         self.open_as_node(self.session, [E[0], 1, 50, 1])
 
-    def test_before_resume_they_are_refused(self):
+    def test_samples_before_resume_are_refused(self):
         server = self.server()
         server.receive(sensors_line(E[0], 1, 1))
-        self.assert_refused(server, "expected", "after RESUME", closes=True)
+        self.assert_refused(server, "expected", "before RESUME", closes=True)
         server = self.server()
         self.say(server, "GAP", E[0], {"from": 1, "to": 2})
         self.assert_refused(server, "expected", closes=True)
 
-    def test_an_epoch_that_is_not_known_begins_with_its_first_sample(self):
+    def test_unknown_epoch_must_begin_with_its_first_sample(self):
         self.session.receive(sensors_line(E[1], 2, 1))
         self.assert_refused(self.session, "expected", "sample 1 of epoch", closes=True)
 
@@ -1110,7 +1112,7 @@ class Receiving(SessionCase):
         self.say(server, "HELD", {"held": []})
         self.assert_refused(server, "expected", closes=True)
 
-    def test_lines_that_came_together_are_handed_on_together(self):
+    def test_lines_received_together_are_submitted_together(self):
         self.ledger.at_once = False
         for first in (1, 4, 6):
             self.session.receive(sensors_line(E[0], first, 2 + (first == 1)))
@@ -1138,7 +1140,7 @@ class Receiving(SessionCase):
         self.session.receive(sensors_line(E[0], 5, 1))
         self.assertEqual(self.heard(self.session), [Message("ACK", (E[0], 5))])
 
-    def test_a_gap_stands_for_what_never_comes(self):
+    def test_gap_replaces_missing_samples(self):
         self.session.receive(sensors_line(E[0], 1, 2))
         self.say(self.session, "GAP", E[0], {"from": 3, "to": 6, "why": "overwritten", "before": 2})
         self.session.receive(sensors_line(E[0], 7, 1))
@@ -1146,37 +1148,37 @@ class Receiving(SessionCase):
         self.assertEqual(self.ledger.gaps, [("basement", E[0], 3, 6, 2, "overwritten")])
         self.assertEqual(self.ledger.seqs(E[0]), [1, 2, 7])
 
-    def test_a_gap_that_is_none_is_refused(self):
+    def test_invalid_gap_is_refused(self):
         for gap in (
             {}, {"from": 1}, {"to": 1}, {"from": 0, "to": 1}, {"from": 5, "to": 3}, {"from": 1, "to": 10**18},
             {"from": 1, "to": 10**400}, {"from": "1", "to": 2}, {"from": 1, "to": 2, "before": -1},
             {"from": 1, "to": 2, "before": 10**30}, {"from": 1.0, "to": 2}, {"from": True, "to": 2},
         ):  # fmt: skip
             self.say(self.session, "GAP", E[0], gap)
-            self.assert_refused(self.session, "bad-argument", "GAP takes")
+            self.assert_refused(self.session, "bad-argument", "GAP must have")
         self.say(self.session, "GAP", E[0], {"from": 2, "to": 3})
         self.assert_refused(self.session, "expected", closes=True)
         self.assertEqual(self.ledger.gaps, [])
 
-    def test_what_the_ingestor_rejects_the_node_is_told(self):
+    def test_rejection_by_the_ingestor_is_sent_to_the_node(self):
         self.session.refused(Unexpected("sample 3 comes next, not 9"))
         self.assert_refused(self.session, "expected", "sample 3 comes next", closes=True)
 
-    def test_the_ledgers_mark_says_what_comes_next(self):
+    def test_stored_mark_defines_the_next_seq(self):
         self.ledger.stored["basement", E[0]] = (20, 5)
-        self.ledger.at_once = False  # it would refuse it too
+        self.ledger.at_once = False  # otherwise the ledger would refuse it too
         server = self.server()
         self.open_as_node(server, [E[0], 1, 50, 1])
         server.receive(sensors_line(E[0], 22, 1))
         self.assert_refused(server, "expected", "sample 21", closes=True)
 
-    def test_after_a_gap_the_next_number_comes(self):
+    def test_seq_continues_after_a_gap(self):
         self.ledger.at_once = False
         self.say(self.session, "GAP", E[0], {"from": 1, "to": 6})
         self.session.receive(sensors_line(E[0], 8, 1))
         self.assert_refused(self.session, "expected", "sample 7 of epoch", closes=True)
 
-    def test_what_is_said_from_other_threads_wakes_the_session(self):
+    def test_requests_of_other_threads_wake_the_session(self):
         self.session._wake = woken = mock.Mock()
         for call, args in (
             (self.session.committed, (E[0], 1)), (self.session.refused, (Unexpected("no"),)), (self.session.doubt, ()),
@@ -1186,7 +1188,7 @@ class Receiving(SessionCase):
             woken.assert_called_once_with()
             woken.reset_mock()
 
-    def test_a_status_is_noted(self):
+    def test_status_is_recorded(self):
         self.heard(self.session)
         self.session.ask("CHECK")
         self.assertEqual(self.heard(self.session), [Message("CHECK", ())])
@@ -1201,7 +1203,7 @@ class Receiving(SessionCase):
             self.say(self.session, "STATUS", True, None, details)
             self.assertEqual((state.on, state.last_sent, state.offset_ms), (True, None, None))
 
-    def test_what_a_node_says_of_a_damaged_outbox_is_a_warning_while_it_says_it(self):
+    def test_reported_outbox_fault_is_a_warning_while_it_lasts(self):
         self.heard(self.session)
         self.session.ask("CHECK")
         self.say(self.session, "STATUS", True, None, {"faults": ["its outbox is damaged", 5, "move it"]})
@@ -1210,13 +1212,13 @@ class Receiving(SessionCase):
             self.say(self.session, "STATUS", True, None, {"faults": faults})
             self.assertEqual(self.state.warnings, {})
 
-    def test_a_sendback_is_noted(self):
+    def test_sendback_is_recorded(self):
         self.session.ask("SEND", False)
         self.assertEqual(self.heard(self.session)[-1], Message("SEND", (False,)))
         self.session.receive(b"SENDACK OFF")
         self.assertEqual((self.state.on, self.answers), (False, [("SENDBACK", False)]))
 
-    def test_why_the_node_closes_is_kept_for_people(self):
+    def test_reason_of_the_node_for_closing_is_kept(self):
         self.say(self.session, "ERROR", "expected", {"text": "RESUME comes once", "line": ""})
         self.assertEqual(self.session.fault, "refuses: RESUME comes once")
         self.say(self.session, "ERROR", "expected", {})
@@ -1228,30 +1230,30 @@ class Receiving(SessionCase):
 
 
 class Forks(SessionCase):
-    """Two live copies of one card."""
+    """Two running copies of one card."""
 
     def copied(self):
-        """Another card with what is on this one now."""
+        """Return another card with the present contents of this one."""
         other = MemoryDisk("copy")
         other.lay(f"/card/{OUTBOX}", self.disk.content(f"/card/{OUTBOX}"))
         return other
 
-    def test_a_copy_of_a_running_card_gets_an_epoch_of_its_own(self):
-        """A machine that is copied while it runs goes on twice, with the same epoch and the same numbers."""
+    def test_copy_of_a_running_card_gets_its_own_epoch(self):
+        """A machine that is copied while it runs continues twice, with the same epoch and the same numbers."""
         self.start_node()
         self.take(5)
         other = copy.copy(self.outbox)
         other.ring = Ring("/card", 64, 128, self.copied())
-        self.take(3)  # 6 to 8 of the one ...
+        self.take(3)  # samples 6 to 8 of the first copy ...
         self.collect()
         self.outbox, one = other, self.outbox
         self.info.switch = other.switch
-        self.take(2, up_ms=777)  # ... and 6, 7 of the other
+        self.take(2, up_ms=777)  # ... and 6 and 7 of the second
         self.assertEqual(other.held(), [[E[0], 1, 7, 1]])
         node, server = self.node(), self.server()
         said = self.pump(node, server)
         self.assertEqual(self.ledger.seqs(E[0]), list(range(1, 9)))
-        # The server has 8, which this one has not taken yet: what it takes from now on is another's.
+        # The server has sample 8 of the other copy; this one has not taken its own sample 8 yet.
         self.assertEqual(other.epoch, E[1])
         self.assertEqual([m.args[0]["held"] for _, m in said if m.word == "HELD"], [[[E[1], 1, 0, 8]]])
         self.take(2, up_ms=888)
@@ -1259,7 +1261,7 @@ class Forks(SessionCase):
         self.assertEqual(self.ledger.seqs(E[1]), [1, 2])
         self.assertEqual(one.held(), [[E[0], 1, 8, 1]])
 
-    def test_what_another_took_under_the_same_number_becomes_the_first_of_a_new_epoch(self):
+    def test_sample_with_the_number_of_another_begins_a_new_epoch(self):
         self.start_node()
         self.take(5)
         self.take(3, up_ms=777)
@@ -1273,7 +1275,7 @@ class Forks(SessionCase):
         self.pump(node, server)
         self.assertEqual(self.ledger.seqs(E[1]), [1, 2, 3, 4, 5])
         self.assertEqual((self.ledger.gaps, server.closing, node.closing), ([], False, False))
-        self.start_node()  # it is remembered
+        self.start_node()  # the new epoch is remembered
         self.assertEqual(self.outbox.held(), [[E[0], 1, 5, 1], [E[1], 1, 5, 6], [E[2], 1, 0, 11]])
 
     def test_the_same_sample_is_no_fork(self):
@@ -1283,15 +1285,15 @@ class Forks(SessionCase):
         self.collect()
         self.assertEqual(self.outbox.epoch, E[0])
 
-    def test_where_a_gap_ended_nothing_is_known(self):
+    def test_mark_at_the_end_of_a_gap_is_no_fork(self):
         self.start_node()
         self.take(5)
         node = self.node()
         self.open_as_server(node, {"id": 5, E[0]: [5, None]})
         self.assertEqual((self.outbox.epoch, self.heard(node)), (E[0], []))
 
-    def test_of_an_epoch_before_the_server_may_have_more_than_is_left(self):
-        """Set back to an old copy: what came later of that epoch is at the server, and not ours to worry about."""
+    def test_server_may_have_more_of_an_earlier_epoch(self):
+        """If the card is restored from an old copy, the server has later samples of that epoch; this is no error."""
         self.start_node()
         self.take(5)
         self.start_node()
@@ -1300,8 +1302,8 @@ class Forks(SessionCase):
         self.open_as_server(node, {"id": 9, E[0]: [9, 9]})
         self.assertEqual([m.args[0] for m in self.streamed(node)], [E[1]])
 
-    def test_the_other_node_of_a_copied_card_collected_by_the_same_server(self):
-        """A card copied while it was off: both start with epochs of their own, and nothing is mistaken."""
+    def test_both_nodes_of_a_copied_card_are_collected_by_one_server(self):
+        """A card that was copied while it was off: both nodes start with epochs of their own."""
         self.start_node()
         self.take(5)
         other = self.copied()
@@ -1327,7 +1329,7 @@ class Tokens(SessionCase):
         self.say(node, "HELLO", {"link": 1, "server": "home", "nonce": NONCE, **more})
         return self.heard(node)[0].args[0]
 
-    def test_both_prove_that_they_know_it(self):
+    def test_both_ends_prove_the_token(self):
         node, server = self.node(local=False), self.server({"basement": self.key})
         said = self.pump(node, server)
         words = [(side, m.word) for side, m in said]
@@ -1364,7 +1366,7 @@ class Tokens(SessionCase):
             self.say(node, "RESUME", {"id": 0})
             self.assertEqual(self.streamed(node), [])
 
-    def test_the_answer_to_a_wrong_proof_comes_late_and_nothing_hurries_it(self):
+    def test_answer_to_a_wrong_proof_is_delayed_in_any_case(self):
         failed = []
         node = NodeSession(
             self.info, self.outbox, self.clock, "192.0.2.7:1234", False, "", lambda: failed.append(1) or 2.0
@@ -1378,7 +1380,7 @@ class Tokens(SessionCase):
         node.tick()
         self.assert_refused(node, "auth", "not this node's token", closes=True)
 
-    def test_the_right_mac_with_its_last_letter_changed_closes(self):
+    def test_correct_mac_with_a_changed_last_digit_closes(self):
         node = self.node()
         answer = self.hello(node)
         names = "home", "basement", self.outbox.ring.identity
@@ -1386,13 +1388,13 @@ class Tokens(SessionCase):
         self.say(node, "AUTH", {"mac": mac[:-1] + ("0" if mac[-1] != "0" else "1")})
         self.assert_refused(node, "auth", closes=True)
 
-    def test_the_nodes_own_mac_reflected_closes(self):
+    def test_reflected_mac_of_the_node_closes(self):
         node = self.node()
         self.say(node, "AUTH", {"mac": self.hello(node)["mac"]})
         self.assert_refused(node, "auth", closes=True)
 
-    def test_a_mac_got_from_the_node_by_reflecting_its_nonce_closes(self):
-        """A stranger has the node itself sign its own nonce, in a second connection."""
+    def test_mac_of_the_node_for_its_reflected_nonce_closes(self):
+        """An attacker makes the node sign its own nonce in a second connection."""
         node, second = self.node(), self.node()
         answer = self.hello(node)
         signed = self.hello(second, nonce=answer["nonce"])
@@ -1424,8 +1426,8 @@ class Tokens(SessionCase):
         server.take_output()
         self.assertEqual(self.ledger.rows, [])
 
-    def test_an_impostor_is_not_believed_whatever_else_is_wrong_with_his_hello(self):
-        """An error that closes nothing must not leave half a HELLO behind, that HELD then goes on with."""
+    def test_unproven_hello_with_other_errors_is_not_used(self):
+        """An error that does not close must not leave half a HELLO that HELD then continues."""
         for wrong in ({}, {"sensors": 5}, {"held": 5}, {"every": 10**400}, {"outbox": 5}, {"time": 5}, {"node": 5}):
             for mac in ({}, {"mac": "0" * 64, "nonce": NONCE}):
                 server = self.server({"basement": self.key})
@@ -1436,7 +1438,7 @@ class Tokens(SessionCase):
                 self.assertFalse(server.collecting)
                 self.assertEqual((self.ledger.rows, self.state.sensors), ([], []))
 
-    def test_a_node_without_the_token_is_not_believed(self):
+    def test_node_without_the_token_is_refused(self):
         self.start_node(key=None)
         self.take(1)
         node, server = self.node(), self.server({"basement": self.key})
@@ -1444,15 +1446,15 @@ class Tokens(SessionCase):
         self.assertTrue(server.closing)
         self.assertEqual(self.ledger.rows, [])
 
-    def test_a_wrong_proof_by_tls_tells_of_a_man_in_the_middle(self):
-        for fingerprint, fault in (("ab" * 32, tcp_faults.IN_BETWEEN), ("", tcp_faults.WRONG_TOKEN)):
+    def test_wrong_proof_over_tls_reports_a_man_in_the_middle(self):
+        for fingerprint, fault in (("ab" * 32, tcp_faults.INTERCEPTED), ("", tcp_faults.WRONG_TOKEN)):
             node = NodeSession(self.info, self.outbox, self.clock, "192.0.2.7:1234", False, "cd" * 32)
             server = self.server({"basement": self.key}, fingerprint=fingerprint)
             self.pump(node, server)
             self.assertTrue(server.closing)
             self.assertEqual(server.fault, tcp_faults.describe(fault, "basement", found=fingerprint))
 
-    def test_a_token_that_is_revoked_is_told_of_the_node_that_has_said_its_name_itself(self):
+    def test_revoked_token_is_reported_with_the_name_that_the_node_sent(self):
         keys = {"basement": self.key}
         _, server = self.collect(keys=keys, expected="")
         keys.clear()
@@ -1460,18 +1462,18 @@ class Tokens(SessionCase):
         self.assert_refused(server, "auth", "the token of node basement was revoked", closes=True)
         self.assertEqual(server.fault, tcp_faults.describe(tcp_faults.REVOKED, "basement"))
 
-    def test_a_server_without_the_token_is_told_what_to_do(self):
+    def test_server_without_the_token_receives_the_remedy(self):
         node, server = self.node(), self.server()
         self.pump(node, server)
         self.assertTrue(node.closing)
         self.assertIn("control.py token basement", server.fault)
-        # Where it has other nodes' tokens it says a nonce, and finds out itself.
+        # A server with tokens of other nodes sends a nonce, and detects the mismatch itself.
         node, server = self.node(), self.server({"attic": self.key}, expected="")
         said = self.pump(node, server)
         self.assertIn("control.py token basement", said[-1][1].args[1]["text"])
         self.assertTrue(server.closing)
 
-    def test_nonces_of_a_wrong_kind_close(self):
+    def test_invalid_nonces_close(self):
         for nonce in ("", "short", "x" * 15, "x" * 129, "x" * 16 + "|", 5, None, ["x" * 32]):
             node = self.node()
             self.say(node, "HELLO", {"link": 1, "server": "home", "nonce": nonce})
@@ -1479,7 +1481,7 @@ class Tokens(SessionCase):
         for nonce in ("x" * 16, "x" * 128):
             self.assertEqual(self.hello(self.node(), nonce=nonce)["node"], "basement")
 
-    def test_who_has_proven_it_is_known(self):
+    def test_is_proven_reports_a_successful_proof(self):
         node = self.node()
         self.assertFalse(node.is_proven)
         self.say(node, "AUTH", {"token": TOKEN})
@@ -1487,33 +1489,33 @@ class Tokens(SessionCase):
         node, server = self.node(), self.server({"basement": self.key})
         self.pump(node, server)
         self.assertTrue(node.is_proven)
-        self.start_node(key=None)  # where there is none, who collects counts as one who has
+        self.start_node(key=None)  # without a token, a server that collects counts as proven
         node = self.node()
         self.say(node, "HELLO", {"link": 1, "server": "home"})
         self.assertEqual((node.is_proven, node.server), (False, ""))
         self.say(node, "RESUME", {"id": 0})
         self.assertEqual((node.is_proven, node.server), (True, "home"))
 
-    def test_a_proof_after_the_right_one_means_nothing(self):
+    def test_proof_after_a_successful_one_is_ignored(self):
         node, server = self.node(), self.server({"basement": self.key})
         self.pump(node, server)
         self.say(node, "AUTH", {"mac": "0" * 64})
         self.assertEqual((self.heard(node), node.closing, node.is_proven), ([], False, True))
 
-    def test_what_a_stranger_causes_is_logged_rarely_and_what_a_server_causes_is_logged(self):
+    def test_errors_of_unproven_peers_are_logged_rarely(self):
         rare = mock.Mock()
         session = NodeSession(self.info, self.outbox, self.clock, "192.0.2.7:1234", False, rare_log=rare)
         session.receive(b"nonsense")
         self.say(session, "ERROR", "made-up", {"text": "no"})
-        kinds = [call.args[1] for call in rare.say.call_args_list]
-        self.assertEqual(kinds, ["unknown-word", "says"])
+        kinds = [call.args[1] for call in rare.log.call_args_list]
+        self.assertEqual(kinds, ["unknown-word", "peer reports"])
         self.say(session, "AUTH", {"token": TOKEN})
         logging.disable(logging.NOTSET)
         with self.assertLogs("pigeonpost.transports.tcp_session", "WARNING"):
             session.receive(b"nonsense")
-        self.assertEqual(len(rare.say.call_args_list), 2)
+        self.assertEqual(len(rare.log.call_args_list), 2)
 
-    def test_nothing_else_is_answered_before_it(self):
+    def test_only_auth_and_hello_are_answered_before_the_proof(self):
         for line in (b"CHECK", b"SEND OFF", b"SEND ON", b'RESUME {"id":0}', b"ACK %s 1" % E[0].encode()):
             for greet in (False, True):
                 node = self.node()
@@ -1523,21 +1525,21 @@ class Tokens(SessionCase):
                 self.assert_refused(node, "auth", closes=True)
         self.assertTrue(self.outbox.on)
 
-    def test_within_five_seconds_or_closed(self):
+    def test_session_without_a_proof_closes_after_five_seconds(self):
         for greet in (False, True):
             node = self.node()
             if greet:
                 self.hello(node)
             self.assertEqual(node.tick(), 5.0)
             self.clock.sleep(4.5)
-            node.receive(b"")  # to say nothing buys no time
+            node.receive(b"")  # empty lines do not extend the time
             self.assertAlmostEqual(node.tick(), 0.5)
             self.assertFalse(node.closing)
             self.clock.sleep(0.5)
             node.tick()
             self.assert_refused(node, "auth", "no AUTH within 5 s", closes=True)
 
-    def test_a_plain_session_says_the_token_itself(self):
+    def test_plain_session_is_opened_with_the_token(self):
         node = self.node(local=False)
         self.say(node, "AUTH", {"token": TOKEN})
         self.say(node, "CHECK")
@@ -1547,13 +1549,13 @@ class Tokens(SessionCase):
             self.say(node, "AUTH", {"token": token})
             self.assert_refused(node, "auth", "not this node's token", closes=True)
 
-    def test_the_token_itself_opens_no_collecting_session(self):
+    def test_plain_token_opens_no_collecting_session(self):
         node = self.node()
         self.hello(node)
         self.say(node, "AUTH", {"token": TOKEN})
         self.assert_refused(node, "auth", closes=True)
 
-    def test_auth_to_a_node_without_a_token_means_nothing(self):
+    def test_auth_to_a_node_without_a_token_is_ignored(self):
         self.start_node(key=None)
         node = self.node()
         self.say(node, "AUTH", {"mac": "0" * 64})
@@ -1581,7 +1583,7 @@ class Time(SessionCase):
             self.assertEqual(server.tick(), 15.0)
             self.assertEqual([m.word for _, m in self.pump(node, server)], ["CHECK", "STATUS"])
 
-    def test_a_server_that_acknowledges_need_not_check_so_often(self):
+    def test_acknowledging_server_checks_less_often(self):
         self.start_node()
         node, server = self.collect()
         checks = 0
@@ -1590,9 +1592,9 @@ class Time(SessionCase):
             self.take(1)
             server.tick()
             checks += [m.word for _, m in self.pump(node, server)].count("CHECK")
-        self.assertTrue(0 < checks <= 8, checks)  # but what STATUS tells must not grow old
+        self.assertTrue(0 < checks <= 8, checks)  # the data from STATUS must not become old
 
-    def test_45_seconds_of_silence_end_it(self):
+    def test_45_seconds_of_silence_end_the_session(self):
         self.start_node()
         node, server = self.collect()
         for session, clock in ((node, self.clock), (server, self.server_clock)):
@@ -1603,10 +1605,10 @@ class Time(SessionCase):
             session.tick()
             self.assertTrue(session.closing)
 
-    def test_a_node_that_is_said_to_be_elsewhere_is_asked_and_given_five_seconds(self):
+    def test_node_announced_elsewhere_must_answer_within_five_seconds(self):
         self.start_node()
         node, server = self.collect()
-        for _ in range(3):  # it answers: nothing happens
+        for _ in range(3):  # it answers, so nothing happens
             server.doubt()
             server.tick()
             self.assertEqual([m.word for _, m in self.pump(node, server)], ["CHECK", "STATUS"])
@@ -1614,10 +1616,12 @@ class Time(SessionCase):
             server.tick()
             self.assertEqual((server.closing, self.heard(server)), (False, []))
         server.doubt()
-        self.assertAlmostEqual(server.tick(), 5.0)  # whoever waits so long has said it before, as `converse` does
+        self.assertAlmostEqual(
+            server.tick(), 5.0
+        )  # the owner sends the output before it waits so long, as `run_session` does
         self.assertEqual([m.word for m in self.heard(server)], ["CHECK"])
         self.server_clock.sleep(3)
-        server.doubt()  # said again: it is not asked again, and gets no more time
+        server.doubt()  # a repetition sends no further CHECK and does not extend the time
         self.assertAlmostEqual(server.tick(), 2.0)
         self.assertEqual(self.heard(server), [])
         self.server_clock.sleep(2.1)
@@ -1641,23 +1645,23 @@ class Time(SessionCase):
                 session.tick()
                 self.assertFalse(session.closing)
 
-    def test_a_node_that_does_not_say_hello_is_given_ten_seconds(self):
+    def test_session_without_hello_closes_after_ten_seconds(self):
         server = self.server()
         self.server_clock.sleep(9)
         self.assertEqual(server.tick(), 1.0)
         self.assertFalse(server.closing)
         self.server_clock.sleep(1)
         server.tick()
-        self.assert_refused(server, "expected", "no whole HELLO within 10 s", closes=True)
+        self.assert_refused(server, "expected", "no complete HELLO within 10 s", closes=True)
 
-    def test_a_person_may_be_silent_as_long_as_he_likes(self):
+    def test_plain_session_may_be_silent_without_limit(self):
         self.start_node()
         node = self.node()
         self.clock.sleep(86_400)
         self.assertGreater(node.tick(), 0)
         self.assertFalse(node.closing)
 
-    def test_a_date_that_steps_changes_nothing(self):
+    def test_step_of_the_clock_changes_no_timeout(self):
         self.start_node()
         node, server = self.collect()
         for seconds in (1e9, -2e9, 1e9):
@@ -1685,14 +1689,14 @@ class Plain(SessionCase):
         self.assertEqual((word, on, at), ("STATUS", True, None))
         self.assertEqual(details, {"time": "2026-11-20T15:36:10.123Z", "held": 3})
 
-    def test_the_time_of_the_last_sample_sent_is_told(self):
+    def test_status_contains_the_time_of_the_last_sample_sent(self):
         self.collect()
         self.say(self.session, "CHECK")
         at = self.heard(self.session)[0].args[1]
         self.assertRegex(at, r"^\d\d:36:10$")
 
-    def test_what_is_taken_while_it_is_turned_on_is_sent(self):
-        """The sampler does not wait until the session has noted from where it sends."""
+    def test_sample_taken_during_send_on_is_sent(self):
+        """The sampler does not wait until the session has recorded where it starts."""
         switch = self.info.switch
         self.info.switch = lambda on: (switch(on), self.take(1))
         self.say(self.session, "SEND", True)
@@ -1708,16 +1712,16 @@ class Plain(SessionCase):
             self.assertEqual(self.outbox.on, on)
             self.session = self.node()
 
-    def test_after_send_on_the_samples_come_as_they_are_taken(self):
+    def test_samples_are_sent_as_they_are_taken_after_send_on(self):
         self.assertFalse(self.session.stream())
         self.say(self.session, "SEND", True)
-        self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK"])  # none from before
+        self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK"])  # no earlier samples
         for seq in (4, 5, 6):
             self.take(1)
             ((word, (epoch, samples)),) = self.streamed(self.session)
             self.assertEqual((word, epoch, [s.seq for s in samples[0]]), ("SENSORS", E[0], [seq]))
 
-    def test_from_the_first_sample_of_an_epoch_too(self):
+    def test_first_sample_of_an_epoch_is_sent_after_send_on(self):
         for fresh in (False, True):
             self.disk = MemoryDisk() if fresh else self.disk
             self.start_node()
@@ -1727,19 +1731,19 @@ class Plain(SessionCase):
             self.take(2)
             self.assertEqual([[s.seq for s in samples_of(m)] for m in self.streamed(session)], [[1, 2]])
 
-    def test_before_send_on_none_come(self):
+    def test_no_samples_are_sent_before_send_on(self):
         self.say(self.session, "SEND", False)
         self.say(self.session, "CHECK")
         self.take(1)
         self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK", "STATUS"])
 
-    def test_said_twice_nothing_comes_twice(self):
+    def test_repeated_send_on_repeats_no_samples(self):
         self.say(self.session, "SEND", True)
         self.take(1)
         self.say(self.session, "SEND", True)
         self.assertEqual([m.word for m in self.streamed(self.session)], ["SENDBACK", "SENDBACK", "SENSORS"])
 
-    def test_no_window_holds_it_up(self):
+    def test_plain_session_has_no_window(self):
         self.say(self.session, "SEND", True)
         seen = 0
         for _ in range(120):
@@ -1747,7 +1751,7 @@ class Plain(SessionCase):
             seen += sum(len(samples_of(m)) for m in self.streamed(self.session) if m.word == "SENSORS")
         self.assertEqual(seen, 6000)
 
-    def test_it_collects_nothing(self):
+    def test_plain_session_is_not_a_collector(self):
         self.assertEqual(self.session.server, "")
         self.say(self.session, "SEND", True)
         self.take(2)
@@ -1756,7 +1760,7 @@ class Plain(SessionCase):
         self.say(self.session, "ACK", E[0], 4)
         self.assert_refused(self.session, "expected", closes=True)
 
-    def test_send_in_a_collecting_session_starts_nothing_anew(self):
+    def test_send_in_a_collecting_session_does_not_restart_the_stream(self):
         node, server = self.collect()
         self.say(node, "SEND", False)
         self.take(1)
@@ -1766,10 +1770,10 @@ class Plain(SessionCase):
 
 
 class Dating(SessionCase):
-    """When a sample was taken, as well as it is known when it is sent."""
+    """The time of a sample, as well as it is known when it is sent."""
 
     def sent(self, **hello):
-        """(time, clock) of the samples that a server now gets."""
+        """Return (time, clock) of the samples that a server receives now."""
         node = self.node()
         self.open_as_server(node, {"id": 0}, **hello)
         return [(s.time_ms, s.clock) for m in self.streamed(node) for s in samples_of(m)]
@@ -1780,14 +1784,14 @@ class Dating(SessionCase):
         self.clock.step(-1e9)
         self.assertEqual(self.sent(time=rfc3339(5), clock="set"), [(WALL_MS - 5, "")])
 
-    def test_an_unset_one_says_so(self):
+    def test_samples_of_an_unset_clock_are_marked(self):
         self.clock.known = False
         self.start_node()
         self.take(1, wall_ms=1000, up_ms=5000, clock_set=False)
         self.assertEqual(self.sent(), [(1000, "unset")])
         self.assertEqual(self.sent(time=rfc3339(WALL_MS), clock="unset"), [(1000, "unset")])
 
-    def test_once_it_is_set_what_was_taken_before_is_dated_anew(self):
+    def test_earlier_samples_are_dated_again_once_the_clock_is_set(self):
         self.clock.known = False
         self.start_node()
         now_up = self.clock.up_ms()
@@ -1795,14 +1799,14 @@ class Dating(SessionCase):
         self.clock.known = True
         self.assertEqual(self.sent(), [(WALL_MS - 60_000, "")])
 
-    def test_else_the_servers_date_helps(self):
+    def test_unset_clock_uses_the_time_of_the_server(self):
         self.clock.known = False
         self.start_node()
         now_up = self.clock.up_ms()
         self.take(1, wall_ms=1000, up_ms=now_up - 60_000, clock_set=False)
         self.assertEqual(self.sent(time=rfc3339(WALL_MS + 77), clock="set"), [(WALL_MS + 77 - 60_000, "server")])
 
-    def test_across_boots_nothing_is_guessed(self):
+    def test_samples_of_earlier_boots_are_not_dated(self):
         self.clock.known = False
         self.start_node()
         self.take(1, wall_ms=1000, up_ms=5000, clock_set=False)
@@ -1811,12 +1815,12 @@ class Dating(SessionCase):
         self.start_node()
         self.assertEqual(self.sent(time=rfc3339(WALL_MS), clock="set"), [(1000, "unset")])
 
-    def test_a_servers_time_that_is_none_is_refused(self):
+    def test_invalid_time_of_the_server_is_refused(self):
         self.start_node()
         for time in ("now", 5, None, "2026-11-20"):
             node = self.node()
             self.say(node, "HELLO", {"link": 1, "server": "home", "clock": "set", "time": time})
-            self.assert_refused(node, "bad-argument", "time is like")
+            self.assert_refused(node, "bad-argument", "time must be like")
 
     def test_up_never_changes(self):
         self.clock.known = False
@@ -1830,9 +1834,9 @@ class Dating(SessionCase):
 
 
 class CutAnywhere(SessionCase):
-    """Random lives: bytes arrive in pieces, connections break at any of them, programs die, the power goes."""
+    """Random faults: bytes arrive in parts, connections break at any of them, programs are killed, the power fails."""
 
-    def test_everything_is_delivered_once(self):
+    def test_samples_are_delivered_once_despite_random_faults(self):
         for seed in range(rounds("PIGEONPOST_TEST_SESSION_LIVES", 8, 20)):
             with self.subTest(seed=seed):
                 self.setUp()
@@ -1848,7 +1852,7 @@ class _Life:
         case.epochs = (f"{self.chance.getrandbits(64):016x}" for _ in itertools.count())
         self.key = LinkKey(TOKEN) if self.chance.random() < 0.3 else None
         self.accepted = {}  # (epoch, seq) to value, in the order of acceptance
-        self.tried = {}  # what was in progress when the program died: may be there
+        self.tried = {}  # in progress when the program was killed: may or may not be stored
         self.slots = self.chance.choice((16, 64, 1024))
         self.values = itertools.count(1)
         case.start_node(self.slots, key=self.key)
@@ -1887,7 +1891,7 @@ class _Life:
             self.accepted |= batch
 
     def move(self):
-        """Some bytes in one direction, perhaps in the middle of a line."""
+        """Move some bytes in one direction, perhaps up to the middle of a line."""
         node, server = self.node, self.server
         if self.chance.random() < 0.5:
             self.to_node += server.take_output()
@@ -1907,7 +1911,7 @@ class _Life:
 
     def feed(self, session, buffer):
         count = self.chance.choice((1, 7, 100, 2000, 1 << 20))
-        end = buffer.rfind(b"\n", 0, count)  # a line that is not whole waits, and is lost when the connection is
+        end = buffer.rfind(b"\n", 0, count)  # an incomplete line waits, and is lost with the connection
         if end >= 0:
             session.receive_lines(bytes(buffer[:end]).split(b"\n"))
             del buffer[: end + 1]
@@ -1949,7 +1953,9 @@ class _Life:
         before = sum(gap[4] for gap in ledger.gaps)
         missing = [name for name in self.accepted if name not in stored and name not in gone]
         case.assertLessEqual(len(missing), before)
-        if case.outbox.ring.last + 40 <= self.slots:  # nothing was overwritten, not even by what was never accepted
+        if (
+            case.outbox.ring.last + 40 <= self.slots
+        ):  # nothing was overwritten, not even by samples that were never accepted
             case.assertEqual((missing, gone & self.accepted.keys()), ([], set()))
         for epoch, first, last, _ in case.outbox.held():
             case.assertEqual([n for n in range(first, last + 1) if (epoch, n) not in stored.keys() | gone], [])

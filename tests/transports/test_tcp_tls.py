@@ -1,4 +1,4 @@
-"""TLS on the TCP link: both ends, certificates, who is refused, and a man in the middle."""
+"""TLS on the TCP link: both ends, certificates, rejected peers, and a man in the middle."""
 
 import contextlib
 import functools
@@ -55,7 +55,7 @@ def client_context(most=ssl.TLSVersion.TLSv1_3):
 
 
 class TlsTalk(Talk):
-    """A Talk inside TLS."""
+    """A Talk over TLS."""
 
     def __init__(self, address, context=None):
         super().__init__(address)
@@ -64,7 +64,7 @@ class TlsTalk(Talk):
 
 class TlsCase(TcpCase):
     def start_node(self, key=None, address=("127.0.0.1", 0), path=""):
-        """A node's end with TLS, listening, on the outbox that there is."""
+        """Start a node's end with TLS that listens and uses the present outbox."""
         if not hasattr(self, "outbox"):
             self.make_outbox(slots=4096)
         connect, self.fingerprint = node_connections(path or OWN[0], "")
@@ -75,7 +75,7 @@ class TlsCase(TcpCase):
         return node
 
     def start_server(self, address, keys=None, pin="", **options):
-        """A server's end that speaks TLS with the node `basement`."""
+        """Start a server's end that speaks TLS with the node `basement`."""
         pins = {"basement": pin}
         expected = options.pop("expected", "basement")
         end = TcpServerTransport(address, expected, "home", self.ledger, keys or {}, Clock(), pins)
@@ -90,7 +90,7 @@ class TlsCase(TcpCase):
         return TcpCase.start_server(self, address, keys)
 
     def elsewhere(self):
-        """From here on no peer of the node is on its machine."""
+        """Treat all peers of the node as remote from now on."""
         self.enterContext(mock.patch.object(tcp_node, "is_loopback", lambda host: False))
 
     def wait_for_fault(self, server, words):
@@ -116,7 +116,7 @@ class BothEnds(TlsCase):
     def test_without_a_token_the_fingerprint_pins_the_certificate(self):
         self.make_outbox()
         self.take(5)
-        node = self.start_node()  # on this machine: elsewhere a node without a token answers nothing
+        node = self.start_node()  # on this machine: a node without a token answers no other machine
         self.start_server(node.address, pin=OWN[1])
         self.ledger.wait_for(5)
 
@@ -128,22 +128,22 @@ class BothEnds(TlsCase):
         self.start_server(node.address, {"basement": key}, pin=OWN[1])
         self.ledger.wait_for(5)
         server = self.start_server(node.address, {"basement": key}, pin=OTHER[1])
-        self.wait_for_fault(server, "shows another certificate")
+        self.wait_for_fault(server, "has another certificate")
 
-    def test_another_certificate_is_refused_with_both_fingerprints_in_the_fault(self):
+    def test_unpinned_certificate_is_refused_with_both_fingerprints_in_the_fault(self):
         server = self.start_server(self.start_node().address, pin=OTHER[1])
         self.wait_for_fault(server, f"expected SHA-256 {OTHER[1]}, found {OWN[1]}")
         self.assertFalse(server.state.connected)
         self.assertEqual(self.ledger.rows, [])
 
-    def test_with_neither_the_server_says_nothing_and_names_the_remedy(self):
+    def test_server_without_token_and_fingerprint_sends_nothing_and_names_the_remedy(self):
         node = self.start_node()
         with mock.patch.object(tcp_server, "ServerSession") as session:
             server = self.start_server(node.address)
             self.wait_for_fault(server, "`control.py token basement`")
         session.assert_not_called()
 
-    def test_a_certificate_that_was_made_again_needs_nothing_where_a_token_is(self):
+    def test_new_certificate_is_accepted_if_there_is_a_token(self):
         key = LinkKey(TOKEN)
         node = self.start_node(key)
         self.take(5)
@@ -165,7 +165,7 @@ class BothEnds(TlsCase):
 
     def test_cut_at_any_byte_everything_arrives_once(self):
         chance = random.Random(7)
-        # By turns, not by chance: the first three connections cannot carry 1,500 samples, and each sixth can.
+        # In a fixed sequence: the first three connections cannot carry 1,500 samples, and each sixth one can.
         allowances = itertools.cycle((50, 600, 3000, 10_000, 1500, 200_000))
         key = LinkKey(TOKEN)
         self.make_outbox(slots=4096)
@@ -193,7 +193,7 @@ class BothEnds(TlsCase):
             self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, 1501)))
 
     def test_many_samples_arrive_in_order(self):
-        """With PIGEONPOST_TEST_LONG=1 a hundred thousand."""
+        """A hundred thousand samples with PIGEONPOST_TEST_LONG=1."""
         count = rounds("PIGEONPOST_TLS_SAMPLES", 4000, 100_000)
         self.make_outbox(slots=1 << (count - 1).bit_length())
         self.take(count)
@@ -201,7 +201,7 @@ class BothEnds(TlsCase):
         self.ledger.wait_for(count, 4 * LIMIT_S)
         self.assertEqual(self.ledger.seqs(self.outbox.epoch), list(range(1, count + 1)))
 
-    def test_nothing_is_left_of_a_connection(self):
+    def test_closed_connection_leaves_nothing(self):
         node = self.start_node()
         left = Leftovers()
         for _ in range(20):
@@ -213,7 +213,7 @@ class BothEnds(TlsCase):
 
 
 class ManInTheMiddle(TlsCase):
-    """He ends TLS himself, with a certificate of his own, and passes on every line as it is."""
+    """An attacker ends TLS with another certificate, and passes on every line unchanged."""
 
     def relay(self, node):
         context = certificate_files.listening_context(OTHER[0], OTHER[0], ssl.TLSVersion.TLSv1_3, "")
@@ -240,16 +240,16 @@ class ManInTheMiddle(TlsCase):
         relay = self.relay(node)
         server = self.start_server(relay.address, {"basement": key})
         wait_until(lambda: relay.connections > 2)
-        self.assertIn(f"somebody in between ends its TLS, with the certificate {OTHER[1]}", server.state.fault)
+        self.assertIn(f"another machine intercepts its TLS, with the certificate {OTHER[1]}", server.state.fault)
         server.stop(LIMIT_S)
         said = b"".join(self.overheard)
-        self.assertIn(b'"mac"', said)  # the node's proof was passed on
+        self.assertIn(b'"mac"', said)  # the attacker passed on the node's proof
         for word in (b'AUTH {"mac"', b"RESUME", b"SENSORS"):
             self.assertNotIn(word, said)
         self.assertEqual((self.ledger.rows, node.collectors), ([], []))
 
-    def test_the_same_relay_gets_through_where_the_proofs_do_not_name_the_certificate(self):
-        """The control of the test above: it fails by the certificate, and by nothing else."""
+    def test_relay_succeeds_if_the_proofs_do_not_name_the_certificate(self):
+        """Control for the test above: that one fails only because of the certificate."""
         key = LinkKey(TOKEN)
         self.make_outbox()
         self.take(5)
@@ -259,7 +259,7 @@ class ManInTheMiddle(TlsCase):
             self.start_server(self.relay(node).address, {"basement": key})
             wait_until(lambda: any(b'AUTH {"mac"' in data for data in self.overheard))
 
-    def test_the_proofs_end_with_the_certificate_as_the_protocol_says(self):
+    def test_proofs_end_with_the_certificate_as_documented(self):
         key = LinkKey(TOKEN)
         node = self.start_node(key)
         with TlsTalk(node.address) as talk:
@@ -276,7 +276,7 @@ class ManInTheMiddle(TlsCase):
 
 
 class NeverPlain(TlsCase):
-    def test_plain_text_from_elsewhere_is_told_the_remedy_and_closed(self):
+    def test_remote_plain_text_is_answered_with_the_remedy_and_closed(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         for said in (b"CHECK\n", encode("AUTH", {"token": TOKEN}), b"GET / HTTP/1.1\r\n\r\n", b"\x00"):
@@ -287,7 +287,7 @@ class NeverPlain(TlsCase):
                 self.assertIn("tls = true", error.args[1]["text"])
         self.assertTrue(self.outbox.on)
 
-    def test_of_many_such_peers_one_line_is_logged(self):
+    def test_many_plain_text_peers_cause_one_log_line(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         from_another = functools.partial(socket.create_connection, source_address=("127.0.0.2", 0))
@@ -295,7 +295,7 @@ class NeverPlain(TlsCase):
         logging.disable(logging.NOTSET)
         with self.assertLogs("pigeonpost.transports.tcp_node", "INFO") as logged:
             for said in (b"CHECK\n", b"\x16\x03\x01\x00\x05hello") * 10:
-                with Talk(node.address) as talk, contextlib.suppress(OSError):  # it may be closed already
+                with Talk(node.address) as talk, contextlib.suppress(OSError):  # the connection may be closed already
                     talk.send(said)
                     talk.sock.shutdown(socket.SHUT_WR)
                     while talk.line() is not None:
@@ -305,20 +305,20 @@ class NeverPlain(TlsCase):
         self.assertEqual(len(logged.output), 2, logged.output)
 
     def test_a_health_check_from_its_own_address_is_refused_without_a_line(self):
-        """[node] listen = an address of the network: the check comes from there, and takes any answer."""
+        """[node] listen may be a network address: the check then comes from that address, and accepts any answer."""
         for key in (LinkKey(TOKEN), None):
             node = self.start_node(key)
             self.elsewhere()
             logging.disable(logging.NOTSET)
             with self.subTest(key), self.assertNoLogs("pigeonpost.transports.tcp_node"):
                 with Talk(node.address) as talk:
-                    if key is not None:  # without a token it is turned away at once
+                    if key is not None:  # without a token it is rejected immediately
                         talk.send(b"CHECK\n")
                     self.assertEqual([error.args[0] for error in talk.rest()], ["protected"])
                 wait_until(lambda node=node: not node._connections)
             logging.disable(logging.CRITICAL)
 
-    def test_its_own_machine_may_speak_either(self):
+    def test_local_peers_may_use_tls_or_plain_text(self):
         node = self.start_node(LinkKey(TOKEN))
         for kind in (Talk, TlsTalk):
             with self.subTest(kind.__name__), kind(node.address) as talk:
@@ -326,7 +326,7 @@ class NeverPlain(TlsCase):
                 talk.say("CHECK")
                 self.assertEqual(talk.until("STATUS").args[2]["held"], 0)
 
-    def test_a_person_on_this_machine_who_types_slowly_has_a_plain_session(self):
+    def test_slowly_typing_local_user_has_a_plain_session(self):
         with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.01):
             node = self.start_node()
             with Talk(node.address) as talk:
@@ -341,7 +341,7 @@ class NeverPlain(TlsCase):
         server = self.start_plain_server(node.address, {"basement": key})
         self.wait_for_fault(server, "set tls = true for it in server.toml")
 
-    def test_a_server_with_tls_tells_that_the_node_does_not_and_stays_away(self):
+    def test_server_with_tls_reports_a_node_without_it(self):
         key = LinkKey(TOKEN)
         self.make_outbox()
         self.take(5)
@@ -350,7 +350,7 @@ class NeverPlain(TlsCase):
         self.wait_for_fault(server, "answers in plain text: this node does not speak TLS: set [link] tls = true on it")
         self.assertEqual(self.ledger.rows, [])
 
-    def test_so_does_one_of_an_older_node_and_of_one_that_is_full(self):
+    def test_server_with_tls_reports_an_older_or_full_node(self):
         for answer, fault in (
             (b'ERROR not-utf8 {"text":"bytes that are no UTF-8","line":""}\n', "does not speak TLS: set [link] tls"),
             (b'ERROR too-many {"text":"64 are open","line":""}\n', "answers in plain text: 64 are open"),
@@ -360,7 +360,7 @@ class NeverPlain(TlsCase):
             fake = FakeNode(self, lambda sock, answer=answer: sock.recv(4096) and sock.sendall(answer))
             self.wait_for_fault(self.start_server(fake.address, pin=OWN[1]), fault)
 
-    def test_a_server_with_tls_believes_no_plain_text_that_answers_at_once(self):
+    def test_server_with_tls_ignores_immediate_plain_text(self):
         said = []
 
         def serve(sock):
@@ -375,9 +375,9 @@ class NeverPlain(TlsCase):
         self.wait_for_fault(server, "does not speak TLS")
         self.assertNotIn(b"HELLO", b"".join(said))
 
-    def test_an_address_without_a_name_does_not_lead_around_it(self):
+    def test_address_without_a_name_does_not_bypass_tls(self):
         node = self.start_plain_node()
-        self.wait_for_fault(self.start_server(node.address, expected=""), "is to speak TLS")
+        self.wait_for_fault(self.start_server(node.address, expected=""), "is required to use TLS")
         self.assertEqual(self.ledger.rows, [])
 
     def test_an_alert_of_tls_on_a_plain_link_is_explained(self):
@@ -391,7 +391,7 @@ class Handshake(TlsCase):
             talk.say("CHECK")
             talk.until("STATUS")
 
-    def test_peers_that_are_silent_in_it_keep_nobody_waiting(self):
+    def test_silent_peers_in_the_handshake_delay_no_other(self):
         self.enterContext(mock.patch.object(tcp_tls, "HANDSHAKE_S", 10 * LIMIT_S))
         node = self.start_node()
         silent = [socket.create_connection(node.address, LIMIT_S) for _ in range(20)]
@@ -400,17 +400,17 @@ class Handshake(TlsCase):
             sock.sendall(b"\x16\x03\x01\x01\x00"[: number % 6])
         self.is_well(node)
 
-    def test_one_that_does_not_end_in_time_is_closed(self):
+    def test_handshake_that_exceeds_its_time_limit_is_closed(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.05):
             for said in (b"", b"\x16", b"\x16\x03\x01\x01\x00\x01"):
                 with self.subTest(said), Talk(node.address) as talk:
                     talk.send(said)
-                    with contextlib.suppress(ConnectionResetError):  # where it was closed before that was read
+                    with contextlib.suppress(ConnectionResetError):  # the peer closed before it read the data
                         self.assertEqual(talk.sock.recv(100), b"")
 
-    def test_one_that_dribbles_has_no_longer(self):
+    def test_slow_handshake_has_the_same_time_limit(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.05), Talk(node.address) as talk:
@@ -427,7 +427,7 @@ class Handshake(TlsCase):
             else:
                 self.fail("it was never cut off")
 
-    def test_garbage_ends_that_connection_only(self):
+    def test_garbage_ends_only_its_own_connection(self):
         node = self.start_node()
         chance = random.Random(3)
         for said in (
@@ -450,7 +450,7 @@ class Handshake(TlsCase):
             wait_until(lambda: not node._connections)
         self.is_well(node)
 
-    def test_a_damaged_hello_gets_no_word_of_the_link(self):
+    def test_damaged_client_hello_receives_no_word_of_the_link(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         outgoing = ssl.MemoryBIO()
@@ -471,7 +471,7 @@ class Handshake(TlsCase):
         with TlsTalk(node.address) as talk:
             self.assertEqual(talk.sock.version(), "TLSv1.3")
 
-    def test_a_recorded_connection_cannot_be_said_again(self):
+    def test_recorded_connection_cannot_be_replayed(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         recorded = []
@@ -505,12 +505,12 @@ class Handshake(TlsCase):
             TlsTalk(node.address, client_context(ssl.TLSVersion.TLSv1_2))
         self.is_well(node)
 
-    def test_a_server_waits_no_longer_for_a_node_that_is_silent_in_it(self):
+    def test_server_limits_its_wait_for_a_silent_node(self):
         with mock.patch.object(tcp_tls, "HANDSHAKE_S", 0.05):
             server = self.start_server(FakeNode(self, lambda sock: sock.recv(4096) and sock.recv(1)).address, pin="00")
             self.wait_for_fault(server, "no TLS handshake within")
 
-    def test_a_node_that_speaks_tls_1_2_only_is_refused(self):
+    def test_node_with_tls_1_2_only_is_refused(self):
         context = certificate_files.listening_context(OWN[0], OWN[0], ssl.TLSVersion.TLSv1_2, "")
         context.maximum_version = ssl.TLSVersion.TLSv1_2
 
@@ -519,9 +519,9 @@ class Handshake(TlsCase):
                 context.wrap_socket(sock, server_side=True)
 
         server = self.start_server(FakeNode(self, serve).address, pin=OWN[1])
-        self.wait_for_fault(server, "no TLS")
+        self.wait_for_fault(server, "TLS handshake failed")
 
-    def test_stopping_does_not_wait_for_it(self):
+    def test_stop_does_not_wait_for_a_handshake(self):
         node = self.start_node(LinkKey(TOKEN))
         self.elsewhere()
         socks = [socket.create_connection(node.address, LIMIT_S) for _ in range(2)]
@@ -532,8 +532,8 @@ class Handshake(TlsCase):
         with mock.patch.object(tcp_tls, "HANDSHAKE_S", 10 * LIMIT_S):
             self.assertIsNone(node.stop(LIMIT_S))
 
-    def test_lines_that_come_with_the_end_of_it_are_answered(self):
-        """A client's first line can be in one packet with the end of its handshake."""
+    def test_lines_received_with_the_end_of_the_handshake_are_answered(self):
+        """A client's first line can be in the same packet as the end of its handshake."""
         node = self.start_node()
         with Talk(node.address) as talk:
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -554,16 +554,16 @@ class Handshake(TlsCase):
                     found += tls.read(1 << 16)
         self.assertEqual(decode(found).word, "STATUS")
 
-    def test_a_goodbye_right_behind_a_line_is_answered_first(self):
+    def test_line_before_close_notify_is_answered(self):
         node = self.start_node()
         with TlsTalk(node.address) as talk:
             talk.say("CHECK")
-            raw = talk.sock.unwrap  # says goodbye, and waits for the node's
+            raw = talk.sock.unwrap  # sends close_notify and waits for the node's
             with contextlib.suppress(OSError):
                 raw()
             wait_until(lambda: not node._connections)
 
-    def test_long_lines_and_many_at_once(self):
+    def test_long_and_many_lines_are_answered(self):
         node = self.start_node()
         with TlsTalk(node.address) as talk:
             talk.send(b"X" * 65_535 + b"\n" + b"CHECK\n" * 2000 + b"SEND OFF\n")
@@ -572,14 +572,14 @@ class Handshake(TlsCase):
                 self.assertTrue(talk.line().startswith(b"STATUS "))
             self.assertEqual(talk.line(), b"SENDBACK OFF")
 
-    def test_a_peer_that_takes_nothing_is_closed(self):
+    def test_peer_that_does_not_read_is_closed(self):
         node = self.start_node()
         with (
             mock.patch.object(tcp_connection, "STUCK_BYTES", 1 << 16),
             TlsTalk(node.address) as talk,
             self.assertRaises(OSError),
         ):
-            for connection in list(node._connections):  # else the kernel takes megabytes for it
+            for connection in list(node._connections):  # otherwise the kernel would accept megabytes first
                 connection.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             talk.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             while True:
@@ -588,8 +588,8 @@ class Handshake(TlsCase):
 
 
 class Closing(unittest.TestCase):
-    def test_a_line_over_the_limit_while_the_rest_is_sent_ends_the_session_and_nothing_else(self):
-        """It is raised where no session takes it any more; it must not end the thread that collects from a node."""
+    def test_long_line_while_closing_ends_only_the_session(self):
+        """The error is raised after the session has ended, and must not end the thread that collects from a node."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             far = socket.create_connection(listener.getsockname(), LIMIT_S)
             near, _ = listener.accept()
@@ -600,12 +600,12 @@ class Closing(unittest.TestCase):
         wire.send(b"x" * (1 << 22))
         far.sendall(b"x" * 70_000)
         session = mock.Mock(closing=True, take_output=lambda: b"")
-        for _ in range(2):  # the limit is passed in the first or the second read
+        for _ in range(2):  # the limit is exceeded in the first or the second read
             tcp_connection.run_session(wire, session, lambda: False, lambda: True, Clock())
 
 
 class Certificate(unittest.TestCase):
-    def test_it_is_made_once_and_is_no_authority(self):
+    def test_certificate_is_created_once_and_is_not_an_authority(self):
         folder = temp_folder(self)
         path = own_certificate(folder, "basement")
         with open(path, "rb") as file:
@@ -614,8 +614,8 @@ class Certificate(unittest.TestCase):
         with open(path, "rb") as file:
             self.assertEqual(file.read(), made)
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
-        self.assertEqual(os.listdir(folder), ["link.pem"])  # nothing is left of the making
-        told = ssl._ssl._test_decode_cert(path)  # the only parser of certificates in Python's library
+        self.assertEqual(os.listdir(folder), ["link.pem"])  # no temporary files remain
+        told = ssl._ssl._test_decode_cert(path)  # the only certificate parser in Python's library
         self.assertEqual(told["subject"], ((("commonName", "basement"),),))
         self.assertEqual(told["subjectAltName"], (("DNS", "basement"),))
         with open(path, encoding="ascii") as file:
@@ -624,7 +624,7 @@ class Certificate(unittest.TestCase):
         self.assertIn(bytes.fromhex("0603551d13 0101ff 0402 3000"), der)  # critical, and empty: CA:FALSE
         self.assertIn(bytes.fromhex("0603551d0f 0101ff 0404 03020780"), der)  # keyUsage: digitalSignature
 
-    def test_a_strict_client_that_trusts_it_accepts_it(self):
+    def test_strict_client_accepts_the_certificate(self):
         folder = temp_folder(self)
         path = own_certificate(folder, "localhost")
         server = certificate_files.listening_context(path, path, ssl.TLSVersion.TLSv1_3, "")
@@ -638,13 +638,13 @@ class Certificate(unittest.TestCase):
         client.wrap_socket(near, server_hostname="localhost").close()
         thread.join(LIMIT_S)
 
-    def test_without_openssl_both_remedies_are_named(self):
+    def test_missing_openssl_is_reported_with_both_remedies(self):
         with mock.patch.dict(os.environ, PATH="/nowhere"), self.assertRaises(SettingsError) as caught:
             own_certificate(temp_folder(self), "basement")
         for words in ("sudo apt install openssl", "[link] certificate and key"):
             self.assertIn(words, str(caught.exception))
 
-    def test_a_file_that_does_not_read_is_named(self):
+    def test_invalid_certificate_file_is_named(self):
         folder = temp_folder(self)
         path = os.path.join(folder, "link.pem")
         with open(path, "w", encoding="ascii") as file:
@@ -659,9 +659,11 @@ class Programs(unittest.TestCase):
         self.assertEqual(shown.wait(), 0, shown.logged)
         return shown.said[-1]
 
-    def test_a_node_and_a_server_with_tls(self):
+    def test_node_and_server_programs_collect_by_tls(self):
         folder, data = temp_folder(self), temp_folder(self)
-        self.assertEqual(self.show(folder), "# SHA-256 of the link's certificate: made at the first start")
+        self.assertEqual(
+            self.show(folder), "# SHA-256 fingerprint of the link's certificate: created at the first start"
+        )
         node = self.start_node(folder)
         fingerprint = node.logs("fingerprint").rpartition(" ")[2]
         self.assertEqual(self.show(folder).rpartition(" ")[2], fingerprint)
@@ -670,7 +672,7 @@ class Programs(unittest.TestCase):
         self.assertIn(f'"tls":"{fingerprint}"', self.asked.said[0])
         self.assertEqual(self.ask(host, port, data, "--fingerprint", "00" * 32), 1)
         self.assertIn(f"expected {'00' * 32}, found {fingerprint}", "\n".join(self.asked.logged))
-        self.assertEqual(self.ask(host, port, data), 0)  # on this machine, without
+        self.assertEqual(self.ask(host, port, data), 0)  # plain text on this machine
         settings = os.path.join(data, "server.toml")
         with open(settings, "w", encoding="utf-8") as file:
             file.write(f'[[node]]\nname = "basement"\naddress = "{host}:{port}"\ntls = true\n')
@@ -692,15 +694,15 @@ class Programs(unittest.TestCase):
         self.asked = Forked(self, "control.py", "--data", data, "status", "--link", f"{host}:{port}", *more)
         return self.asked.wait()
 
-    def test_settings_that_do_not_fit_are_named(self):
+    def test_inconsistent_settings_are_named(self):
         folder = temp_folder(self)
         path = os.path.join(folder, "server.toml")
         for text, words in (
-            ("tls = true", "takes a name"),
-            ('name = "a"\nfingerprint = "' + "0" * 64 + '"', "takes tls = true beside it"),
+            ("tls = true", "the name is missing"),
+            ('name = "a"\nfingerprint = "' + "0" * 64 + '"', "fingerprint requires tls = true"),
             ('name = "a"\nfingerprint = "xyz"\ntls = true', "SHA-256 fingerprint"),
-            ('name = "a"\n[[node]]\nname = "a"', "a table for a already"),
-            ('name = "a"\naddress = "10.0.0.6"\n[server]\nnodes = ["a@10.0.0.5"]', "has another address"),
+            ('name = "a"\n[[node]]\nname = "a"', "a table for a exists already"),
+            ('name = "a"\naddress = "10.0.0.6"\n[server]\nnodes = ["a@10.0.0.5"]', "has a different address"),
             ('name = "a"\ntsl = true', 'did you mean "tls"'),
         ):
             with self.subTest(words):
@@ -714,7 +716,7 @@ class Programs(unittest.TestCase):
         ):  # fmt: skip
             node = Forked(self, "node.py", "--simulate", "--data", folder, **environment)
             self.assertEqual(node.wait(), 2)
-            self.assertIn("takes tls = true beside it", "\n".join(node.logged))
+            self.assertIn("certificate requires tls = true", "\n".join(node.logged))
 
 
 if __name__ == "__main__":

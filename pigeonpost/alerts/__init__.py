@@ -1,1 +1,1 @@
-"""Alerts and reports: rules, and the channels by which they are delivered."""
+"""Alerts and reports: rules, messages, and the channels that deliver them."""

@@ -1,6 +1,6 @@
 """Messages of alerts and reports, and the interface of the channels that deliver them.
 
-Channels are called in the Notifier's thread. Errors: NotSent.
+The Notifier's thread calls the channels. Errors: NotSent.
 """
 
 from __future__ import annotations
@@ -11,11 +11,17 @@ from pigeonpost.core.errors import PigeonpostError
 
 
 class NotSent(PigeonpostError, OSError):
-    """A message could not be sent: it is tried again."""
+    """A message could not be sent. The Notifier tries again later."""
 
 
 class AlertMessage(NamedTuple):
-    """A message: subject, text, and for programs the same as JSON."""
+    """An alert or a report.
+
+    Attributes:
+        subject: Subject, in one line.
+        text: Text for people.
+        info: The same information for programs, as a JSON object.
+    """
 
     subject: str
     text: str
@@ -23,10 +29,18 @@ class AlertMessage(NamedTuple):
 
 
 class AlertChannel:
-    """One channel of messages to people."""
+    """Channel that delivers messages to people.
 
-    place: str  # for people, without secrets
+    Attributes:
+        place: Name of the channel in messages and logs, for example "mail server mail.example.org"; without secrets.
+    """
+
+    place: str
 
     def send(self, message: AlertMessage) -> None:
-        """Send a message; returns once it has been accepted. Raises NotSent."""
+        """Send `message`, and return once the receiving server has accepted it.
+
+        Raises:
+            NotSent: The message could not be sent.
+        """
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Channel that delivers messages as e-mail through a mail server (RFC 5321), with TLS unless it is on this machine.
+"""Channel that sends messages as e-mail through a mail server (SMTP, RFC 5321), with or without TLS.
 
-Runs in the Notifier's thread. Errors: NotSent, with the mail server's answer.
-smtplib, email and ssl are imported when the first message is sent.
+It runs in the Notifier's thread. Errors: NotSent, with the response of the mail server.
+The modules smtplib, email and ssl are imported when the first message is sent.
 """
 
 from __future__ import annotations
@@ -10,20 +10,27 @@ from collections.abc import Sequence
 
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 
-ANSWER_S = 20.0
+ANSWER_S = 20.0  # time limit for each response of the mail server
 
 
 class EmailChannel(AlertChannel):
-    """E-mail to some recipients, through one mail server."""
+    """Channel for e-mail to one or more recipients through one mail server."""
 
     def __init__(
         self, host: str, port: int, tls: str, user: str, password: str, sender: str, to: Sequence[str]
     ) -> None:
+        """Create the channel without connecting.
+
+        Args:
+            host: Host name of the mail server.
+            port: Port of the mail server; 0 for the default port of `tls`.
+            tls: Encryption: "starttls" (default port 587), "tls" from the beginning (465), or "none" (25).
+            user: User name for the mail server, or an empty string.
+            password: Password of the user.
+            sender: Sender address.
+            to: Addresses of the recipients.
         """
-        port  0: the usual one of `tls`
-        tls   "starttls" (port 587), "tls" from the first byte (465), or "none" (25)
-        """
-        self.place = f"mail by {host}"
+        self.place = f"mail server {host}"
         self._host, self._tls, self._user, self._password = host, tls, user, password
         self._port = port or {"starttls": 587, "tls": 465, "none": 25}[tls]
         self._sender, self._to = sender, to
@@ -56,5 +63,5 @@ class EmailChannel(AlertChannel):
 
 
 def _one_line(text: str) -> str:
-    """Return a subject without line ends, each of which would begin another header (RFC 5322, section 2.2)."""
+    """Return a subject as one line of at most 200 characters. A line break would begin another header (RFC 5322)."""
     return " ".join(text.split())[:200]

@@ -1,8 +1,9 @@
 """Delivery of alerts and reports on every channel, with retries.
 
-A thread of its own checks the rules every few seconds and sends, so that a mail server that does not respond delays
-nothing else. Errors: a message that cannot be sent is tried again after a minute, doubling to an hour; `fault` says why
-it waits.
+A separate thread checks the rules every 2 s and sends the messages, so a mail server that does not respond delays
+nothing else.
+Errors: If a message cannot be sent, the next attempt is made after one minute. This time doubles with each attempt, up
+to one hour. `fault` contains the reason.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from typing import Any
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
+from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 2.0
-RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
-MOST_WAITING = 500  # of each channel; then the oldest are dropped
+LOOK_S = 2.0  # interval of the checks
+RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0  # time before the first retry, and the longest time between two retries
+MOST_WAITING = 500  # messages per channel; at the limit the oldest message is dropped
 
 
 class _ChannelQueue:
-    """Messages that wait for one channel."""
+    """Queue of messages for one channel."""
 
     def __init__(self, channel: AlertChannel) -> None:
         self.channel = channel
@@ -36,7 +38,11 @@ class _ChannelQueue:
 
 
 class Notifier:
-    """The thread that checks the rules and sends messages on every channel."""
+    """Thread that checks the rules and sends messages on every channel.
+
+    Attributes:
+        sent: Number of messages sent; a message on two channels counts as two.
+    """
 
     def __init__(
         self,
@@ -46,10 +52,15 @@ class Notifier:
         every_s: float,
         clock: Clock,
     ) -> None:
-        """
-        look     returns the messages that are due now
-        report   returns the report of a span, in ms since 1970
-        every_s  seconds between two reports; 0: none
+        """Create the notifier without starting its thread.
+
+        Args:
+            channels: The channels.
+            look: Function that returns the alerts that are due now.
+            report: Function that returns the report on a time range; its arguments are the start and the end in
+                milliseconds since 1970 (UTC).
+            every_s: Time between two reports in seconds; 0 for no reports.
+            clock: Clock of the server.
         """
         self._queues = [_ChannelQueue(channel) for channel in channels]
         self._look, self._report, self._every_s, self._clock = look, report, every_s, clock
@@ -61,11 +72,11 @@ class Notifier:
 
     @property
     def fault(self) -> str:
-        """Why messages wait; empty when none do."""
+        """Reason why messages could not be sent yet, or an empty string if the last attempt succeeded."""
         return "; ".join(queue.fault for queue in self._queues if queue.fault)
 
     def report(self) -> dict[str, Any]:
-        """Return the state for the pages and `control.py check`, as JSON."""
+        """Return the number of messages sent, and of those that are waiting, as a JSON object."""
         return {"sent": self.sent, "waiting": self._waiting()}
 
     def start(self) -> None:
@@ -73,17 +84,24 @@ class Notifier:
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """End the thread; messages that are still waiting are lost."""
+        """End the thread. Messages that are not sent yet are lost.
+
+        Args:
+            limit_s: Maximum time to wait, in seconds.
+
+        Returns:
+            A text with the number of messages that were not sent, or None if there are none.
+        """
         self._stopping.set()
         self._thread.join(limit_s)
         left = self._waiting()
-        return f"{left} messages were not sent" if left else None
+        return f"not sent: {counted(left, 'message')}" if left else None
 
     def _waiting(self) -> int:
         return sum(len(queue.waiting) for queue in self._queues)
 
     def look(self) -> None:
-        """Check the rules once, and send what can be sent."""
+        """Check the rules once, and send the messages that are due."""
         messages = list(self._look())
         for message in messages:
             log.warning("%s", message.subject)
@@ -107,8 +125,8 @@ class Notifier:
                 queue.channel.send(queue.waiting[0])
             except NotSent as error:
                 if not queue.fault:
-                    log.error("%s; it is tried again", error)
-                queue.fault = f"messages wait: {hide_secrets(str(error))}"
+                    log.error("%s; the message is kept, and sending will be retried", error)
+                queue.fault = f"messages are not sent yet: {hide_secrets(str(error))}"
                 queue.again_s = self._clock.monotonic() + queue.pause_s
                 queue.pause_s = min(2 * queue.pause_s, LONGEST_RETRY_S)
             else:
@@ -117,14 +135,14 @@ class Notifier:
                 self.sent += 1
 
     def _run(self) -> None:
-        told = ""
+        logged = ""
         while not self._stopping.wait(LOOK_S):
             try:
                 self.look()
-                told = ""
+                logged = ""
             except DiskError:
                 return  # the program ends
             except NotStored as error:
-                if told != str(error):
-                    log.warning("a report waits: %s", error)
-                told = str(error)
+                if logged != str(error):
+                    log.warning("alerts and reports are delayed: %s", error)
+                logged = str(error)

@@ -1,6 +1,6 @@
-"""Alerts and reports as the settings ask for them: the rules, the Notifier, and its channels.
+"""Creation of the alert rules, the Notifier and its channels from the settings.
 
-A channel is imported when it is made: what is switched off costs nothing. Errors: SettingsError.
+A channel is imported only if it is enabled. Errors: SettingsError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 
 def make_notifier(context: ServerContext) -> dict[str, Any]:
-    """Make the Notifier of alerts and reports, if any are set; by its name, "watch"."""
+    """Return a dict with the Notifier under the key "watch"; empty if no alerts and no reports are enabled.
+
+    Args:
+        context: Context of the server, with its settings. The rules are subscribed to its commits.
+
+    Raises:
+        SettingsError: An alert is invalid, or no channel is set.
+    """
     rules, every_h = alert_rules(context.settings), context.settings["report", "every"]
     if not rules and not every_h:
         return {}
@@ -35,7 +42,11 @@ def make_notifier(context: ServerContext) -> dict[str, Any]:
 
 
 def alert_rules(settings: Settings) -> list[Rule]:
-    """Return the rules of the [[alert]] tables. Raises SettingsError."""
+    """Return the rules in the [[alert]] tables of `settings`.
+
+    Raises:
+        SettingsError: A table is invalid.
+    """
     tables = settings.tables.get("alert", ())
     if not tables:
         return []
@@ -45,7 +56,11 @@ def alert_rules(settings: Settings) -> list[Rule]:
 
 
 def alert_channels(settings: Settings) -> list[AlertChannel]:
-    """Make the channels that are set. Raises SettingsError where there is none."""
+    """Return the channels in `settings`: mail, webhook or both.
+
+    Raises:
+        SettingsError: No channel is set.
+    """
     channels: list[AlertChannel] = []
     if to := settings["mail", "to"]:
         from pigeonpost.alerts.email_channel import EmailChannel
@@ -57,5 +72,5 @@ def alert_channels(settings: Settings) -> list[AlertChannel]:
 
         channels.append(WebhookChannel(url))
     if not channels:
-        raise SettingsError("there are alerts or reports, but nobody to be told: set [mail] to, or [webhook] url")
+        raise SettingsError("there are alerts or reports, but no recipient: set [mail] to or [webhook] url")
     return channels

@@ -1,10 +1,12 @@
-"""Alert rules: a value beyond a threshold, a node that is silent.
+"""Alert rules: a value above or below a threshold, or a node that sends no samples.
 
-`on_commit` is called in the Ingestor's writer thread, `look` in the Notifier's. `_lock` guards the state of the rules;
-both hold it. Errors: SettingsError for an invalid [[alert]] table.
+The Ingestor's writer thread calls `on_commit`, and the Notifier's thread calls `look`. `_lock` guards the state of the
+rules; both methods hold it.
+Errors: SettingsError for an invalid [[alert]] table.
 
-An alert is raised once its condition has lasted for long enough (`for`), repeated while it lasts (`again`), and its end
-is reported. A value counts when it is stored: late ones too, as long as they are newer than the last one seen.
+An alert is sent when its condition has lasted for the time `for`. It is repeated at the interval `again` while the
+condition lasts, and another message is sent when the condition ends. A value is checked when it is stored. A value that
+arrives late is checked too, unless it is older than the last value checked.
 """
 
 from __future__ import annotations
@@ -28,18 +30,28 @@ if TYPE_CHECKING:
     from pigeonpost.storage.models import EpochCommit
 
 OPTIONS = (
-    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), "", "whose; without one that of every node"),
-    Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), "", "which value is looked at,"),
-    Option("above", number(-1e15, 1e15), None, "and what it must not be above,"),
-    Option("below", number(-1e15, 1e15), None, "or below"),
-    Option("silent", number(1, 8_640_000), None, "instead: seconds without any sample of the node"),
-    Option("for", number(0, 864_000), 0.0, "seconds that it must last before anybody is told"),
-    Option("again", number(0, 8_640_000), 0.0, "seconds after which it is said again while it lasts; 0: never"),
+    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), "", "name of the node; without it: every node"),
+    Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), "", "name of the sensor"),
+    Option("above", number(-1e15, 1e15), None, "alert if the value is above this"),
+    Option("below", number(-1e15, 1e15), None, "alert if the value is below this"),
+    Option(
+        "silent",
+        number(1, 8_640_000),
+        None,
+        "instead of `sensor`: seconds without a sample of the node",
+    ),
+    Option("for", number(0, 864_000), 0.0, "seconds for which the condition must last before the alert is sent"),
+    Option(
+        "again",
+        number(0, 8_640_000),
+        0.0,
+        "seconds after which the alert is repeated; 0: never",
+    ),
 )
 
 
 class Rule(NamedTuple):
-    """One [[alert]] table."""
+    """Contents of an [[alert]] table. Times are in seconds."""
 
     node: str
     sensor: str
@@ -50,38 +62,40 @@ class Rule(NamedTuple):
     again_s: float
 
     def is_met(self, value: float) -> bool:
-        """Return True if a value is beyond the thresholds."""
+        """Return True if `value` is above the upper or below the lower threshold."""
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
 
 class _RuleState:
-    """One rule and one node. Times are the monotonic clock's, in s.
+    """State of one rule for one node. Times are those of the monotonic clock, in seconds.
 
-    since_s  since when the condition is met; None: it is not
-    said_s   when that was last reported; None: not yet
-    words    the present value, as text
-    peak     the text of a value that was beyond the threshold between two checks only; empty: none
+    Attributes:
+        since_s: Time at which the condition began, or None if it is not met.
+        sent_s: Time of the last alert, or None.
+        words: Text about the latest value, or about the time without samples.
+        peak: Text about the last value that met the condition, if the rule has no `for` and no alert has been sent yet;
+            otherwise an empty string. Without it, a short peak between two checks would be overlooked.
     """
 
     def __init__(self) -> None:
         self.since_s: float | None = None
-        self.said_s: float | None = None
+        self.sent_s: float | None = None
         self.words = self.peak = ""
 
 
 class _Readings(NamedTuple):
-    """Values of one sensor, in the order in which they were taken, and their times in ms since 1970."""
+    """Values of one sensor in the order of their times, and the times in milliseconds since 1970 (UTC)."""
 
     times: Sequence[int]
     values: Sequence[Number]
 
-    def words(self, place: int, node: str, sensor: str, unit: str) -> str:
-        value = f"{self.values[place]:g}{f' {unit}' if unit else ''}"
-        return f"{sensor} of {node} is {value} at {rfc3339(self.times[place])}"
+    def words(self, index: int, node: str, sensor: str, unit: str) -> str:
+        value = f"{self.values[index]:g}{f' {unit}' if unit else ''}"
+        return f"{sensor} of {node} is {value} at {rfc3339(self.times[index])}"
 
 
 def _newer(times: Sequence[int], column: Sequence[Number | None], latest_ms: int) -> _Readings:
-    """Return the values in a column, each of which was not taken before any that comes before it, or `latest_ms`."""
+    """Return the values of a column without nulls, and without values older than a previous one or `latest_ms`."""
     if times[0] >= latest_ms and None not in column and times == sorted(times):
         return _Readings(times, column)  # type: ignore[arg-type]  # there is no None
     kept: list[tuple[int, Number]] = []
@@ -93,47 +107,59 @@ def _newer(times: Sequence[int], column: Sequence[Number | None], latest_ms: int
 
 
 def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
-    """Return the rules in [[alert]] tables. Raises SettingsError, which begins with `where`."""
+    """Return the rules in [[alert]] tables.
+
+    Args:
+        tables: The tables.
+        where: Path of the settings file, for error messages.
+
+    Raises:
+        SettingsError: A table is invalid.
+    """
     rules = []
     for count, table in enumerate(tables, 1):
         here = f"{where}: [[alert]] {count}"
         rule = Rule(*read_options(table, OPTIONS, here).values())
         has_threshold = rule.above is not None or rule.below is not None
         if (rule.silent_s is not None) == has_threshold:
-            raise SettingsError(f"{here}: takes above or below with a sensor, or silent")
+            raise SettingsError(f"{here}: must have either `sensor` with `above` or `below`, or `silent`")
         if has_threshold != bool(rule.sensor):
-            raise SettingsError(f"{here}: above and below are of a sensor, silent is of a node")
+            raise SettingsError(f"{here}: `above` and `below` require `sensor`; `silent` must not be used with it")
         rules.append(rule)
     return rules
 
 
 class Alerts:
-    """The rules, with the state of each for each node."""
+    """All alert rules, with the state of each rule for each node."""
 
     def __init__(
         self, rules: Sequence[Rule], links: Sequence[NodeLink], clock: Clock, names: NodeRegister | None = None
     ) -> None:
-        """
-        links  each with the `state` of a node; may grow
-        names  which nodes were renamed or retired; None: none was
+        """Create the rules without state.
+
+        Args:
+            rules: The rules.
+            links: Connections to the nodes, each with the `state` of its node. The list can grow.
+            clock: Clock of the server.
+            names: Register of renamed and retired nodes; None if there are none.
         """
         self._rules, self._links, self._clock, self._names = rules, links, clock, names
         if names is not None:
             names.on_rename.append(self._on_rename)
         self._lock = threading.Lock()
         self._states: dict[tuple[Rule, str], _RuleState] = {}
-        self._latest_ms: dict[tuple[str, str], int] = {}  # of node and sensor, when the value that was seen was taken
-        self._heard_s: dict[str, float] = {}
+        self._latest_ms: dict[tuple[str, str], int] = {}  # time of the last value checked, by node and sensor
+        self._received_s: dict[str, float] = {}
         self._began_s = clock.monotonic()
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Check committed values against the rules; for Ingestor.subscribe."""
+        """Check the values in `epoch_commits` against the rules; called after each commit."""
         now_s = self._clock.monotonic()
         with self._lock:
             for epoch_commit in epoch_commits:
                 for item in epoch_commit.items:
                     if isinstance(item, SampleBatch):
-                        self._heard_s[epoch_commit.node] = now_s
+                        self._received_s[epoch_commit.node] = now_s
                         self._record(epoch_commit.node, item, epoch_commit.units, now_s)
 
     def _on_rename(self, node: str, new: str) -> None:
@@ -141,7 +167,7 @@ class Alerts:
             self._states = {(rule, new if name == node else name): one for (rule, name), one in self._states.items()}
             latest = self._latest_ms.items()
             self._latest_ms = {(new if name == node else name, sensor): ms for (name, sensor), ms in latest}
-            move_key(self._heard_s, node, new)
+            move_key(self._received_s, node, new)
 
     def _is_about(self, rule: Rule, node: str) -> bool:
         return rule.node in ("", node) or self._present(rule.node) == node
@@ -163,7 +189,7 @@ class Alerts:
                         self._judge(rule, node, newer, units.get(sensor, ""), now_s)
 
     def _judge(self, rule: Rule, node: str, newer: _Readings, unit: str, now_s: float) -> None:
-        """Take the values of one sensor for one rule."""
+        """Update the state of one rule with the new values of one sensor."""
         state = self._states.setdefault((rule, node), _RuleState())
         state.words = newer.words(-1, node, rule.sensor, unit)
         if not (rule.is_met(min(newer.values)) or rule.is_met(max(newer.values))):
@@ -171,7 +197,7 @@ class Alerts:
             return
         met = list(map(rule.is_met, newer.values))
         last = len(met) - 1 - met[::-1].index(True)
-        state.peak = "" if rule.for_s or state.said_s is not None else newer.words(last, node, rule.sensor, unit)
+        state.peak = "" if rule.for_s or state.sent_s is not None else newer.words(last, node, rule.sensor, unit)
         if not met[-1]:
             state.since_s = None
         elif state.since_s is None or not all(met):
@@ -194,31 +220,31 @@ class Alerts:
         names = [self._present(rule.node)] if rule.node else [state.name for state in states if state.name]
         for name in names:
             if self._is_retired(name):
-                self._heard_s[name] = now_s  # one that is in use again has its time
+                self._received_s[name] = now_s  # if the node is used again, its time without samples begins at zero
                 continue
-            heard_s = self._heard_s.get(name, self._began_s)
+            received_s = self._received_s.get(name, self._began_s)
             state = self._states.setdefault((rule, name), _RuleState())
-            if now_s - heard_s < silent_s:
+            if now_s - received_s < silent_s:
                 state.since_s = None
             elif state.since_s is None:
-                state.since_s = heard_s + silent_s
-            state.words = f"no sample of {name} for {now_s - heard_s:.0f} s"
+                state.since_s = received_s + silent_s
+            state.words = f"no sample of {name} for {now_s - received_s:.0f} s"
 
     def _message_about(self, rule: Rule, node: str, state: _RuleState, now_s: float) -> AlertMessage | None:
-        if state.peak and state.said_s is None:
-            words, state.peak, state.said_s = state.peak, "", now_s
+        if state.peak and state.sent_s is None:
+            words, state.peak, state.sent_s = state.peak, "", now_s
             return _message("alert", rule, node, words)
         if state.since_s is None:
-            if state.said_s is None:
+            if state.sent_s is None:
                 return None
-            state.said_s = None
+            state.sent_s = None
             return _message("over", rule, node, state.words if rule.sensor else f"{node} sends samples again")
-        is_due = now_s - state.since_s >= rule.for_s if state.said_s is None else (
-            rule.again_s > 0 and now_s - state.said_s >= rule.again_s
+        is_due = now_s - state.since_s >= rule.for_s if state.sent_s is None else (
+            rule.again_s > 0 and now_s - state.sent_s >= rule.again_s
         )  # fmt: skip
         if not is_due:
             return None
-        state.said_s = now_s
+        state.sent_s = now_s
         return _message("alert", rule, node, state.words)
 
 
@@ -226,8 +252,8 @@ def _message(kind: str, rule: Rule, node: str, words: str) -> AlertMessage:
     limit = " or ".join(
         f"{name} {value:g}" for name, value in (("above", rule.above), ("below", rule.below)) if value is not None
     )
-    asked = f"{rule.sensor} {limit}" if rule.sensor else f"{rule.silent_s:g} s without a sample"
-    subject = f"{'Over' if kind == 'over' else 'Alert'}: {words}"
+    condition = f"{rule.sensor} {limit}" if rule.sensor else f"{rule.silent_s:g} s without a sample"
+    subject = f"{'Resolved' if kind == 'over' else 'Alert'}: {words}"
     info = {"kind": kind, "node": node, "sensor": rule.sensor, "above": rule.above, "below": rule.below,
              "silent": rule.silent_s}  # fmt: skip
-    return AlertMessage(subject, f"{words}.\nThe alert is for {asked}.\n", info)
+    return AlertMessage(subject, f"{words}.\nCondition of the alert: {condition}.\n", info)

@@ -1,9 +1,10 @@
-"""Channel that posts messages as JSON to a URL, for chat programs, ntfy, Home Assistant and the like.
+"""Channel that sends messages as JSON to a URL, for chat programs, ntfy, Home Assistant and similar services.
 
     POST url  {"subject": ..., "text": ..., "facts": {...}}        any status from 200 to 299 is success
 
-Runs in the Notifier's thread. Errors: NotSent, with the web server's answer. A URL may contain a secret: errors name
-only its host. http.client and ssl are imported when the first message is sent.
+It runs in the Notifier's thread. Errors: NotSent, with the response of the web server. Error texts contain only the
+host of the URL, because the rest can be a secret. The modules http.client and ssl are imported when the first message
+is sent.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 from pigeonpost.core.http_client import USER_AGENT, HttpConnection, HttpError, split_url
 from pigeonpost.core.strict_json import write_json
 
-ANSWER_S = 20.0
+ANSWER_S = 20.0  # time limit for the response of the web server
 
 
 class WebhookChannel(AlertChannel):
-    """POST of messages to one URL."""
+    """Channel that sends messages to one URL.
+
+    Args:
+        url: URL that receives the messages.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = split_url(url)
@@ -33,4 +38,4 @@ class WebhookChannel(AlertChannel):
         finally:
             connection.close()
         if not 200 <= status < 300:
-            raise NotSent(f"{self.place}: it answered {status}")
+            raise NotSent(f"{self.place}: the response has the status {status}")

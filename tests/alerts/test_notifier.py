@@ -1,4 +1,4 @@
-"""Alerts, reports, and the channels that deliver them: what pimonitor's author promised, and more."""
+"""Tests of alerts, reports, and the channels that deliver them."""
 
 import http.server
 import json
@@ -62,27 +62,27 @@ class AlertCase(unittest.TestCase):
 class Thresholds(AlertCase):
     HOT = {"sensor": "temperature", "above": 40}
 
-    def test_threshold_alerts(self):
+    def test_threshold_alert_is_sent_and_resolved(self):
         self.alerts({**self.HOT, "below": 2, "node": "attic"})
         for value, said in (
             (40, []), (40.5, ["Alert: temperature of attic is 40.5 °C"]), (41, []), (None, []),
-            (39, ["Over: temperature of attic is 39 °C"]), (1, ["Alert: temperature of attic is 1 °C"]),
+            (39, ["Resolved: temperature of attic is 39 °C"]), (1, ["Alert: temperature of attic is 1 °C"]),
         ):  # fmt: skip
             self.bring(value)
             self.assertEqual(self.subjects(), said, value)
 
-    def test_another_nodes_value_is_no_concern(self):
+    def test_value_of_another_node_is_ignored(self):
         self.alerts({**self.HOT, "node": "attic"})
         self.bring(50, "cellar")
         self.assertEqual(self.subjects(), [])
 
-    def test_of_every_node(self):
+    def test_rule_without_a_node_applies_to_every_node(self):
         self.alerts(self.HOT)
         self.bring(50, "cellar")
         self.bring(51, "attic")
         self.assertEqual(len(self.subjects()), 2)
 
-    def test_a_batch_says_the_same_as_its_samples_one_by_one(self):
+    def test_batch_gives_the_same_alerts_as_single_samples(self):
         dice = random.Random(14)
         tables = [
             {"sensor": "temperature", "above": 40}, {"sensor": "temperature", "above": 45, "below": -5, "for": 5},
@@ -107,7 +107,7 @@ class Thresholds(AlertCase):
                 told += len(said[0])
         self.assertGreater(told, 50)
 
-    def test_how_long_it_must_last(self):
+    def test_alert_is_sent_only_after_the_time_for(self):
         self.alerts({**self.HOT, "for": 60})
         self.bring(50)
         self.clock.sleep(59)
@@ -116,7 +116,7 @@ class Thresholds(AlertCase):
         self.clock.sleep(1)
         self.assertEqual(len(self.subjects()), 1)
 
-    def test_what_ends_within_a_batch_begins_again(self):
+    def test_condition_that_ends_within_a_batch_starts_a_new_time(self):
         self.alerts({**self.HOT, "for": 60})
         self.bring(50)
         self.clock.sleep(40)
@@ -127,7 +127,7 @@ class Thresholds(AlertCase):
         self.clock.sleep(20)
         self.assertEqual(len(self.subjects()), 1)
 
-    def test_what_ends_before_is_nothing(self):
+    def test_condition_that_ends_early_sends_no_alert(self):
         self.alerts({**self.HOT, "for": 60})
         self.bring(50)
         self.clock.sleep(30)
@@ -135,22 +135,22 @@ class Thresholds(AlertCase):
         self.clock.sleep(60)
         self.assertEqual(self.subjects(), [])
 
-    def test_a_peak_between_two_looks_is_not_overlooked_where_it_need_not_last(self):
+    def test_peak_between_two_checks_is_reported_without_the_time_for(self):
         self.alerts(self.HOT)
         self.bring(50)
         self.bring(20)
         self.assertEqual(self.subjects(), ["Alert: temperature of attic is 50 °C"])
-        self.assertEqual(self.subjects(), ["Over: temperature of attic is 20 °C"])
+        self.assertEqual(self.subjects(), ["Resolved: temperature of attic is 20 °C"])
         self.assertEqual(self.subjects(), [])
 
-    def test_one_that_has_to_last_is_not_said_for_a_peak(self):
+    def test_peak_is_not_reported_with_the_time_for(self):
         self.alerts({**self.HOT, "for": 1})
         self.bring(50)
         self.bring(20)
         self.clock.sleep(5)
         self.assertEqual(self.subjects(), [])
 
-    def test_it_is_said_again_while_it_lasts(self):
+    def test_alert_is_repeated_while_the_condition_lasts(self):
         self.alerts({**self.HOT, "again": 600})
         self.bring(50)
         self.assertEqual(len(self.subjects()), 1)
@@ -159,24 +159,25 @@ class Thresholds(AlertCase):
         self.clock.sleep(1)
         self.assertEqual(len(self.subjects()), 1)
 
-    def test_what_comes_late_is_older_than_what_is_known(self):
+    def test_late_value_older_than_the_last_one_is_ignored(self):
         self.alerts(self.HOT)
         self.bring(20)
         self.bring(50, time_ms=self.clock.wall_ms() - 1000)
         self.assertEqual(self.subjects(), [])
 
-    def test_the_message_has_all_of_it(self):
+    def test_message_contains_value_time_and_condition(self):
         self.alerts(self.HOT)
         self.bring(50)
         (message,) = self.made.look()
         self.assertRegex(
-            message.text, r"^temperature of attic is 50 °C at 20\S+Z\.\nThe alert is for temperature above 40\.\n$"
+            message.text,
+            r"^temperature of attic is 50 °C at 20\S+Z\.\nCondition of the alert: temperature above 40\.\n$",
         )
         self.assertEqual((message.info["kind"], message.info["node"], message.info["above"]), ("alert", "attic", 40))
 
 
 class Silence(AlertCase):
-    def test_a_node_that_is_silent(self):
+    def test_silent_node_is_reported_and_resolved(self):
         self.alerts({"silent": 600})
         self.clock.sleep(300)
         self.bring(1, "attic")
@@ -185,20 +186,20 @@ class Silence(AlertCase):
         self.clock.sleep(300)
         self.assertEqual(self.subjects(), ["Alert: no sample of attic for 601 s"])
         self.bring(1, "cellar")
-        self.assertEqual(self.subjects(), ["Over: cellar sends samples again"])
+        self.assertEqual(self.subjects(), ["Resolved: cellar sends samples again"])
 
-    def test_one_that_was_never_heard(self):
+    def test_node_that_never_sent_a_sample_is_reported(self):
         self.alerts({"silent": 60, "node": "shed"})
         self.clock.sleep(61)
         self.assertEqual(self.subjects(), ["Alert: no sample of shed for 61 s"])
 
 
 class Tables(unittest.TestCase):
-    def test_what_cannot_be_asked_for(self):
+    def test_invalid_tables_are_refused(self):
         for table, words in (
-            ({}, "takes above or below with a sensor, or silent"),
-            ({"silent": 5, "above": 1, "sensor": "x"}, "takes above or below"),
-            ({"above": 1}, "of a sensor"), ({"silent": 5, "sensor": "x"}, "of a sensor"),
+            ({}, "must have either `sensor` with `above` or `below`, or `silent`"),
+            ({"silent": 5, "above": 1, "sensor": "x"}, "must have either `sensor`"),
+            ({"above": 1}, "require `sensor`"), ({"silent": 5, "sensor": "x"}, "require `sensor`"),
             ({"sensor": "x", "above": "hot"}, "above takes"), ({"sensor": "x", "abov": 1}, "above"),
             ({"sensor": "X", "above": 1}, "sensor takes"), ({"silent": 0}, "silent takes"),
         ):  # fmt: skip
@@ -209,7 +210,7 @@ class Tables(unittest.TestCase):
 
 
 class Reports(unittest.TestCase):
-    def test_reports_at_an_interval(self):
+    def test_report_contains_statistics_of_every_sensor(self):
         store = MemoryStore()
         made = [sample(n, 20 + n, 1_795_000_000_000 + n * 60_000) for n in range(1, 5)]
         file(
@@ -222,23 +223,23 @@ class Reports(unittest.TestCase):
         message = report(store, "home", 1_795_000_000_000, 1_795_000_200_000)
         self.assertRegex(message.subject, "^Report of home, 2026-11-18T")
         self.assertRegex(message.text, r"\n\nattic\n  temperature +21 to 23 +mean 22 +°C +3 values\n")
-        self.assertIn("cellar; 7 samples are missing in all: no samples", message.text)
+        self.assertIn("cellar (7 samples missing in total): no values", message.text)
         self.assertEqual(
             message.info["nodes"]["attic"], {"temperature": {"values": 3, "low": 21, "high": 23, "mean": 22}}
         )
 
-    def test_nothing(self):
-        self.assertIn("Nothing is stored.", report(MemoryStore(), "home", 0, 1000).text)
+    def test_report_of_an_empty_store_says_so(self):
+        self.assertIn("No samples are stored.", report(MemoryStore(), "home", 0, 1000).text)
 
 
 class MailServer(socketserver.StreamRequestHandler):
-    """So much of a mail server as a client needs; what it heard is in `server.heard`."""
+    """Minimal mail server. The lines that it receives are in `server.received`."""
 
     def handle(self):
         self.wfile.write(b"220 mail\r\n")
         data = False
         for line in self.rfile:
-            self.server.heard.append(line.decode().rstrip("\r\n"))
+            self.server.received.append(line.decode().rstrip("\r\n"))
             word = line[:4].upper()
             if data:
                 data = line != b".\r\n"
@@ -258,7 +259,7 @@ class MailServer(socketserver.StreamRequestHandler):
 class Hook(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.heard.append((self.path, self.headers["Content-Type"], json.loads(body)))
+        self.server.received.append((self.path, self.headers["Content-Type"], json.loads(body)))
         self.send_response(self.server.status)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -269,7 +270,7 @@ class Hook(http.server.BaseHTTPRequestHandler):
 
 def serve(test, handler, **info):
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads, server.heard = True, []
+    server.daemon_threads, server.received = True, []
     for name, value in info.items():
         setattr(server, name, value)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -279,43 +280,45 @@ def serve(test, handler, **info):
 
 
 class Channels(unittest.TestCase):
-    def test_e_mail(self):
+    def test_mail_is_sent_with_each_kind_of_encryption(self):
         server, port = serve(self, MailServer, refuses=False)
         EmailChannel("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org", "me@example.org"]).send(
             HELLO
         )
-        said = "\n".join(server.heard)
+        said = "\n".join(server.received)
         for words in ("mail FROM:<pi@example.org>", "rcpt TO:<you@example.org>", "rcpt TO:<me@example.org>",
                       "To: you@example.org, me@example.org", "Subject: Alert: it is 41 =?utf-8?q?="):  # fmt: skip
             self.assertIn(words.lower(), said.lower())
 
-    def test_a_subject_is_one_line(self):
+    def test_subject_is_reduced_to_one_line(self):
         server, port = serve(self, MailServer, refuses=False)
         EmailChannel("127.0.0.1", port, "none", "", "", "pi@example.org", ["you@example.org"]).send(
-            HELLO._replace(subject="a\r\nBcc: everybody@example.org")
+            HELLO._replace(subject="a\r\nBcc: all@example.org")
         )
-        self.assertIn("Subject: a Bcc: everybody@example.org", server.heard)
-        self.assertFalse([line for line in server.heard if line.startswith("Bcc:")])
+        self.assertIn("Subject: a Bcc: all@example.org", server.received)
+        self.assertFalse([line for line in server.received if line.startswith("Bcc:")])
 
-    def test_a_mail_server_that_refuses_or_is_not_there(self):
+    def test_mail_error_raises_not_sent(self):
         _, port = serve(self, MailServer, refuses=True)
         for at in (port, 1):
-            with self.assertRaisesRegex(NotSent, "mail by 127.0.0.1: "):
+            with self.assertRaisesRegex(NotSent, "mail server 127.0.0.1: "):
                 EmailChannel("127.0.0.1", at, "none", "", "", "pi@example.org", ["you@example.org"]).send(HELLO)
-        with self.assertRaisesRegex(NotSent, "mail by"):  # it speaks no TLS: nothing goes in the clear
+        with self.assertRaisesRegex(
+            NotSent, "mail server"
+        ):  # the server does not support TLS: nothing is sent unencrypted
             EmailChannel("127.0.0.1", port, "starttls", "", "", "pi@example.org", ["you@example.org"]).send(HELLO)
 
-    def test_webhook(self):
+    def test_webhook_receives_the_message_as_json(self):
         server, port = serve(self, Hook, status=204)
         WebhookChannel(f"http://127.0.0.1:{port}/hook?key=secret").send(HELLO)
-        self.assertEqual(server.heard, [
+        self.assertEqual(server.received, [
             ("/hook?key=secret", "application/json",
              {"subject": HELLO.subject, "text": HELLO.text, "facts": HELLO.info})
         ])  # fmt: skip
 
-    def test_a_webhook_that_refuses_or_is_not_there(self):
+    def test_webhook_error_raises_not_sent(self):
         _, port = serve(self, Hook, status=500)
-        for at, words in ((port, "it answered 500"), (1, "refused")):
+        for at, words in ((port, "the response has the status 500"), (1, "refused")):
             with self.assertRaisesRegex(NotSent, f"webhook at 127.0.0.1: .*{words}") as caught:
                 WebhookChannel(f"http://127.0.0.1:{at}/hook?key=secret").send(HELLO)
             self.assertNotIn("secret", str(caught.exception))
@@ -333,7 +336,7 @@ class FakeChannel(AlertChannel):
         self.taken.append(message.subject)
 
 
-class Watching(unittest.TestCase):
+class Delivery(unittest.TestCase):
     def setUp(self):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
@@ -349,17 +352,17 @@ class Watching(unittest.TestCase):
         self.spans.append(to_ms - from_ms)
         return HELLO._replace(subject="report", info={"kind": "report"})
 
-    def test_what_is_said_goes_at_once(self):
+    def test_alerts_are_sent_immediately(self):
         self.now = [HELLO, HELLO._replace(subject="two")]
         self.watch.look()
         self.assertEqual(self.channel.taken, [HELLO.subject, "two"])
         self.assertEqual((self.watch.report(), self.watch.fault), ({"sent": 2, "waiting": 0}, ""))
 
-    def test_what_does_not_get_away_is_tried_again_in_order(self):
+    def test_failed_messages_are_retried_in_order(self):
         self.channel.works = False
         self.now = [HELLO]
         self.watch.look()
-        self.assertEqual(self.watch.fault, "messages wait: fake at smtp://***@host: it is away")  # shown on pages
+        self.assertEqual(self.watch.fault, "messages are not sent yet: fake at smtp://***@host: it is away")
         self.channel.works = True
         self.now = [HELLO._replace(subject="two")]
         self.watch.look()
@@ -368,7 +371,7 @@ class Watching(unittest.TestCase):
         self.watch.look()
         self.assertEqual((self.channel.taken, self.watch.fault), ([HELLO.subject, "two"], ""))
 
-    def test_one_way_that_is_away_does_not_hold_up_the_other(self):
+    def test_failing_channel_does_not_delay_the_other(self):
         other = FakeChannel()
         self.watch = Notifier([self.channel, other], self.look, self.report, 0.0, self.clock)
         self.channel.works = False
@@ -376,13 +379,13 @@ class Watching(unittest.TestCase):
         self.watch.look()
         self.assertEqual((self.channel.taken, other.taken), ([], [HELLO.subject]))
 
-    def test_a_report_every_hour(self):
+    def test_report_is_sent_every_hour(self):
         for _ in range(5):
             self.clock.sleep(1800)
             self.watch.look()
         self.assertEqual((self.channel.taken, self.spans), (["report", "report"], [3_600_000, 3_600_000]))
 
-    def test_a_report_that_cannot_be_made_loses_no_alert(self):
+    def test_failed_report_loses_no_alert(self):
         self.clock.sleep(3600)
         self.now = [HELLO]
         self.report_fails = True
@@ -392,13 +395,13 @@ class Watching(unittest.TestCase):
         self.watch.look()
         self.assertEqual(self.channel.taken, [HELLO.subject, "report"])
 
-    def test_there_is_an_end_to_what_waits(self):
+    def test_queue_length_is_limited(self):
         self.channel.works = False
         self.now = [HELLO._replace(subject=str(n)) for n in range(600)]
         self.watch.look()
         self.assertEqual(self.watch.report()["waiting"], notifier.MOST_WAITING)
 
-    def test_the_thread_goes_on_after_a_busy_store_and_ends_with_a_broken_one(self):
+    def test_thread_continues_after_a_busy_store_and_ends_with_a_broken_one(self):
         failures = [NotStored("locked"), DiskError("broken")]
         self.watch._look = lambda: (_ for _ in ()).throw(failures.pop(0))
         with unittest.mock.patch.object(notifier, "LOOK_S", 0.01):
@@ -407,8 +410,8 @@ class Watching(unittest.TestCase):
         self.assertEqual((failures, self.watch._thread.is_alive()), ([], False))
 
 
-class TheServer(unittest.TestCase):
-    def test_somebody_is_told(self):
+class ServerProgram(unittest.TestCase):
+    def test_server_sends_an_alert_about_a_silent_node(self):
         server, port = serve(self, Hook, status=200)
         folder = temp_folder(self)
         with open(f"{folder}/server.toml", "w", encoding="utf-8") as settings:
@@ -416,18 +419,18 @@ class TheServer(unittest.TestCase):
         often = {"pigeonpost.alerts.notifier.LOOK_S": 0.05}
         program = Forked(self, "server.py", "--web", "127.0.0.1:0", folder=folder, constants=often)
         program.line()
-        wait_until(lambda: server.heard, "the webhook is told")
-        self.assertRegex(server.heard[0][2]["subject"], "^Alert: no sample of attic for [0-9]+ s$")
+        wait_until(lambda: server.received, "a message at the webhook")
+        self.assertRegex(server.received[0][2]["subject"], "^Alert: no sample of attic for [0-9]+ s$")
         program.terminate()
         self.assertEqual(program.wait(), 0)
 
-    def test_alerts_that_nobody_is_told_of_are_refused(self):
+    def test_alerts_without_a_recipient_are_refused(self):
         folder = temp_folder(self)
         with open(f"{folder}/server.toml", "w", encoding="utf-8") as settings:
             settings.write("[report]\nevery = 24\n")
         program = Forked(self, "server.py", "--web", "127.0.0.1:0", folder=folder)
         self.assertEqual(program.wait(), 2)
-        program.logs("set [mail] to, or [webhook] url")
+        program.logs("set [mail] to or [webhook] url")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Every row of the table of inputs and answers, sent as raw bytes by a client of our own to a real server.
+"""Tests of hostile inputs and their responses, sent as raw bytes by an independent client to a running server.
 
-A test has its row's words in its docstring. Elsewhere: the words of the link (replays, proofs, deadlines) without a
-socket in test_session, escaped log text in test_running, constant time and the tries of passwords in test_web_door.
+The name or the docstring of a test describes the input and the expected response. Other tests of this kind are in
+tests/transports/test_hostile_node.py (a hostile node on the TCP link), tests/auth/test_tokens.py (comparisons of tokens
+in constant time) and tests/web/test_access.py (wrong keys and passwords).
 """
 
 import csv
@@ -45,7 +46,7 @@ def setUpModule():
 
 class SecurityCase(unittest.TestCase):
     password: str | None = None
-    limits = Limits(head_s=LIMIT_S, body_s=LIMIT_S)  # which no test waits for
+    limits = Limits(head_s=LIMIT_S, body_s=LIMIT_S)  # no test waits for these limits
 
     def setUp(self):
         for name in (
@@ -64,12 +65,12 @@ class SecurityCase(unittest.TestCase):
         return WebHouse(self, self.password, [self.link], self.limits)
 
     def say(self, *lines, body=b"", ends=False):
-        """The one answer to a head of these lines; the connection must end by itself, or was asked to."""
+        """Send a head with these lines and return the only response. The server must close the connection."""
         head = "\r\n".join((*lines, "", "")).encode("latin-1")
         return parse_response(self.house.raw(head + body, ends=ends), is_head=lines[0].startswith("HEAD"))
 
     def refuses(self, status, *lines, body=b"", ends=False):
-        """An answer with that status, all safe headers, a short body, the connection closed, and nothing done."""
+        """Check the status, the safe headers, a short body, the closed connection, and that nothing was done."""
         found, headers, text = self.say(*lines, body=body, ends=ends)
         self.assertEqual(found, status, (lines[0][:60], text[:100]))
         self.assertEqual(headers.get("connection"), "close")
@@ -80,7 +81,7 @@ class SecurityCase(unittest.TestCase):
 
     def is_safe(self, headers):
         for name, said in SAFE_HEADERS.items():
-            # A chart has its style within: that very text is allowed, by its hash, and no other.
+            # A chart contains its style. The hash in the policy allows exactly this text.
             found = re.sub(r"style-src 'sha256-[A-Za-z0-9+/]{43}='", "style-src 'self'", headers.get(name.lower(), ""))
             self.assertEqual(found, said)
         self.assertNotIn("server", headers)
@@ -91,9 +92,9 @@ class SecurityCase(unittest.TestCase):
         self.assertEqual(self.house.request("GET", "/healthz")[::2], (200, b"ok\n"))
 
 
-class Requests(SecurityCase):
-    def test_lengths(self):
-        """POST without Content-Length; `abc`, `-1`, `+5`, `1_0`, 5,000 digits; two lengths that differ: 411; 400"""
+class HostileRequests(SecurityCase):
+    def test_invalid_lengths_are_refused(self):
+        """POST without Content-Length: 411. `abc`, `-1`, `+5`, `1_0`, 5,000 digits, two different lengths: 400."""
         post = "POST /nodes/basement/off HTTP/1.1", HOST
         self.refuses(411, *post)
         for said in ("abc", "-1", "+5", "1_0", "5" * 5000):
@@ -101,8 +102,8 @@ class Requests(SecurityCase):
         self.refuses(400, *post, "Content-Length: 5", "Content-Length: 6", body=b"csrf=x")
         self.refuses(400, *post, "Content-Length: 5", "Content-Length: 5", body=b"csrf=")
 
-    def test_encodings(self):
-        """length and Transfer-Encoding; Transfer-Encoding alone; Content-Encoding: 400, close; 501, close; 415"""
+    def test_transfer_and_content_encodings_are_refused(self):
+        """Length and Transfer-Encoding: 400. Transfer-Encoding alone: 501. Content-Encoding: 415."""
         post = "POST /nodes/basement/off HTTP/1.1", HOST
         smuggled = b"0\r\n\r\nPOST /exit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
         self.refuses(400, *post, "Content-Length: 5", "Transfer-Encoding: chunked", body=smuggled)
@@ -111,21 +112,21 @@ class Requests(SecurityCase):
         self.refuses(415, *post, "Content-Length: 5", "Content-Encoding: gzip", body=b"csrf=")
         self.assertEqual(self.house.stopped, [])
 
-    def test_a_zip_bomb(self):
-        """zip bomb body: refused (415)"""
+    def test_zip_bomb_is_415(self):
+        """A zip bomb as body: 415."""
         bomb = gzip.compress(bytes(10 << 20))
         lines = "Content-Encoding: gzip", f"Content-Length: {len(bomb)}"
         self.refuses(415, "POST /api/v1/nodes/basement/send HTTP/1.1", HOST, *lines, body=bomb)
 
-    def test_ten_gigabytes(self):
-        """declared 10 GB: 413 before reading"""
+    def test_declared_ten_gigabytes_are_413(self):
+        """A declared length of 10 GB: 413 before reading."""
         for path in ("/login", "/nodes/basement/off", "/api/v1/nodes/basement/send", "/nowhere"):
             began_s = time.monotonic()
             self.refuses(413, f"POST {path} HTTP/1.1", HOST, "Content-Length: 10000000000")
             self.assertLess(time.monotonic() - began_s, self.limits.body_s)
 
-    def test_ends_of_lines(self):
-        """bare LF, obs-fold, lone CR, no colon, space before colon, NUL in a value: 400"""
+    def test_invalid_header_lines_are_400(self):
+        """Bare LF, folded line, lone CR, missing colon, space before the colon, NUL in a value: 400."""
         for data in (
             b"GET / HTTP/1.1\nHost: localhost\n\n", b"GET / HTTP/1.1\r\nHost: localhost\nX-a: b\r\n\r\n",
             b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: b\r\n c\r\n\r\n",
@@ -137,8 +138,8 @@ class Requests(SecurityCase):
                 self.assertEqual((status, headers["connection"]), (400, "close"))
                 self.is_safe(headers)
 
-    def test_sizes(self):
-        """98 headers of 65 kB, 101 headers, 60 kB method: 431, 431, 400 with a short body; nothing reflected"""
+    def test_too_long_heads_are_refused(self):
+        """98 headers of 65 kB, 101 headers, a method of 60 kB: 431, 431, 400, and no input in the response."""
         for status, lines in (
             (431, ["GET / HTTP/1.1", HOST, *(f"X-{k}: {'evil' * 16_000}" for k in range(98))]),
             (431, ["GET / HTTP/1.1", HOST, *(f"X-evil{k}: b" for k in range(100))]),
@@ -147,8 +148,8 @@ class Requests(SecurityCase):
             _, text = self.refuses(status, *lines)
             self.assertNotIn(b"evil", text.lower())
 
-    def test_versions_and_methods(self):
-        """HTTP/0.9, HTTP/1.9999999, TRACE, PUT on a page: 400, 505, 405 with Allow"""
+    def test_unknown_versions_and_methods_are_refused(self):
+        """HTTP/0.9, HTTP/1.9999999, TRACE, PUT on a page: 400, 505, and 405 with Allow."""
         self.refuses(400, "GET /")
         self.refuses(400, "GET / HTTP/0.9", HOST)
         self.refuses(505, "GET / HTTP/1.9999999", HOST)
@@ -159,8 +160,8 @@ class Requests(SecurityCase):
         headers, _ = self.refuses(405, "PUT /nodes/basement/on HTTP/1.1", HOST, "Connection: close")
         self.assertEqual(headers["allow"], "POST")
 
-    def test_hosts(self):
-        """no Host, two Hosts, a Host that is not ours (DNS rebinding), absolute-form URL: 400, 400, 421, 400"""
+    def test_missing_or_unknown_hosts_are_refused(self):
+        """No Host, two Hosts, an unknown Host (DNS rebinding), an absolute-form URL: 400, 400, 421, 400."""
         self.refuses(400, "GET / HTTP/1.1", "Connection: close")
         self.refuses(400, "GET / HTTP/1.1", HOST, HOST)
         for path in ("/", "/api/v1/nodes", "/healthz", "/login", "/style.css", "/nowhere"):
@@ -171,8 +172,8 @@ class Requests(SecurityCase):
         )
         self.refuses(400, "GET http://localhost/ HTTP/1.1", HOST)
 
-    def test_paths(self):
-        """`/../../etc/passwd`, `%2e%2e%2f`, `%00`, `//evil/`, `/.git/`, the database's name: 404 by exact routes"""
+    def test_paths_outside_the_routes_are_404(self):
+        """`/../../etc/passwd`, `%2e%2e%2f`, `%00`, `//evil/`, `/.git/`, the name of the database: 404."""
         log_name = os.path.basename(self.house.csv.whole()[0])
         for path in (
             "/../../etc/passwd", "/%2e%2e%2f%2e%2e%2fetc/passwd", "/..%2f..%2fetc%2fpasswd", "/%00", "/style.css%00",
@@ -192,14 +193,14 @@ class Requests(SecurityCase):
                 _, text = self.refuses(404, f"GET {path} HTTP/1.1", HOST, "Connection: close")
                 self.assertNotIn(b"evil", text)
 
-    def test_characters_that_no_address_has(self):
+    def test_invalid_characters_in_the_target_are_400(self):
         for path in ("/\\..\\evil", "/<evil>", '/"evil"', "/^evil", "/`evil`", "/{evil}", "/evil|evil", "/?a=<evil>"):
             with self.subTest(path):
                 _, text = self.refuses(400, f"GET {path} HTTP/1.1", HOST, "Connection: close")
                 self.assertNotIn(b"evil", text)
 
-    def test_an_answer_that_is_an_error_says_nothing_of_what_was_sent(self):
-        """nothing reflected: neither path, nor query, nor header, nor body, in pages, texts or JSON"""
+    def test_error_response_contains_no_input(self):
+        """The response contains no path, query, header or body of the request, in pages, texts and JSON."""
         for accept in ("text/html", "*/*"):
             for path in ("/evil1337", "/api/evil1337", "/nodes/evil1337", "/api/v1/nodes/evil1337", "/?key=evil1337",
                          "/chart.svg?node=evil1337", "/api/v1/samples?node=evil1337", "/api/v1/samples?from=evil1337",
@@ -210,7 +211,7 @@ class Requests(SecurityCase):
                 self.assertNotIn("evil1337", str(headers), path)
                 self.assertNotIn(b"evil1337", text, path)
 
-    def test_a_login_that_fails_says_nothing_of_what_was_sent(self):
+    def test_failed_login_response_contains_no_input(self):
         self.house.users.set_password("admin", PASSWORD)
         for accept in (True, False):
             found = self.house.request(
@@ -224,16 +225,16 @@ class Requests(SecurityCase):
 class Deadlines(SecurityCase):
     limits = Limits(head_s=LIMIT_S, body_s=0.1)
 
-    def test_a_body_that_does_not_come(self):
-        """declared 1,000 and sent 5: 408 at the deadline"""
+    def test_missing_body_is_408(self):
+        """A declared length of 1,000 and 5 sent bytes: 408 at the deadline."""
         began_s = time.monotonic()
         self.refuses(408, "POST /nodes/basement/off HTTP/1.1", HOST, "Content-Length: 1000", body=b"csrf=")
         self.assertGreater(time.monotonic() - began_s, 0.09)
 
-    def test_a_head_that_does_not_come(self):
-        """5 s for the whole head (here 0.1 s)"""
+    def test_incomplete_head_is_408(self):
+        """The deadline of 5 s applies to the complete head (here 0.1 s)."""
         self.house.web._listeners[0].limits = self.limits._replace(head_s=0.1)
-        for _ in range(20):  # on a busy machine its first byte may come too late: then nothing is said
+        for _ in range(20):  # on a busy machine the first byte may arrive too late; then there is no response
             began_s = time.monotonic()
             if data := self.house.raw(b"GET / HTTP/1.1\r\nHost: lo", ends=False):
                 break
@@ -246,8 +247,8 @@ class Changes(SecurityCase):
     CHANGES = ("/nodes/basement/on", "/nodes/basement/off", "/nodes/basement/status", "/exit", "/logout")
     JSON_CHANGES = ("/api/v1/nodes/basement/send", "/api/v1/nodes/basement/check")
 
-    def test_by_get(self):
-        """state change by GET: 405; nothing changed"""
+    def test_change_by_get_is_405(self):
+        """A change by GET: 405, and nothing is changed."""
         for method in ("GET", "HEAD"):
             for path in (*self.CHANGES, *self.JSON_CHANGES):
                 found = self.house.request(
@@ -259,16 +260,16 @@ class Changes(SecurityCase):
     def nothing_has_changed(self):
         self.assertEqual((self.link.asked, self.house.stopped), ([], []))
 
-    def test_without_token(self):
-        """without CSRF token: 403; nothing changed"""
+    def test_change_without_csrf_token_is_403(self):
+        """A change without the CSRF token: 403, and nothing is changed."""
         csrf = self.house.csrf(self.house.browser)
         for path in self.CHANGES:
             for fields in ({}, {"sure": "yes"}, {"csrf": ""}, {"csrf": csrf[:-1], "sure": "yes"}, {"CSRF": csrf}):
                 self.assertEqual(self.house.post_form(path, fields, self.house.browser)[0], 403, path)
         self.nothing_has_changed()
 
-    def test_from_another_site(self):
-        """foreign Origin or Sec-Fetch-Site cross-site: 403; nothing changed"""
+    def test_change_from_another_site_is_403(self):
+        """A foreign Origin, or Sec-Fetch-Site cross-site: 403, and nothing is changed."""
         csrf = self.house.csrf(self.house.browser)
         for headers in (
             {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
@@ -285,34 +286,34 @@ class Changes(SecurityCase):
                 self.assertEqual((found[0], json.loads(found[2])["error"]["code"]), (403, "cross-site"))
         self.nothing_has_changed()
 
-    def test_what_a_foreign_page_can_send_without_asking(self):
-        """A form, a text or a Blob without a type, to the programs' addresses, whatever else the browser tells."""
+    def test_requests_without_preflight_are_refused(self):
+        """Without a preflight, a page can send a form, a text or an untyped Blob to the API. These are refused."""
         kinds = "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""
         for kind in ({}, *({"Content-Type": kind} for kind in kinds)):
             for more in ({}, {"Referer": "http://evil.example/"}, {"Sec-Fetch-Site": "none"}):
                 for path in self.JSON_CHANGES:
                     headers = {**kind, **more, **self.house.browser}
                     self.assertEqual(self.house.request("POST", path, headers, b'{"on": false}')[0], 415, headers)
-                    headers = {**kind, **more}  # on this machine, which is not enough anyway
+                    headers = {**kind, **more}  # from this machine, which is not sufficient either
                     self.assertEqual(self.house.request("POST", path, headers, b'{"on": false}')[0], 403, headers)
         self.nothing_has_changed()
 
-    def test_a_request_with_a_token_is_read_whatever_its_type(self):
-        """As `curl -d` sends it"""
+    def test_request_with_a_token_may_have_any_type(self):
+        """`curl -d` sends such a request."""
         for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
             headers = {**kind, **self.house.bearer}
             self.assertEqual(self.house.request("POST", self.JSON_CHANGES[0], headers, b'{"on": false}')[0], 200)
         self.assertEqual(self.link.asked, [("SEND", False)] * 3)
 
-    def test_nobody_is_allowed_to_ask_from_elsewhere(self):
-        """CORS: a preflight gets no permission"""
+    def test_cors_preflight_gets_no_permission(self):
+        """A CORS preflight gets no permission."""
         ask = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
         status, headers, _ = self.house.request("OPTIONS", self.JSON_CHANGES[0], ask)
         self.assertEqual(status, 405)
         self.assertFalse([name for name in headers if name.startswith("access-control")])
 
-    def test_as_it_is_meant(self):
-        """The same with what is asked for does change something: else the tests above would prove nothing."""
+    def test_complete_requests_change_something(self):
+        """With all required values the requests change something. Otherwise the tests above would prove nothing."""
         browser = self.house.browser
         csrf, same = self.house.csrf(browser), {"Sec-Fetch-Site": "same-origin", **browser}
         same["Origin"] = f"http://{self.house.address[0]}:{self.house.address[1]}"
@@ -321,21 +322,21 @@ class Changes(SecurityCase):
         found = self.house.request("POST", self.JSON_CHANGES[0], kind, b'{"on": true}')
         self.assertEqual(found[0], 200)
         self.assertEqual(self.link.asked, [("SEND", False), ("SEND", True)])
-        self.assertEqual(self.house.post_form("/exit", {"csrf": csrf}, same)[0], 200)  # asks first
+        self.assertEqual(self.house.post_form("/exit", {"csrf": csrf}, same)[0], 200)  # asks for confirmation
         self.assertEqual(self.house.stopped, [])
         self.assertEqual(self.house.post_form("/exit", {"csrf": csrf, "sure": "yes"}, same)[0], 200)
         self.assertEqual(len(self.house.stopped), 1)
 
 
-class Nobody(SecurityCase):
-    """Without a password."""
+class AccessWithoutPassword(SecurityCase):
+    """Access without a password."""
 
     def build(self):
         self.elsewhere = own_address()
         return WebHouse(self, None, [self.link], self.limits, listen="0.0.0.0")
 
-    def test_from_another_machine(self):
-        """`/` from a peer that is not loopback, no password set: 403, and what to do"""
+    def test_request_from_another_machine_is_403_without_a_password(self):
+        """A request from another machine while no password is set: 403 with the remedy."""
         headers = {}
         if self.elsewhere and not is_loopback(self.elsewhere):
             self.house.address = self.elsewhere, self.house.address[1]
@@ -355,8 +356,8 @@ class Nobody(SecurityCase):
         self.assertEqual(self.house.request("GET", "/healthz", headers)[::2], (200, b"ok\n"))
         self.assertEqual(self.house.request("GET", "/", {**headers, **self.house.bearer})[0], 200)
 
-    def test_through_a_proxy(self):
-        """What comes through a proxy does not count as this machine."""
+    def test_request_through_a_proxy_is_403_without_a_password(self):
+        """A request through a proxy does not count as a request from this machine."""
         self.assertEqual(self.house.request("GET", "/")[0], 200)
         for name in ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP"):
             self.assertEqual(self.house.request("GET", "/", {name: "127.0.0.1"})[0], 403, name)
@@ -365,9 +366,9 @@ class Nobody(SecurityCase):
 class Logins(SecurityCase):
     password = PASSWORD
 
-    def test_without_session(self):
-        """any page without session (password set): 303 to login (401 for the API)"""
-        for path in ("/", "/log", "/log.csv", "/nodes/basement", "/nodes/nobody"):
+    def test_pages_without_a_session_lead_to_the_login(self):
+        """Any page without a session while a password is set: 303 to the login page, 401 for the API."""
+        for path in ("/", "/log", "/log.csv", "/nodes/basement", "/nodes/unknown"):
             for html in (True, False):
                 status, headers, text = self.house.request("GET", path, html=html)
                 self.assertEqual((status, headers["location"]), (303, "/login"), path)
@@ -385,8 +386,8 @@ class Logins(SecurityCase):
             self.assertEqual(self.house.request("POST", path, body=b'{"on": false}')[0], 401)
         self.assertEqual((self.link.asked, self.house.stopped), ([], []))
 
-    def test_after_logout(self):
-        """cookie after logout: 401"""
+    def test_cookie_is_invalid_after_logout(self):
+        """The cookie after a logout: 401."""
         cookie = self.house.log_in()
         csrf = self.house.csrf(cookie)
         self.assertEqual(self.house.request("GET", "/api/v1/nodes", cookie)[0], 200)
@@ -395,8 +396,8 @@ class Logins(SecurityCase):
         self.assertEqual(self.house.post_form("/nodes/basement/off", {"csrf": csrf}, cookie)[0], 303)
         self.assertEqual(self.link.asked, [])
 
-    def test_an_id_of_before(self):
-        """session id chosen before login: a new id"""
+    def test_login_creates_a_new_session_id(self):
+        """A session id chosen before the login is replaced by a new one."""
         name = f"pigeonpost-{self.house.address[1]}"
         for chosen in ("x" * 43, self.house.log_in()["Cookie"].partition("=")[2]):
             before = {"Cookie": f"{name}={chosen}"}
@@ -405,8 +406,8 @@ class Logins(SecurityCase):
             self.assertNotIn(chosen, headers["set-cookie"])
             self.assertEqual(self.house.request("GET", "/api/v1/nodes", before)[0], 401)
 
-    def test_the_cookie(self):
-        """Cookies: HttpOnly, SameSite=Strict, and nothing that makes them known elsewhere"""
+    def test_cookie_has_safe_attributes(self):
+        """The cookie has HttpOnly and SameSite=Strict, and no Domain."""
         _, headers, _ = self.house.post_form("/login", {"user": "admin", "password": PASSWORD})
         name, *about = headers["set-cookie"].split("; ")
         self.assertRegex(name, rf"\Apigeonpost-{self.house.address[1]}=[A-Za-z0-9_-]{{43}}\Z")
@@ -414,24 +415,24 @@ class Logins(SecurityCase):
         for path in ("/login", "/", "/style.css", "/healthz", "/nowhere"):
             self.assertNotIn("set-cookie", self.house.request("GET", path, html=True)[1])
 
-    def test_a_cookie_of_32_kb(self):
-        """parsed by a strict pattern (http.cookies takes 1.3 s for a 32 kB cookie): no head is so long"""
+    def test_cookie_of_32_kb_is_431(self):
+        """A cookie of 32 kB is longer than a head may be. http.cookies would take 1.3 s for it."""
         for said in (";" * 32_768, "a=b; " * 6500):
             self.refuses(431, "GET / HTTP/1.1", HOST, f"Cookie: {said}")
         began_s = time.thread_time()
         self.assertEqual(self.house.request("GET", "/api/v1/nodes", {"Cookie": "a=b; " * 1500})[0], 401)
         self.assertLess(time.thread_time() - began_s, 1.0)
 
-    def test_passwords_of_a_megabyte(self):
-        """1 MB password, Unicode password: 413; taken unchanged"""
+    def test_password_of_a_megabyte_is_413(self):
+        """A password of 1 MB: 413. A Unicode password is used unchanged."""
         self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": "x" * (1 << 20)})[0], 413)
         for password in ("pässwörter 🕊 ", "pa\u0308sswo\u0308rter", "🕊" * 1024, "  spaces  ", "a+b&c=d%20;"):
             self.house.users.set_password("admin", password)
             self.house.log_in(password=password)
             self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": password + " "})[0], 403)
 
-    def test_keys(self):
-        """last byte of a token changed: 401"""
+    def test_changed_keys_are_401(self):
+        """A key with a different last byte: 401."""
         key = self.house.bearer["Authorization"]
         for said in (key[:-1], key[:-1] + "X", key + "X", key[7:], "Bearer ", "Basic YWRtaW46YWRtaW4="):
             status, headers, text = self.house.request("GET", "/api/v1/nodes", {"Authorization": said})
@@ -439,8 +440,8 @@ class Logins(SecurityCase):
             self.assertIn("Bearer", headers["www-authenticate"])
             self.assertEqual(json.loads(text)["error"]["code"], "key")
 
-    def test_a_role_that_looks(self):
-        """may see, and change nothing"""
+    def test_viewer_cannot_change_anything(self):
+        """A viewer can read but not change anything."""
         self.house.users.set_password("guest", PASSWORD, "viewer")
         cookie = self.house.log_in("guest")
         self.assertEqual(self.house.request("GET", "/", cookie)[0], 200)
@@ -452,11 +453,11 @@ class Logins(SecurityCase):
         self.assertEqual((self.link.asked, self.house.stopped), ([], []))
 
 
-class Tries(SecurityCase):
+class WrongPasswords(SecurityCase):
     password = PASSWORD
 
     def build(self):
-        self.clock = FakeClock()  # the delays pass at once
+        self.clock = FakeClock()  # delays take no time
         return WebHouse(self, self.password, [self.link], self.limits, clock=self.clock)
 
     def attempt(self, user, source):
@@ -468,12 +469,12 @@ class Tries(SecurityCase):
         with socket.create_connection(self.house.address, LIMIT_S, source_address=(source, 0)) as sock:
             return parse_response(exchange(sock, head + body))
 
-    def test_twenty_wrong_passwords(self):
-        """20 wrong passwords; unknown user: delays, then 429 for that address only; same text, same work"""
+    def test_twenty_wrong_passwords_are_delayed_then_429(self):
+        """20 wrong passwords: delays, then 429 for that address only. An unknown user gets the same response."""
         answers, waits = [], []
         for number in range(20):
             before_s = self.clock.monotonic()
-            answers.append(self.attempt("admin" if number % 2 else f"nobody{number}", "127.0.0.1"))
+            answers.append(self.attempt("admin" if number % 2 else f"unknown{number}", "127.0.0.1"))
             waits.append(self.clock.monotonic() - before_s)
         self.assertEqual([status for status, _, _ in answers], [403] * MOST + [429] * (20 - MOST))
         self.assertEqual(len({text for _, _, text in answers[:MOST]}), 1)
@@ -484,7 +485,7 @@ class Tries(SecurityCase):
         self.assertEqual(self.attempt("admin", "127.0.0.2")[0], 403)
 
 
-class Inputs(SecurityCase):
+class HostileInputs(SecurityCase):
     NAMES = (
         EVIL,
         "'; DROP TABLE samples; --",
@@ -499,8 +500,8 @@ class Inputs(SecurityCase):
         " ",
     )
 
-    def test_names(self):
-        """names like `<img src=x onerror=...>`, SQL text, `..`, 300 characters: 400 at the door"""
+    def test_hostile_names_are_400(self):
+        """Names such as `<img src=x onerror=...>`, SQL text, `..` or 300 characters: 400."""
         self.house.store_samples("basement", [{"temperature": 1.0}], {"temperature": "°C"})
         for name in self.NAMES:
             for path in (
@@ -516,8 +517,8 @@ class Inputs(SecurityCase):
                     self.assertNotIn(b"DROP", text)
         self.assertEqual(len(json.loads(self.house.request("GET", "/api/v1/samples")[2])["samples"]), 1)
 
-    def test_what_came_in_all_the_same_is_escaped(self):
-        """escaped on output all the same: names, units, faults and details of a node that lies"""
+    def test_hostile_texts_of_a_node_are_escaped(self):
+        """Names, units, faults and details of a malicious node are escaped in the output."""
         quotes = f"\"'>{EVIL}"
         self.link.state.sensors = [{"name": quotes, "unit": quotes}, {"name": "temperature", "unit": quotes}]
         self.link.state.details = {"version": EVIL, "held": EVIL, "more": quotes, quotes: [quotes]}
@@ -541,7 +542,7 @@ class Inputs(SecurityCase):
                 self.assertNotIn(b"<img src=x", text, path)
                 self.assertNotRegex(text, rb"=\"[^\"<>]*\"'>", path)
                 shown += text.count(b"&lt;img src=x")
-        self.assertGreater(shown, 10)  # so it was there to be escaped
+        self.assertGreater(shown, 10)  # the hostile text was really in the pages
         for path in ("/", "/log", "/metrics", "/api/v1/nodes", "/api/v1/nodes/basement", "/api/v1/samples"):
             status, headers, text = self.house.request("GET", path)
             self.assertEqual((status, headers["x-content-type-options"]), (200, "nosniff"))
@@ -551,15 +552,15 @@ class Inputs(SecurityCase):
         return WebHouse(self, None, links=[self.link], limits=self.limits)
 
     def gap(self, why):
-        """A gap in an epoch of its own."""
+        """Store a gap in a separate epoch."""
         done = threading.Event()
         self.house.ingestor.submit(
             Batch("basement", "00000000000000bb", E2, 0, None, Gap(1, 5, 0, why), {}, lambda *_: done.set(), print)
         )
         self.assertTrue(done.wait(LIMIT_S))
 
-    def test_json(self):
-        """NaN, Infinity, 1e999, nesting 100,000 deep, 5,000-digit integers, duplicate keys: 400, process unharmed"""
+    def test_hostile_json_is_400(self):
+        """NaN, Infinity, 1e999, 100,000 nested brackets, integers of 5,000 digits, duplicate keys: 400."""
         path, kind = "/api/v1/nodes/basement/send", {"Content-Type": "application/json", **self.house.browser}
         for body in (
             b'{"on": NaN}', b'{"on": Infinity}', b'{"on": -Infinity}', b'{"on": 1e999}', b"[" * 60_000,
@@ -580,8 +581,8 @@ class Inputs(SecurityCase):
         self.assertEqual(self.link.asked, [])
         self.is_alive()
 
-    def test_queries(self):
-        """numbers and times that are none: 400, process unharmed"""
+    def test_invalid_queries_are_400(self):
+        """Invalid numbers and times: 400."""
         self.house.store_samples("basement", [{"temperature": 1.0}], {"temperature": "°C"})
         chart = "/chart.svg?node=basement&sensor=temperature"
         samples = "/api/v1/samples?node=basement&sensor=temperature"
@@ -603,9 +604,9 @@ class Inputs(SecurityCase):
         self.is_alive()
 
 
-class Cells(SecurityCase):
-    def test_formulas(self):
-        """text cells that start with = + - @ tab in CSV: quoted with `'` unless a number"""
+class CsvCells(SecurityCase):
+    def test_formulas_in_csv_cells_are_quoted(self):
+        """Text cells that start with = + - @ or a tab in CSV are prefixed with `'`, unless they are numbers."""
         units = {"a": "=1+1", "b": "+1", "c": "-1", "d": "@SUM(A1)", "e": "\t=1", "f": "%", "g": '=a","b', "h": "\r=1"}
         self.house.store_samples("basement", [dict.fromkeys(units, -1.5), {"a": -3}, {"a": None}], units)
         _, headers, text = self.house.request("GET", "/log.csv")
@@ -626,9 +627,9 @@ class Cells(SecurityCase):
             self.assertTrue(cell[:1] not in tuple("=+-@\t\r") or re.fullmatch(r"-[0-9.]+", cell), cell)
 
 
-class Faults(SecurityCase):
-    def test_a_handler_that_raises(self):
-        """handler raises: 500, an id, no traceback to the client; server alive"""
+class HandlerErrors(SecurityCase):
+    def test_exception_in_a_handler_is_500_without_a_traceback(self):
+        """An exception in a handler: 500 with an id and without a traceback; the server continues."""
         logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
         secret = KeyError("/home/pi/secret")
         for path, accept in (
@@ -648,8 +649,8 @@ class Faults(SecurityCase):
                 status, headers, text, rest = next_response(self.house.raw((head + again).encode(), ends=False))
             self.assertEqual(status, 500)
             self.is_safe(headers)
-            number = re.search(rb"under ([0-9a-f]{8})", text)[1].decode()
-            self.assertIn(f"fault {number} in GET {path}", logged.output[0])
+            number = re.search(rb"See ([0-9a-f]{8}) in the log", text)[1].decode()
+            self.assertIn(f"internal error {number} in GET {path}", logged.output[0])
             self.assertIn("KeyError: '/home/pi/secret'", logged.output[0])
             for word in (b"secret", b"Traceback", b"KeyError", b".py", b"line "):
                 self.assertNotIn(word, text)
@@ -657,9 +658,9 @@ class Faults(SecurityCase):
         self.is_alive()
 
 
-class Headers(SecurityCase):
-    def test_every_kind_of_answer(self):
-        """CSP `default-src 'none'`, script, style, img, connect of our own; frame-ancestors 'none'; nosniff"""
+class ResponseHeaders(SecurityCase):
+    def test_all_responses_have_the_safe_headers(self):
+        """Every response has the CSP with `default-src 'none'`, own resources only, no framing, and nosniff."""
         policy = dict(part.strip().partition(" ")[::2] for part in SAFE_HEADERS["Content-Security-Policy"].split(";"))
         self.assertEqual(policy, {
             "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "img-src": "'self'",
@@ -703,7 +704,7 @@ class Headers(SecurityCase):
         self.assertGreaterEqual(statuses, {200, 206, 400, 403, 404, 405, 416})
 
     def nothing_inline(self, page):
-        """What the policy would not let run, or would not show, is not there in the first place."""
+        """Check that the page contains nothing that the policy would block."""
         self.assertNotRegex(page, r"(?i)<script(?! src=\"/script\.js\" defer></script>)")
         self.assertNotRegex(page, r"(?i)\son[a-z]+\s*=")
         self.assertNotRegex(page, r"(?i)\sstyle\s*=|<style|javascript:|<iframe|<object|<embed|<base")
@@ -711,9 +712,7 @@ class Headers(SecurityCase):
 
 
 class Link(unittest.TestCase):
-    """The link's row: its proofs and ACKs, at the socket. The rest of it is in test_tcp: no AUTH in time
-    (test_who_does_not_prove_himself_in_time_is_closed), 100 MB without LF to either side (test_100_megabytes_...), and
-    floods (test_a_flood_of_lines_costs_no_memory, test_one_that_asks_and_does_not_read_is_closed)."""
+    """Proofs and ACKs of the link, at the socket. Missing AUTH, endless lines and floods are in tests/transports."""
 
     TOKEN = "0123456789abcdef0123456789abcdef"
     SERVER, NODE = "home", "basement"
@@ -738,7 +737,7 @@ class Link(unittest.TestCase):
         return encode("HELLO", {"link": 1, "server": self.SERVER, "nonce": nonce, **more})
 
     def is_closed_with(self, talk, code):
-        """The last that is said is ERROR with that code; nothing was given away before."""
+        """Check that the last message is ERROR with this code, and that no data was sent before."""
         said = talk.rest()
         self.assertEqual([message.word for message in said if message.word in ("SENSORS", "STATUS", "SENDBACK")], [])
         self.assertEqual((said[-1].word, said[-1].args[0]), ("ERROR", code))
@@ -747,8 +746,8 @@ class Link(unittest.TestCase):
         identity = self.outbox.ring.identity
         return LinkKey(token).sign(side, self.SERVER, self.NODE, identity, nonces)
 
-    def test_a_replayed_handshake(self):
-        """link: replayed handshake: closed, logged once"""
+    def test_replayed_handshake_is_closed(self):
+        """A replayed handshake on the link: closed and logged once."""
         end = self.node()
         with Talk(end.address) as talk:
             talk.send(self.hello())
@@ -757,14 +756,14 @@ class Link(unittest.TestCase):
                 self.hello() + encode("AUTH", {"mac": self.proof(("f" * 32, theirs))}) + encode("RESUME", {"id": 0})
             )
             talk.send(recorded[len(self.hello()) :])
-            wait_until(lambda: end.collectors == [self.SERVER], "it was good once")
+            wait_until(lambda: end.collectors == [self.SERVER], "it was accepted once")
         with self.assertLogs("pigeonpost.transports", "WARNING") as logged, Talk(end.address) as talk:
             talk.send(recorded)
             self.is_closed_with(talk, "auth")
         self.assertEqual(len(logged.output), 1)
 
-    def test_a_reflected_proof(self):
-        """link: mac of a reflected nonce: closed"""
+    def test_reflected_proof_is_closed(self):
+        """A proof for a reflected nonce on the link: closed."""
         for choose in (lambda told: told["mac"], lambda told: self.proof(("f" * 32, told["nonce"]), side="node"),
                        lambda told: self.proof((told["nonce"], "f" * 32)), lambda told: "", lambda told: None,
                        lambda told: self.proof(("f" * 32, told["nonce"]))[:-1] + "x"):  # fmt: skip
@@ -777,16 +776,16 @@ class Link(unittest.TestCase):
                 self.is_closed_with(talk, "auth")
             self.assertEqual(len(logged.output), 1)
 
-    def test_the_token_of_another_node(self):
-        """token of node A: nothing of node B"""
+    def test_token_of_another_node_is_refused(self):
+        """The token of another node gives no access to this node."""
         with self.assertLogs("pigeonpost.transports", "WARNING"), Talk(self.node().address) as talk:
             talk.send(self.hello())
             theirs = talk.until("HELLO").args[0]["nonce"]
             talk.send(encode("AUTH", {"mac": self.proof(("f" * 32, theirs), token=self.TOKEN[:-1] + "0")}))
             self.is_closed_with(talk, "auth")
 
-    def test_an_ack_of_what_was_never_sent(self):
-        """link: ACK never sent: closed, logged once"""
+    def test_ack_for_an_unsent_sample_is_closed(self):
+        """An ACK for a sample that was never sent: closed and logged once."""
         end = self.node(token="")
         self.outbox.put(taken())
         wait_until(lambda: self.outbox.ring.last == 1, "it is held")

@@ -1,1 +1,1 @@
-"""Authentication: tokens of nodes, users of the page, sessions, throttling of failed logins."""
+"""Authentication: tokens of nodes and programs, users of the web pages, sessions, throttling of failed logins."""

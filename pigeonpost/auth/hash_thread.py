@@ -1,9 +1,11 @@
-"""The thread that hashes passwords.
+"""Thread that hashes passwords.
 
-scrypt (RFC 7914) takes 16 MiB, and the C library keeps what a thread has freed for that thread's next call: with a hash
-in each login's own thread, ten logins at once left 144 MiB in use for good (measured). So one thread does all of them.
+scrypt (RFC 7914) needs 16 MiB, and the C library keeps the memory that a thread has freed for that thread's next call.
+When each login calculated its hash in its own thread, 10 simultaneous logins left 144 MiB in use permanently
+(measured). Therefore one thread calculates all hashes.
 
-May be used by any thread; `_changed` (a Condition and its lock) guards the queue, and is never held while hashing.
+All functions may be called from any thread. `_changed` (a Condition and its lock) guards the queue and is never held
+while hashing.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ from collections import deque
 
 from pigeonpost.http.message import HTTPError
 
-MOST_WAITING = 8  # each takes 47 ms on a PC, 300 ms on a Pi; requests that wait hold places that others need
+# Maximum number of waiting passwords. A hash takes 47 ms on a PC and 300 ms on a Pi, and each waiting request occupies
+# a slot of the web server.
+MOST_WAITING = 8
 
-ANSWER_S = 30.0  # for one hash, with those before it
+ANSWER_S = 30.0  # timeout for one hash, including its time in the queue
 
-IDLE_S = 5.0  # after which the thread ends; the next hash starts it again
+IDLE_S = 5.0  # idle time after which the thread ends; the next hash starts it again
 
-MOST_BYTES = 64 << 20  # of memory that a hash may take: its parameters are read from a file
+MOST_BYTES = 64 << 20  # memory limit of one hash; its parameters are read from a file, which may be damaged
 
 
 class _Job:
-    """One password to hash; `done` is set when there is a result or an error."""
+    """A password to hash. `done` is set when there is a result or an error."""
 
     def __init__(self, password: bytes, salt: bytes, n: int, r: int, p: int) -> None:
         self.arguments = password, salt, n, r, p
@@ -42,7 +46,7 @@ class _Job:
 
 
 class HashThread:
-    """Hashes passwords, one after the other, in a thread that runs while there are any."""
+    """Queue of passwords, and the thread that hashes them one after the other. It ends when it has been idle."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -50,16 +54,27 @@ class HashThread:
         self._thread: threading.Thread | None = None
 
     def refuse_if_full(self) -> None:
-        """Raise HTTPError 503 if so many passwords wait to be hashed that another one would not be taken."""
+        """Raise HTTPError 503 if the queue is full and cannot accept another password."""
         if len(self._jobs) >= MOST_WAITING:
             raise HTTPError(503, "Too many logins at once. Try again in a moment.", "busy", {"Retry-After": "2"})
 
     def scrypt(self, password: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
-        """Return the 64 bytes of the hash. Raises HTTPError 503 if too many wait, or when it takes too long."""
+        """Return the scrypt hash of a password: 64 bytes.
+
+        Args:
+            password: The password, encoded.
+            salt: The salt.
+            n: CPU and memory cost of scrypt, a power of 2.
+            r: Block size of scrypt.
+            p: Parallelization of scrypt.
+
+        Raises:
+            HTTPError: 503: too many passwords are waiting, or the hash takes longer than ANSWER_S.
+        """
         job = _Job(password, salt, n, r, p)
         with self._changed:
             self.refuse_if_full()
-            if self._thread is None or not self._thread.is_alive():  # after a fork it is not
+            if self._thread is None or not self._thread.is_alive():  # it is not alive after a fork
                 thread = threading.Thread(target=self._run, name="passwords", daemon=True)
                 thread.start()
                 self._thread = thread

@@ -1,6 +1,7 @@
-"""Interface of a node's key: proofs of its token, and signatures made with it.
+"""Protocol class for the key of a node, which creates and checks proofs of the node's token and signatures of messages.
 
-Transports take this protocol and not LinkKey, whose module imports hashlib: 3.7 MiB that a node without a token saves.
+Transports use this protocol instead of LinkKey, whose module imports hashlib. This saves 3.7 MiB in a node without a
+token.
 """
 
 from __future__ import annotations
@@ -11,32 +12,77 @@ from pigeonpost.core.light_typing import Protocol
 
 
 class Key(Protocol):
-    """What a transport needs of a node's token. auth.link_key.LinkKey implements it."""
+    """Operations of a transport on a node's token. auth.link_key.LinkKey implements them.
+
+    After a rotation, a key accepts proofs and signatures of the previous token too, until that token expires.
+    """
 
     def sign(self, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> str:
-        """Return the proof that `side` ("node" or "server") knows the token: 64 hex digits, for these nonces only."""
+        """Return the proof that one side of a link knows the token.
+
+        Args:
+            side: Side that makes the proof: `node` or `server`.
+            server: Id of the server.
+            node: Name of the node.
+            outbox: Id of the node's outbox.
+            nonces: Fresh random values of both sides. The proof is valid for these only.
+
+        Returns:
+            The proof: 64 hex digits.
+        """
 
     def proves(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> bool:
-        """Return True if `mac` is what `sign` returns for the same arguments; compared in constant time."""
+        """Return True if a proof was made with this key. The comparison takes constant time.
 
-    def proving(self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]) -> Key | None:
-        """Return the key that made `mac`, for the same arguments of `sign`: this one, or the one that it replaces and
-        that is still accepted; None: neither."""
+        Args:
+            mac: The received proof.
+            side: Side that made the proof: `node` or `server`.
+            server: Id of the server.
+            node: Name of the node.
+            outbox: Id of the node's outbox.
+            nonces: Random values of both sides.
+        """
 
-    def sealing(self, mac: object, purpose: str, body: bytes) -> Key | None:
-        """Return the key that made `mac`, for the same arguments of `seal`: as `proving`."""
+    def proving_key(
+        self, mac: object, side: str, server: str, node: str, outbox: str, nonces: Sequence[str]
+    ) -> Key | None:
+        """Return the key that made a proof.
+
+        Args:
+            mac: The received proof.
+            side: Side that made the proof: `node` or `server`.
+            server: Id of the server.
+            node: Name of the node.
+            outbox: Id of the node's outbox.
+            nonces: Random values of both sides.
+
+        Returns:
+            This key, the previous key if that is still accepted, or None if neither made the proof.
+        """
+
+    def signing_key(self, mac: object, purpose: str, body: bytes) -> Key | None:
+        """Return the key that signed a message.
+
+        Args:
+            mac: The received signature.
+            purpose: Purpose for which the message was signed.
+            body: The message.
+
+        Returns:
+            This key, the previous key if that is still accepted, or None if neither signed the message.
+        """
 
     def covers(self, other: Key) -> bool:
-        """Return True if `other` is this key, or the one that it replaces and that is still accepted."""
+        """Return True if `other` is this key, or the previous key if that is still accepted."""
 
     def is_token(self, token: object) -> bool:
-        """Return True if `token` is the token itself; compared in constant time."""
+        """Return True if `token` is this key's token. The comparison takes constant time."""
 
     def plain_token(self) -> str:
-        """Return the token itself, for transports that send it instead of a proof (HTTP, which should use TLS then)."""
+        """Return the token itself, for transports that send it instead of a proof (HTTP, which should then use TLS)."""
 
-    def seal(self, purpose: str, body: bytes) -> str:
-        """Return the signature of `body`, valid for this `purpose` and no other: 64 hex digits."""
+    def signature(self, purpose: str, body: bytes) -> str:
+        """Return the signature of `body`: 64 hex digits, valid for this `purpose` only."""
 
-    def is_seal(self, mac: object, purpose: str, body: bytes) -> bool:
-        """Return True if `mac` is what `seal` returns for the same arguments; compared in constant time."""
+    def is_signature(self, mac: object, purpose: str, body: bytes) -> bool:
+        """Return True if `mac` is this key's signature of `body` for `purpose`. The comparison takes constant time."""

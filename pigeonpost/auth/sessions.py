@@ -1,6 +1,6 @@
-"""Sessions of the page's users, in memory: a restart of the server ends all of them.
+"""Sessions of the users of the web pages, kept in memory. A restart of the server ends all sessions.
 
-May be used by any thread; `_lock` guards the sessions, and is held for one lookup or change.
+All functions may be called from any thread. `_lock` guards the sessions and is held for one lookup or change.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from pigeonpost.core.clock import Clock
 
 
 class UserSession(NamedTuple):
-    """The session of one signed-in browser.
+    """Session of a browser that has logged in.
 
-    user  name; empty: signed in with the one-time key    csrf  the token that its forms carry
+    Attributes:
+        id: Random id, which is the value of the browser's cookie.
+        user: Name of the user, or an empty string if the browser was authenticated with the one-time key.
+        role: Role of the user: `viewer` or `operator`.
+        stamp: Stamp of the user at the login (see User). The session is invalid once the user has another stamp.
+        csrf: Token that each form of this session must contain.
+        began_s: Start of the session, as `Clock.monotonic()` in seconds.
     """
 
     id: str
@@ -27,24 +33,24 @@ class UserSession(NamedTuple):
     began_s: float
 
 
-IDLE_S = 24 * 3600.0  # a session that was not used for so long is over,
+IDLE_S = 24 * 3600.0  # a session ends when it has not been used for this time
 
-ABSOLUTE_S = 30 * 24 * 3600.0  # and so is one that is so old
+ABSOLUTE_S = 30 * 24 * 3600.0  # a session ends at this age, even if it is in use
 
 MOST_SESSIONS = 1000
 
 
 class UserSessions:
-    """The sessions of all signed-in browsers."""
+    """Sessions of all browsers that have logged in."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._all: dict[str, UserSession] = {}
-        self._used_s: dict[str, float] = {}  # by id; the longest unused one stands first
+        self._used_s: dict[str, float] = {}  # time of last use by id, oldest first
 
     def begin(self, user: User | None) -> UserSession:
-        """Begin a session of `user` (None: of the one-time key), under a new random id."""
+        """Begin a session and return it. It has a new random id. `user` is None for a login with the one-time key."""
         name, role, stamp = user or ("", "operator", "")
         now_s = self._clock.monotonic()
         session = UserSession(secrets.token_urlsafe(32), name, role, stamp, secrets.token_urlsafe(24), now_s)
@@ -56,7 +62,7 @@ class UserSessions:
         return session
 
     def find(self, id: str) -> UserSession | None:
-        """Return the session of that id and mark it as used now; None when there is none, or it is over."""
+        """Return the session with this `id` and mark it as used now. Return None if it is unknown or has ended."""
         now_s = self._clock.monotonic()
         with self._lock:
             session = self._all.get(id)
@@ -69,7 +75,7 @@ class UserSessions:
             return session
 
     def end(self, id: str) -> None:
-        """End the session of that id."""
+        """End the session with this `id`, if it exists."""
         with self._lock:
             self._drop(id)
 

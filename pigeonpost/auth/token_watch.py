@@ -1,6 +1,6 @@
-"""Watches the tokens while a server runs, so that what was revoked or replaced ends at once.
+"""Watcher of the nodes' tokens in a running server, which ends sessions with a revoked or replaced token.
 
-One thread for all nodes, which reads the status of the token files once a second.
+One thread serves all nodes. It reads the status of the token files once per second.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from collections.abc import Callable, Set
 from pigeonpost.auth.tokens import Accepted, Tokens
 from pigeonpost.core.errors import SettingsError
 
-LOOK_EVERY_S = 1.0  # a session with a revoked token lives at most this much longer
+CHECK_EVERY_S = 1.0  # maximum time that a session lasts after its token was revoked
 
 
 class TokenWatch:
-    """Calls `on_change` with the names of the nodes for which other tokens are accepted than before."""
+    """Thread that reports changes of the accepted tokens.
+
+    Args:
+        tokens: The tokens to watch.
+        on_change: Function that is called with the names of the nodes whose accepted tokens have changed.
+    """
 
     def __init__(self, tokens: Tokens, on_change: Callable[[Set[str]], object]) -> None:
         self._tokens = tokens
@@ -24,29 +29,30 @@ class TokenWatch:
         self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
 
     def start(self) -> None:
+        """Start watching."""
         self._thread.start()
 
     def stop(self, limit_s: float) -> None:
-        """Stop watching."""
+        """Stop watching, and wait at most `limit_s` seconds for the thread to end."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(limit_s)
 
     def _run(self) -> None:
-        known: Accepted | None = None
+        previous: Accepted | None = None
         while True:
-            accepted = self._look() or known  # a damaged file, which is reported, ends no session
-            if known is not None and accepted is not None and accepted != known:
+            accepted = self._read() or previous  # a damaged file ends no session; JsonFile reports it
+            if previous is not None and accepted is not None and accepted != previous:
                 self._on_change({
                     name
-                    for new, old in zip(accepted, known, strict=True)
+                    for new, old in zip(accepted, previous, strict=True)
                     for name in new.keys() | old.keys() if new.get(name) != old.get(name)
                 })  # fmt: skip
-            known = accepted
-            if self._stopping.wait(LOOK_EVERY_S):
+            previous = accepted
+            if self._stopping.wait(CHECK_EVERY_S):
                 return
 
-    def _look(self) -> Accepted | None:
+    def _read(self) -> Accepted | None:
         try:
             return self._tokens.accepted()
         except SettingsError:

@@ -1,4 +1,4 @@
-"""The secret in the Authorization header of a request, and the challenge of an answer that asks for one.
+"""Parser of the Authorization header of a request, and the WWW-Authenticate header of a 401 response.
 
 Sources: RFC 9110 section 11 (challenges and credentials), RFC 6750 (Bearer), RFC 7617 (Basic).
 """
@@ -12,17 +12,18 @@ from typing import NamedTuple
 
 from pigeonpost.http.message import Request
 
-# Basic first: wget looks at the beginning only. A browser would ask for a user and a password in a window of its own,
-# which no page of ours can explain; so it gets no Basic.
+# Basic comes first because wget reads the first challenge only. Browsers do not get Basic: they would ask for a user
+# and a password in a window of their own, without any explanation from the pages of this server.
 _FOR_PROGRAMS = {"WWW-Authenticate": 'Basic realm="pigeonpost", Bearer realm="pigeonpost"'}
 _FOR_BROWSERS = {"WWW-Authenticate": "Bearer"}
 
 
 class Credentials(NamedTuple):
-    """What a request shows.
+    """Content of an Authorization header.
 
-    scheme  in lower case: "bearer", "basic"
-    secret  the token; of Basic the password. Empty where there is none, or it cannot be decoded
+    Attributes:
+        scheme: Authentication scheme in lower case, such as `bearer` or `basic`.
+        secret: The token (Bearer) or the password (Basic); an empty string if it is missing or cannot be decoded.
     """
 
     scheme: str
@@ -30,11 +31,11 @@ class Credentials(NamedTuple):
 
 
 def read_credentials(request: Request) -> Credentials | None:
-    """Return the content of the Authorization header; None where there is no such header."""
-    said = request.headers.get("authorization")
-    if said is None:
+    """Return the content of the Authorization header of `request`, or None if it has no such header."""
+    header = request.headers.get("authorization")
+    if header is None:
         return None
-    scheme, _, rest = said.partition(" ")
+    scheme, _, rest = header.partition(" ")
     scheme, rest = scheme.lower(), rest.strip()
     if scheme == "bearer":
         return Credentials(scheme, rest)
@@ -42,7 +43,7 @@ def read_credentials(request: Request) -> Credentials | None:
 
 
 def _password(encoded: str) -> str:
-    """Return the password of Basic credentials; empty where they have none."""
+    """Return the password in Basic credentials, or an empty string if they are invalid."""
     try:
         pair = base64.b64decode(encoded.encode(), validate=True).decode("latin-1")
     except (binascii.Error, UnicodeEncodeError):
@@ -51,7 +52,7 @@ def _password(encoded: str) -> str:
 
 
 def is_browser(request: Request) -> bool:
-    """Return True for a request of a browser: of its address line, of a form, or of a page's script."""
+    """Return True if `request` was sent by a browser: from its address bar, a form or the script of a page."""
     headers = request.headers
     return (
         request.wants_html
@@ -62,14 +63,14 @@ def is_browser(request: Request) -> bool:
 
 
 def challenge(request: Request) -> Mapping[str, str]:
-    """Return the header of an answer 401: how a client of this kind can authenticate."""
+    """Return the header of a 401 response to `request`, with the schemes that this kind of client can use."""
     return _FOR_BROWSERS if is_browser(request) else _FOR_PROGRAMS
 
 
 def may_use_any_name(request: Request) -> bool:
-    """Return True if it does not matter by which name (Host) a request asks for this server.
+    """Return True if `request` may contain any Host name, because it has an Authorization header.
 
-    A page whose name leads here (DNS rebinding) knows no token. At /login and /healthz, which ask for none, the header
-    proves nothing.
+    The page of an attacker whose name resolves to this server (DNS rebinding) does not know a token. At /login and
+    /healthz the header proves nothing, since these paths need no token.
     """
     return "authorization" in request.headers and request.path not in ("/login", "/healthz")

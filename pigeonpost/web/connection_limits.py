@@ -1,6 +1,6 @@
-"""Limits on connections to the web server and requests in progress, and the choice of what is cut off at a limit.
+"""Limits on connections to the web server and on requests in progress, and the choice of connections to close.
 
-May be used by any thread; `_changed` (a Condition and its lock) guards everything.
+All functions may be called from any thread. `_changed` (a Condition and its lock) guards everything.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-_STUCK_S = 1.0  # so long in one send: the client does not read
+from pigeonpost.core.format import counted
+
+_STUCK_S = 1.0  # a response that has been sending for this time is stuck, because its client does not read
 
 
 class Limits(NamedTuple):
-    """Limits of time and number; tests have smaller ones.
+    """Limits on time and number. Tests use smaller values.
 
-    head_s     seconds for a whole head          at_work    requests being answered at once
-    body_s     seconds for a whole body          queue_s    seconds that one more waits for its slot
-    idle_s     seconds until the next request    open       connections at once
-    send_s     seconds for sending an answer     downloads  files being sent at once, beside those at work
+    Attributes:
+        head_s: Seconds for receiving a complete head.
+        body_s: Seconds for receiving a complete body.
+        idle_s: Seconds until the next request on a connection.
+        send_s: Seconds for sending a response.
+        at_work: Number of requests in progress.
+        queue_s: Seconds for which a further request waits for a slot.
+        open: Number of open connections.
+        downloads: Number of files being sent, in addition to the requests in progress.
     """
 
     head_s: float = 5.0
@@ -35,13 +42,15 @@ class Limits(NamedTuple):
 
 
 class Connection(Protocol):
-    """The part of a connection that is used here.
+    """Attributes of a connection that Connections uses.
 
-    request        its socket
-    host           the client's address
-    waiting_since  when it began to wait for its client to say something, time.monotonic(); None: it does not wait
-    sending_since  when it began to send what it sends now
-    is_proven      the client that sends a body has proven who it is
+    Attributes:
+        request: Socket of the connection.
+        host: Address of the client.
+        waiting_since: `time.monotonic()` since which the server has been waiting for data of the client, or None if it
+            is not waiting.
+        sending_since: `time.monotonic()` at which sending the current response began, or None.
+        is_proven: True if the client that is sending a body has authenticated.
     """
 
     request: socket.socket
@@ -52,12 +61,17 @@ class Connection(Protocol):
 
 
 class Connections:
-    """The open connections, and the requests in progress."""
+    """Open connections and requests in progress.
+
+    Args:
+        limits: Limits on time and number.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        # Guards everything below. Held to count, to choose and to shut a socket down, never while bytes are moved:
-        # a connection leaves before its socket is closed, so none that is in `_all` has a number that is used again.
+        # Guards everything below. It is held while counting, choosing and shutting down a socket, but never while
+        # transferring data. A connection leaves before its socket is closed, so the file descriptors of the connections
+        # in `_all` have not been reused.
         self._changed = threading.Condition()
         self._all: set[Connection] = set()
         self._at_work = 0
@@ -67,42 +81,43 @@ class Connections:
         self._cut_off = 0
 
     def enter(self, connection: Connection) -> bool:
-        """Add a connection, at the limit in place of an idle one. Returns False where there is no room for it."""
+        """Add `connection`, closing an idle one at the limit. Return False if there are too many connections."""
         with self._changed:
             if len(self._all) >= self._limits.open:
-                self._cut(self._longest_waiting())
+                self._shut_down(self._longest_waiting())
             if self._stopping or len(self._all) >= self._limits.open:
                 return False
             self._all.add(connection)
             return True
 
     def leave(self, connection: Connection) -> None:
-        """Remove a connection, before its socket is closed."""
+        """Remove `connection`. This must be called before its socket is closed."""
         with self._changed:
             self._all.discard(connection)
 
     def acquire_slot(self) -> bool:
-        """Acquire a slot for a request in progress, after a short wait if need be. Returns False when there is none."""
+        """Acquire a slot for a request in progress, after a short wait if necessary. Return False if none is free."""
         with self._changed:
             for _ in range(2):
                 if self._changed.wait_for(self._has_slot, self._limits.queue_s / 2):
                     self._at_work += 1
                     return True
-                self._cut(self._longest_sending())
+                self._shut_down(self._longest_sending())
             return False
 
     def release_slot(self) -> None:
-        """Release the slot of a request that was answered."""
+        """Release the slot of a request after its response."""
         with self._changed:
             self._at_work -= 1
             self._changed.notify_all()
 
     def count(self, status: int) -> None:
-        """Count a response."""
+        """Count a response with the status code `status`."""
         with self._changed:
             self._answers[status] += 1
 
     def begin_download(self) -> bool:
+        """Acquire a slot for sending a file. Return False if none is free."""
         with self._changed:
             if self._downloads >= self._limits.downloads:
                 return False
@@ -110,27 +125,35 @@ class Connections:
             return True
 
     def end_download(self) -> None:
+        """Release the slot for sending a file."""
         with self._changed:
             self._downloads -= 1
 
     def stop(self, limit_s: float) -> str | None:
-        """Close idle connections, let requests in progress finish within `limit_s` seconds, and cut off the rest."""
+        """Close idle connections, let requests in progress finish within `limit_s` seconds, and close the rest.
+
+        Return a message if requests in progress were aborted, or None.
+        """
         with self._changed:
             self._stopping = True
-            for connection in [one for one in self._all if one.waiting_since is not None]:
-                self._cut(connection)
+            for connection in [connection for connection in self._all if connection.waiting_since is not None]:
+                self._shut_down(connection)
             done = self._changed.wait_for(lambda: not self._at_work, limit_s)
-            left = len(self._all)
+            remaining = len(self._all)
             for connection in list(self._all):
-                self._cut(connection)
-        return None if done else f"{left} connections were cut off"
+                self._shut_down(connection)
+        return None if done else f"{counted(remaining, 'connection')} closed before the end of the response"
 
     @property
     def is_stopping(self) -> bool:
+        """True after `stop` was called."""
         return self._stopping
 
     def counts(self) -> Mapping[str, Any]:
-        """Return the numbers of connections open, at work and cut off, of downloads, and of responses by status."""
+        """Return the numbers of open connections, requests in progress, downloads, and responses by status.
+
+        `cut_off` is the number of connections that were closed because of a limit.
+        """
         with self._changed:
             return {
                 "open": len(self._all), "at_work": self._at_work, "downloads": self._downloads,
@@ -141,29 +164,40 @@ class Connections:
         return self._at_work < self._limits.at_work
 
     def _longest_waiting(self) -> Connection | None:
-        """Return, of the address with the most connections, the one that has waited for its client for longest.
+        """Return the connection that has waited longest for its client, from the address with the most connections.
 
-        One that receives the body of a client that has proven who it is comes last: a long body takes its time, and
-        silent connections from many addresses would cut off each node that pushes over a slow link.
+        A connection that is receiving the body of an authenticated client is chosen last. A long body takes time, and
+        otherwise silent connections from many addresses could disconnect each node that pushes over a slow link.
         """
-        waiting = [one for one in self._all if one.waiting_since is not None]
+        waiting = [connection for connection in self._all if connection.waiting_since is not None]
         if not waiting:
             return None
-        of_host = Counter(one.host for one in self._all)
-        return max(waiting, key=lambda one: (not one.is_proven, of_host[one.host], -(one.waiting_since or 0.0)))
+        of_host = Counter(connection.host for connection in self._all)
+        return max(
+            waiting,
+            key=lambda connection: (
+                not connection.is_proven,
+                of_host[connection.host],
+                -(connection.waiting_since or 0.0),
+            ),
+        )
 
     def _longest_sending(self) -> Connection | None:
         before = time.monotonic() - _STUCK_S
-        stuck = [(since, id(one), one) for one in self._all if (since := one.sending_since) and since < before]
+        stuck = [
+            (since, id(connection), connection)
+            for connection in self._all
+            if (since := connection.sending_since) and since < before
+        ]
         return min(stuck)[2] if stuck else None
 
-    def _cut(self, connection: Connection | None) -> None:
+    def _shut_down(self, connection: Connection | None) -> None:
         if connection is None:
             return
         self._all.discard(connection)
         self._cut_off += not self._stopping
         try:
-            # Not the socket's own shutdown: one that speaks TLS would go on in plain text in its thread.
+            # Not the method of an SSLSocket, which would end TLS: its thread would continue in plain text.
             socket.socket.shutdown(connection.request, socket.SHUT_RDWR)
         except OSError:
-            pass  # the client was quicker
+            pass  # the client has already closed the connection

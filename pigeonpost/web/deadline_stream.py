@@ -1,7 +1,7 @@
-"""The rfile and wfile of a connection: buffered streams over a socket on which every operation has a deadline.
+"""Streams of a connection (rfile and wfile), with a deadline for every operation on the socket.
 
-Threads: a stream belongs to the thread of its connection.
-Errors: TimeoutError at the deadline; HTTPError from `RequestReader.readline`, for a head that is refused.
+A stream belongs to the thread of its connection.
+Errors: TimeoutError at the deadline; HTTPError from `RequestReader.readline` for an invalid head.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any, TypeAlias
 
 from pigeonpost.http.message import HTTPError, head_end
 
-Buffer: TypeAlias = Any  # an object with the buffer protocol, for which Python 3.11 has no type
+Buffer: TypeAlias = Any  # an object with the buffer protocol; Python 3.11 has no type for it
 
 
 class DeadlineStream(io.RawIOBase):
-    """A socket as a raw stream. A socket's own timeout starts again with every byte; this deadline does not.
+    """Raw stream over a socket with a deadline. The timeout of a socket would restart with every byte.
 
-    Each operation is tried first, and waited for with poll where it has to be. With socket.settimeout each would take
-    three system calls (ioctl, poll, recv), and between any two of them another thread may take the interpreter's lock.
+    Each operation is tried first, and poll is called only if it would block. With socket.settimeout, each operation
+    would take three system calls (ioctl, poll, recv), and another thread could take the interpreter lock between them.
 
-    sock        the socket; it becomes non-blocking, and closing the stream leaves it open
-    deadline_s  the time.monotonic() by which all reads and writes that follow must be done
+    Args:
+        sock: The socket. It is set to non-blocking mode. Closing the stream does not close it.
+
+    Attributes:
+        deadline_s: `time.monotonic()` by which all further reads and writes must be done.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -38,12 +41,15 @@ class DeadlineStream(io.RawIOBase):
         self.deadline_s = time.monotonic() + limit_s
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def writable(self) -> bool:
+        """Return True."""
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
+        """Read into `buffer` and return the number of bytes. Raise TimeoutError at the deadline."""
         while True:
             left_s = self._left_s()
             try:
@@ -52,6 +58,7 @@ class DeadlineStream(io.RawIOBase):
                 self._wait(select.POLLIN, left_s)
 
     def write(self, data: Buffer, /) -> int:
+        """Write from `data` and return the number of bytes written. Raise TimeoutError at the deadline."""
         while True:
             left_s = self._left_s()
             try:
@@ -72,7 +79,10 @@ class DeadlineStream(io.RawIOBase):
 
 
 class TlsStream(DeadlineStream):
-    """The same for TLS, where a read may have to write and the reverse: ssl does the waiting."""
+    """Raw stream over a TLS socket with a deadline.
+
+    A TLS read can require a write and vice versa, so the ssl module does the waiting.
+    """
 
     def readinto(self, buffer: Buffer, /) -> int:
         self.sock.settimeout(self._left_s())
@@ -84,17 +94,25 @@ class TlsStream(DeadlineStream):
 
 
 class RequestReader(io.BufferedReader):
-    """An rfile whose `readline`, with which BaseHTTPRequestHandler asks for a request line, returns the whole head.
+    """Reader whose `readline`, which BaseHTTPRequestHandler calls for the request line, returns the complete head.
 
-    ahead  the number of bytes behind that head that have already been received
+    Attributes:
+        ahead: Number of bytes after that head that have already been received.
     """
 
     ahead = 0
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """Return the head of the next request with its empty line; nothing where the client sends no more.
+        """Return the head of the next request with its empty line.
 
-        Raises HTTPError at the deadline, and as soon as what has come can no longer become a valid head.
+        Args:
+            size: Ignored.
+
+        Returns:
+            The head, or no bytes if the client has sent no further request.
+
+        Raises:
+            HTTPError: The head is invalid, or incomplete at the deadline.
         """
         head, end = b"", 0
         try:
@@ -108,6 +126,6 @@ class RequestReader(io.BufferedReader):
         except TimeoutError:
             if not head:
                 return b""
-            raise HTTPError(408, "The request did not come whole in time.", closes=True) from None
+            raise HTTPError(408, "The request was not received completely in time.", closes=True) from None
         self.ahead = len(head) - end
         return head[:end]

@@ -1,7 +1,7 @@
-"""The names by which this server is asked: checks of the Host and of the Origin of a request.
+"""Checks of the Host and Origin headers of requests against the names of this server.
 
-May be used by any thread; nothing changes after construction.
-Errors: HTTPError 421 for a name that is not ours, 403 for a change that another site's page asks for.
+All functions may be called from any thread; nothing changes after construction.
+Errors: HTTPError 421 for a name that is not one of this server's; 403 for a change requested by a page of another site.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from pigeonpost.web.proxies import HOST, is_address, shows_proxy
 
 log = logging.getLogger(__name__)
 
-# Endings that home routers give to the machines of their network, beside mDNS' own (RFC 6762): lan, home, localdomain
-# and fritz.box by custom, home.arpa by RFC 8375, internal as ICANN has reserved it. Nobody can register a name there,
-# and a router gives this machine's name to no other.
+# Domains of local networks: local for mDNS (RFC 6762), lan, home, localdomain and fritz.box by custom of home routers,
+# home.arpa by RFC 8375, and internal as reserved by ICANN. No one can register a name in these domains, and a router
+# does not assign the name of this machine to another one.
 _LOCAL_DOMAINS = ("local", "lan", "home", "home.arpa", "internal", "localdomain", "fritz.box")
 
-_FOREIGN_PAGE = "A page of another site may change nothing here."
-# In these texts a line that begins with four blanks is a command.
+_FOREIGN_PAGE = "Pages of other sites are not allowed to change anything here."
+# In these texts, a line that begins with four spaces is a command.
 _PASS_ON = (
-    "If this page was opened through a proxy: it has to pass on Host as the browser sends it, with the port.\n"
-    "nginx, beside proxy_pass:\n"
+    "If you opened this page through a proxy, the proxy must pass on the Host header unchanged, with the port.\n"
+    "nginx, next to proxy_pass:\n"
     "    proxy_set_header Host $http_host;\n"
-    "Apache, beside ProxyPass:\n"
+    "Apache, next to ProxyPass:\n"
     "    ProxyPreserveHost On\n"
-    "Caddy and Traefik do so by themselves."
+    "Caddy and Traefik do this by default."
 )
 
 
 class NamesOrigin(NamedTuple):
-    """Where `[web] names` is set.
+    """Origin of the setting `[web] names`.
 
-    file      that the settings were read from; empty: there is none
-    variable  environment variable that gives the names; empty: none does
+    Attributes:
+        file: Path of the settings file, or an empty string if there is none.
+        variable: Environment variable that contains the names, or an empty string if there is none.
     """
 
     file: str = ""
@@ -51,35 +52,40 @@ class NamesOrigin(NamedTuple):
 
 
 def names_origin(settings: Settings) -> NamesOrigin:
-    """Return where the settings have the names from."""
+    """Return the origin of `[web] names` in `settings`."""
     origin = settings.origin("web", "names")
     return NamesOrigin(settings.file, origin if origin.startswith("PIGEONPOST_") else "")
 
 
 class HostNames:
-    """This machine's names, and those of the settings."""
+    """Names of this server: those of this machine, and those in the settings.
+
+    Args:
+        names: Names in the settings. The addresses and the names of this machine are accepted too.
+        origin: Origin of these names, for the message to clients that use another name.
+        clock: Clock for the rate limit of the log.
+    """
 
     def __init__(self, names: Iterable[str], origin: NamesOrigin, clock: Clock) -> None:
-        """
-        names   by which browsers may call this server, beside its addresses and this machine's own names
-        origin  where they are set: what clients with other names are told
-        """
         self._origin = origin
         self._set_names = {_plain(name) for name in names}
         self._names = self._set_names | _own_names()
         self._rare_log = RareLog(log, clock)
 
     def check_host(self, request: Request) -> None:
-        """Refuse a request for another name: a hostile page's own name may lead here (DNS rebinding)."""
+        """Raise HTTPError 421 if the Host of `request` is not a name of this server.
+
+        An attacker can change the DNS entry of their own page's name to the address of this server (DNS rebinding).
+        """
         host = request.headers.get("host")
-        if host is not None and not self._is_ours(host):
+        if host is not None and not self._is_own_name(host):
             raise self._refuse_name(request, host)
 
     def check_origin(self, request: Request) -> None:
-        """Refuse a change that another site's page asks for.
+        """Raise HTTPError 403 if `request` is a change requested by a page of another site.
 
-        Sec-Fetch-Site is the browser's own word, which no page can write (Fetch Metadata, section 2). Browsers leave it
-        out on plain HTTP; then Origin has to be the address of this server, as the browser has it.
+        The browser itself writes Sec-Fetch-Site; no page can set it (Fetch Metadata, section 2). Browsers omit it on
+        plain HTTP. Then Origin must be the address under which the browser reaches this server.
         """
         site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
         if site == "same-origin":
@@ -89,7 +95,7 @@ class HostNames:
         if origin is not None and not self._is_own_origin(request, origin.lower()):
             raise HTTPError(403, f"{_FOREIGN_PAGE}\n{_PASS_ON}", "cross-site")
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_own_name(self, host: str) -> bool:
         found = HOST(host.lower())
         if not found:
             return False
@@ -99,57 +105,62 @@ class HostNames:
         return name.removesuffix(".") in self._names or is_address(socket.AF_INET, name)
 
     def _is_own_origin(self, request: Request, origin: str) -> bool:
-        scheme, _, place = origin.partition("://")
-        if scheme not in ("http", "https") or not place:
+        scheme, _, host = origin.partition("://")
+        if scheme not in ("http", "https") or not host:
             return False
-        if place in (request.headers.get("host", "").lower(), request.asked_host):
+        if host in (request.headers.get("host", "").lower(), request.forwarded_host):
             return True
-        # A proxy that passes on the name alone. Without one, Host has the port, and another port is another site.
-        found = HOST(place) if request.proxy else None
+        # A proxy may pass on the name without the port. Without a proxy, Host contains the port, and another port is
+        # another site.
+        found = HOST(host) if request.proxy else None
         return found is not None and found[2] is not None and found[2].removesuffix(".") in self._set_names
 
     def _refuse_name(self, request: Request, host: str) -> HTTPError:
-        """Return the error, and log where the operator has to write the name.
+        """Return the error, and log the setting that the operator has to change.
 
-        The answer names no folder, since a hostile page may read it; the log does.
+        The log contains the path of the settings file. The response does not, since a hostile page may read it.
         """
         found = _SHOWABLE(host.lower())
-        if not found or found[1].endswith(_NOBODYS):
-            text = f"This server does not go by that name.\n{self._how_to_add('sensors.example.org')}"
+        if not found or found[1].endswith(_UNUSED_DOMAINS):
+            text = f"That is not a name of this server.\n{self._how_to_add('sensors.example.org')}"
             return HTTPError(421, text, "name")
         name, file = found[1], self._origin.file
-        self._rare_log.say(
-            logging.WARNING, "name", f"{request.peer}: asked for {name}, which is no name of this server."
-            f" If it is: [web] names = [\"{name}\"]{f' in {os.path.abspath(file)}' if file else ''}",
+        self._rare_log.log(
+            logging.WARNING, "name", f"{request.peer}: requested {name}, which is not a name of this server."
+            f" If it should be, set [web] names = [\"{name}\"]{f' in {os.path.abspath(file)}' if file else ''}",
         )  # fmt: skip
-        lines = [f"This server does not go by the name {name}.", self._how_to_add(name)]
+        lines = [f"{name} is not a name of this server.", self._how_to_add(name)]
         return HTTPError(421, "\n".join([*lines, _PASS_ON] if shows_proxy(request) else lines), "name")
 
     def _how_to_add(self, name: str) -> str:
+        """Return the instructions for adding a name to the settings."""
         file, variable = self._origin
         if variable:
-            before = "...," if self._set_names else ""
-            return f"If it is yours, set it in the server's environment, and restart it:\n    {variable}={before}{name}"
+            present = "...," if self._set_names else ""
+            return (
+                "If it is yours, add it in the server's environment and restart the server:\n"
+                f"    {variable}={present}{name}"
+            )
         if not file:
             return (
-                "If it is yours, write into /etc/pigeonpost/server.toml, or one beside server.py, table [web], and"
-                f' restart the server:\n    names = ["{name}"]\nIn a container, set:\n    PIGEONPOST_WEB_NAMES={name}'
+                "If it is yours, add it to /etc/pigeonpost/server.toml (or server.toml next to server.py), table [web],"
+                f' and restart:\n    names = ["{name}"]\nIn a container, set:\n    PIGEONPOST_WEB_NAMES={name}'
             )
         where = file if file.startswith("/etc/") else f"{os.path.basename(file)}, the server's settings file"
-        if self._set_names:
-            how, line = f"add it to the names in {where}, table [web]", f'names = [..., "{name}"]'
-        else:
-            how, line = f"write into {where}, table [web]", f'names = ["{name}"]'
-        return f"If it is yours, {how}, and restart the server:\n    {line}"
+        line = f'names = [..., "{name}"]' if self._set_names else f'names = ["{name}"]'
+        return f"If it is yours, add it to {where}, table [web], and restart the server:\n    {line}"
 
 
 def is_of_another_site(request: Request) -> bool:
-    """Return True if a browser says that the page of another site made this request (Fetch Metadata)."""
+    """Return True if `request` was made by a page of another site, as reported by the browser (Fetch Metadata)."""
     return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
 
 
 def is_this_machine(request: Request) -> bool:
-    """Return True for a client on this machine that shows no sign of a proxy, which would connect for others."""
+    """Return True if the client of `request` is on this machine and shows no sign of a proxy.
+
+    A proxy on this machine connects for other clients.
+    """
     return (
         is_loopback(request.peer)
         and not request.proxy
@@ -167,14 +178,15 @@ def _is_loopback_name(host: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Return a name of the settings without what people copy along from an address: scheme, port, path."""
+    """Return a name in the settings without scheme, port and path, which users may have copied with it."""
     return name.lower().rpartition("://")[2].partition("/")[0].partition(":")[0].removesuffix(".")
 
 
 def _own_names() -> set[str]:
-    """Return this machine's names that need no look-up: its host name, whole and short, and as local networks have it.
+    """Return the names of this machine that need no DNS lookup.
 
-    On balena the host's name is that of the container, and the device is reached by its UUID
+    These are the host name, in full and without its domain, and the host name in the domains of local networks. On
+    balena, the host name is that of the container, and the device is reached by its UUID
     (https://docs.balena.io/learn/develop/runtime/).
     """
     names = {"localhost"}
@@ -187,7 +199,7 @@ def _own_names() -> set[str]:
     return names
 
 
-_NOBODYS = (".example", ".invalid")  # domains in which nobody can have a name (RFC 6761)
+_UNUSED_DOMAINS = (".example", ".invalid")  # domains in which no one can register a name (RFC 6761)
 _UUID = re.compile(r"[0-9a-f]{7,64}").fullmatch
-# A name that may stand in a text: what a DNS name has, and no more of it than fits on a line.
+# A name that may be repeated in a message: the characters of a DNS name, and short enough for one line.
 _SHOWABLE = re.compile(r"([a-z0-9](?:[a-z0-9.-]{0,98}[a-z0-9])?)\.?(?::[0-9]{1,5})?").fullmatch

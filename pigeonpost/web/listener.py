@@ -1,7 +1,8 @@
-"""Listening socket of the HTTP server: one address, opened here or by systemd, and a thread for each connection.
+"""Listening socket of the HTTP server for one address, opened here or by systemd.
 
 Threads: one for each listening address, which the owner runs (`serve_forever`); one for each connection.
-Errors: OSError when the address cannot be bound; a connection for which there is no descriptor or thread is not served.
+Errors: OSError when the address cannot be bound. A connection is not served if there is no free file descriptor or
+thread for it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,20 @@ log = logging.getLogger(__name__)
 
 
 class Listener(http.server.ThreadingHTTPServer):
-    """Accepts connections on one address and runs a RequestHandler in a new thread for each."""
+    """Server that accepts connections on one address and runs a RequestHandler in a new thread for each.
 
-    block_on_close = False  # Connections.stop waits, with a limit
+    Args:
+        address: Address as `(host, port)`.
+        handler: Factory of the RequestHandler.
+        connections: Open connections of all listeners.
+        limits: Limits on time and number.
+        tls: Certificate for HTTPS, or None for plain HTTP.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+
+    block_on_close = False  # Connections.stop waits instead, with a time limit
     request_queue_size = 256
 
     def __init__(
@@ -40,17 +52,19 @@ class Listener(http.server.ThreadingHTTPServer):
         limits: Limits,
         tls: Tls | None = None,
     ) -> None:
-        """Raises OSError when the address cannot be bound. tls: None for plain HTTP."""
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.connections = connections
         self.limits = limits
         self.tls = tls
         self.rare_log = RareLog(log, Clock())
-        self.date = (0, "")  # the Date header of the last response, with the second in which it was made
+        self.date = (0, "")  # time in seconds and text of the latest Date header
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        """Bind without HTTPServer's lookup of the host's name, which can take a minute where no DNS server answers."""
+        """Bind the socket, or use the one that systemd has passed.
+
+        Unlike HTTPServer, this does not look up the host name, which can take a minute when no DNS server answers.
+        """
         passed = passed_socket((str(self.server_address[0]), int(self.server_address[1])))
         if passed is None:
             socketserver.TCPServer.server_bind(self)
@@ -60,25 +74,34 @@ class Listener(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. Without a descriptor for it the library would try again at once, for ever."""
+        """Accept a connection and return its socket and address. Pause if there is no free file descriptor.
+
+        Without the pause, the library would retry in an endless loop.
+        """
         try:
             return super().get_request()
         except OSError as error:
             if error.errno in SHORTAGE:
-                self._wait_for_room(error)
+                self._pause(error)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the thread of a connection, which is closed where that cannot be done."""
+        """Start the thread of a connection, or close the connection if the thread cannot be started.
+
+        Args:
+            request: Socket of the connection.
+            client_address: Address of the client.
+        """
         try:
             super().process_request(request, client_address)
         except (RuntimeError, MemoryError) as error:  # threading raises RuntimeError
             self.shutdown_request(request)
-            self._wait_for_room(error)
+            self._pause(error)
 
-    def _wait_for_room(self, error: Exception) -> None:
-        self.rare_log.say(logging.ERROR, "no room", f"a connection to the page is not accepted: {error}")
+    def _pause(self, error: Exception) -> None:
+        self.rare_log.log(logging.ERROR, "shortage", f"a connection to the web server was not accepted: {error}")
         time.sleep(PAUSE_S)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log an exception of the connection `request` of the client `client_address`."""
         log.exception("%s: internal error", client_address[0])

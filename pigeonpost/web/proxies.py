@@ -1,12 +1,12 @@
-"""What a reverse proxy tells of a request: for whom it asks, by which name and scheme, and below which path.
+"""Forwarding headers of reverse proxies: the client's address, the requested name, scheme and path.
 
-May be used by any thread; nothing changes after construction.
-Errors: HTTPError 400 for an X-Forwarded-Prefix that is no path.
+All functions may be called from any thread; nothing changes after construction.
+Errors: HTTPError 400 for an X-Forwarded-Prefix that is not a valid path.
 
-Only a trusted proxy is believed: one on this machine, and those that the settings name. It may pass on what its client
-has invented. Scheme, name and path decide only what this client is answered: no page of another site can set such a
-header without a CORS preflight, which is never granted. The client's address decides whose failed logins are counted;
-LoginThrottle counts those of each proxy too.
+Only the headers of trusted proxies are read: proxies on this machine, and those in the settings. A proxy may pass on
+values that its client has invented. Invented values of scheme, name and path only affect the response to that client:
+no page of another site can set such a header without a CORS preflight, which this server never grants. The client's
+address determines whose failed logins are counted, so LoginThrottle also counts the failures per proxy.
 """
 
 from __future__ import annotations
@@ -19,49 +19,54 @@ from pigeonpost.core.addresses import is_loopback
 from pigeonpost.http.message import HTTPError, Request
 from pigeonpost.settings import path_prefix
 
-_MOST_HOPS = 16  # of an X-Forwarded-For that are looked at
+_MOST_HOPS = 16  # number of addresses at the end of an X-Forwarded-For that are read
 
 
 class Proxies:
-    """The proxies that are trusted, and the path below which they have this server."""
+    """The trusted proxies, and the path below which they provide this server.
+
+    Args:
+        trusted: Addresses and networks of proxies on other machines, such as 192.168.1.5/32.
+        prefix: Path below which a proxy provides this server, such as /sensors, if it is set in the settings.
+        is_known: Function that returns True for a path of this server.
+    """
 
     def __init__(
         self, trusted: Sequence[str] = (), prefix: str = "", is_known: Callable[[str], bool] = lambda path: False
     ) -> None:
-        """
-        trusted   addresses and networks of proxies on other machines, as 192.168.1.5/32
-        prefix    path below which a proxy has this server, where the settings say so: as /sensors
-        is_known  returns True for a path of this server
-        """
         self._prefix = prefix
         self._is_known = is_known
         self._is_in_network = _matcher(trusted)
 
     def read(self, request: Request) -> None:
-        """Take over what a trusted proxy tells: peer, proxy, asked_host, is_secure, prefix and path of the request."""
+        """Read the headers of a trusted proxy, and set the attributes of `request` accordingly.
+
+        These are peer, proxy, forwarded_host, is_secure, prefix and path.
+        """
         prefix = self._prefix
         if self._is_trusted(request.peer) and shows_proxy(request):
             headers, proxy = request.headers, request.peer
             request.proxy, request.peer = proxy, self._client(headers) or proxy
-            asked = _last(headers.get("x-forwarded-host", "")).lower()
-            request.asked_host = asked if HOST(asked) else ""
+            forwarded_host = _last(headers.get("x-forwarded-host", "")).lower()
+            request.forwarded_host = forwarded_host if HOST(forwarded_host) else ""
             request.is_secure = request.is_secure or _last(headers.get("x-forwarded-proto", "")).lower() == "https"
             prefix = _prefix_in(headers.get("x-forwarded-prefix", "")) or prefix
         request.prefix = prefix
-        # A proxy that names the path in a header has usually removed it, so a path that is ours stays what it is.
+        # A proxy that sends the prefix in a header has usually removed it from the path. Therefore a known path of this
+        # server remains unchanged.
         is_below = prefix and f"{request.path}/".startswith(f"{prefix}/")
         if is_below and (prefix == self._prefix or not self._is_known(request.path)):
             request.path = request.path.removeprefix(prefix) or "/"
 
     def _client(self, headers: Mapping[str, str]) -> str:
-        """Return the address of the client; empty where no proxy names one.
+        """Return the address of the client, or an empty string if no proxy has sent one.
 
-        Each proxy appends the address that connected to it, so the last one that is no trusted proxy's is the client's:
-        what stands before it may be invented.
+        Each proxy appends the address that connected to it. The last address that is not a trusted proxy's is therefore
+        the client's. The addresses before it may be invented.
         """
-        told = [_plain(part) for part in headers.get("x-forwarded-for", headers.get("x-real-ip", "")).split(",")]
+        hops = [_plain(part) for part in headers.get("x-forwarded-for", headers.get("x-real-ip", "")).split(",")]
         found = ""
-        for address in reversed(told[-_MOST_HOPS:]):
+        for address in reversed(hops[-_MOST_HOPS:]):
             if not address:
                 break
             found = address
@@ -74,15 +79,15 @@ class Proxies:
 
 
 def shows_proxy(request: Request) -> bool:
-    """Return True for a request that shows a sign of a proxy, which connects for others.
+    """Return True if `request` shows signs of a proxy, which connects for other clients.
 
-    nginx by default adds no header, but asks with HTTP/1.0, which no browser does; others add headers.
+    By default nginx adds no header but uses HTTP/1.0, which no browser does. Other proxies add headers.
     """
     return request.version != "1.1" or any(_is_of_proxy(name.replace("_", "-")) for name in request.headers)
 
 
 def _matcher(trusted: Sequence[str]) -> Callable[[str], bool]:
-    """Return a function that tells whether an address is in one of these networks."""
+    """Return a function that returns True for an address in one of these networks."""
     if not trusted:
         return lambda address: False
     import ipaddress
@@ -100,7 +105,7 @@ def _matcher(trusted: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _prefix_in(value: str) -> str:
-    """Return the path in an X-Forwarded-Prefix. Raises HTTPError 400."""
+    """Return the path in an X-Forwarded-Prefix. Raise HTTPError 400 if it is invalid."""
     try:
         return path_prefix(value)
     except ValueError as error:
@@ -108,12 +113,12 @@ def _prefix_in(value: str) -> str:
 
 
 def _last(value: str) -> str:
-    """Return the last item of a header's list: what the nearest proxy has written."""
+    """Return the last item of a list in a header, which was written by the nearest proxy."""
     return value.rpartition(",")[2].strip()
 
 
 def _plain(value: str) -> str:
-    """Return an address in X-Forwarded-For without port and brackets; empty where it is none."""
+    """Return an address in X-Forwarded-For without port and brackets, or an empty string if it is invalid."""
     text = value.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -124,7 +129,7 @@ def _plain(value: str) -> str:
 
 
 def is_address(family: int, text: str) -> bool:
-    """Return True if the text is a whole address of that family (socket.AF_INET, AF_INET6)."""
+    """Return True if `text` is a valid address of `family` (socket.AF_INET or AF_INET6)."""
     try:
         socket.inet_pton(family, text)
     except OSError:
@@ -136,8 +141,8 @@ def _is_of_proxy(name: str) -> bool:
     return name.startswith(_PROXY_HEADERS) and name not in _PAGE_HEADERS
 
 
-# Beginnings of the names of headers with which proxies and content delivery networks tell for whom they ask. Each has
-# its own, nearly all with x-; browsers send none of those by themselves, and scripts of pages these two.
+# Prefixes of the header names of proxies and content delivery networks. Most of them begin with x-. Browsers do not
+# send such headers on their own. Scripts of pages send the two headers in _PAGE_HEADERS.
 _PROXY_HEADERS = (
     "x-", "proxy-", "forwarded", "via", "cf-", "cdn-loop", "fastly-", "fly-", "tailscale-", "true-client-", "client-ip",
     "max-forwards", "remote-", "ssl-client-", "surrogate-", "front-end-", "wl-proxy-", "incap-", "ali-cdn-",

@@ -1,8 +1,8 @@
-"""Uploads and downloads: long bodies moved block by block, at a minimum pace, and never held in memory.
+"""Uploads and downloads of long bodies, which are transferred block by block with a minimum speed.
 
-Threads: that of the connection.
-Errors: TimeoutError where the client makes no progress, or too little; ConnectionAbortedError for a file that has
-  become shorter than was promised; HTTPError for an upload that is cut short.
+A body is never in memory completely. All functions run in the thread of the connection.
+Errors: TimeoutError for a client that is too slow; ConnectionAbortedError for a file that has become shorter than the
+announced length; HTTPError for an incomplete upload.
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ if TYPE_CHECKING:
     from pigeonpost.http.message import BodyConsumer, FilePart
     from pigeonpost.web.deadline_stream import DeadlineStream
 
-_STALL_S = 30.0  # a download or an upload that makes no progress for so long is cut off,
-_SLOWEST_BYTES_S = 4096.0  # and so is one that is slower than this, after its first minute
-_BLOCK_BYTES = 256 << 10  # of an upload at once
-_TLS_BLOCK_BYTES = 64 << 10  # of a download over TLS at once
+_STALL_S = 30.0  # a transfer without progress for this time is aborted
+_SLOWEST_BYTES_S = 4096.0  # minimum speed in bytes per second, after the first minute of a transfer
+_BLOCK_BYTES = 256 << 10  # block size of an upload
+_TLS_BLOCK_BYTES = 64 << 10  # block size of a download over TLS
 
 
 def receive(stream: DeadlineStream, reader: BufferedIOBase, length: int, consumer: BodyConsumer) -> None:
-    """Pass `length` bytes of body on to their consumer as they come, which abandons what is cut short."""
+    """Receive a body and pass it on to its consumer. If the body is incomplete, call `consumer.abandon`.
+
+    Args:
+        stream: Stream of the connection, for the deadline.
+        reader: Reader on top of this stream.
+        length: Length of the body in bytes.
+        consumer: Receiver of the body.
+
+    Raises:
+        HTTPError: The body is incomplete, or the consumer does not accept it.
+    """
     began_s, received = time.monotonic(), 0
     try:
         while received < length:
@@ -43,12 +53,19 @@ def receive(stream: DeadlineStream, reader: BufferedIOBase, length: int, consume
         if isinstance(error, TimeoutError):
             raise cut_body() from None
         if isinstance(error, HTTPError):
-            error.closes = True  # what else of the body comes would be taken for a request
+            error.closes = True  # the rest of the body would be interpreted as the next request
         raise
 
 
 def send_file(sock: socket.socket, part: FilePart) -> None:
-    """Send a file from the page cache inside the kernel, as socket.sendfile does, but at a minimum pace."""
+    """Send the part `part` of a file to the socket `sock` inside the kernel, as socket.sendfile does.
+
+    Unlike socket.sendfile, this function requires a minimum speed.
+
+    Raises:
+        TimeoutError: The client reads too slowly.
+        ConnectionAbortedError: The file has become shorter.
+    """
     sent, began_s = 0, time.monotonic()
     writable = select.poll()
     writable.register(sock, select.POLLOUT)
@@ -66,7 +83,17 @@ def send_file(sock: socket.socket, part: FilePart) -> None:
 
 
 def send_file_over_tls(stream: DeadlineStream, writer: BufferedIOBase, part: FilePart) -> None:
-    """Send a file through this program's memory, where TLS is made."""
+    """Send a part of a file over TLS, for which the data must be copied into the memory of this program.
+
+    Args:
+        stream: Stream of the connection, for the deadline.
+        writer: Writer on top of this stream.
+        part: Part of the file.
+
+    Raises:
+        TimeoutError: The client reads too slowly.
+        ConnectionAbortedError: The file has become shorter.
+    """
     sent, began_s = 0, time.monotonic()
     while sent < part.length:
         block = os.pread(part.fd, min(_TLS_BLOCK_BYTES, part.length - sent), part.start + sent)
@@ -79,13 +106,13 @@ def send_file_over_tls(stream: DeadlineStream, writer: BufferedIOBase, part: Fil
 
 
 def cut_body() -> HTTPError:
-    """Return the error for a body of which a part is missing."""
-    return HTTPError(408, "The body did not come whole in time.", closes=True)
+    """Return the HTTPError for an incomplete body."""
+    return HTTPError(408, "The body was not received completely in time.", closes=True)
 
 
-def _deadline_s(began_s: float, moved_bytes: int) -> float:
-    """Return the time.monotonic() by which the next block must have moved."""
-    return min(began_s + 60 + moved_bytes / _SLOWEST_BYTES_S, time.monotonic() + _STALL_S)
+def _deadline_s(began_s: float, sent_bytes: int) -> float:
+    """Return the `time.monotonic()` by which the next block must have been transferred."""
+    return min(began_s + 60 + sent_bytes / _SLOWEST_BYTES_S, time.monotonic() + _STALL_S)
 
 
 def _shortened() -> ConnectionAbortedError:

@@ -1,4 +1,4 @@
-"""tokens.json and users.json that a disk or a hand has damaged, beside a real server."""
+"""Tests of a server process with damaged tokens.json and users.json."""
 
 import http.client
 import json
@@ -33,7 +33,7 @@ class DamagedFiles(ControlCase):
         return Server(self, *arguments, data=self.data, constants=retry_s)
 
     def log_in(self, server):
-        """Log in with the right password. Returns the status, the text, and the cookie."""
+        """Log in with the correct password. Return the status, the text and the cookie."""
         link = http.client.HTTPConnection(*server.page, timeout=LIMIT_S)
         try:
             body = urllib.parse.urlencode({"user": "admin", "password": PASSWORD})
@@ -48,7 +48,7 @@ class DamagedFiles(ControlCase):
         headers = {"Authorization": f"Bearer {token}"}
         return server.get("/api/v1/samples/resume?node=attic&outbox=0123456789abcdef&epochs=", headers)
 
-    def test_damaged_users_let_nobody_in_until_the_copy_is_put_back(self):
+    def test_damaged_users_admit_no_user_until_the_copy_is_restored(self):
         self.done("password", said=f"{PASSWORD}\n")
         self.lay(USERS, "")
         server = self.start()
@@ -56,7 +56,7 @@ class DamagedFiles(ControlCase):
             self.assertEqual(status, 503, answer)
             self.assertIn(f"restore {self.path(USERS)}.bak", answer)
         self.assertIn("users.json: is damaged (0 bytes)", self.run_("check")[1])
-        os.unlink(self.path(USERS))  # beside its copy this is no empty list either
+        os.unlink(self.path(USERS))  # next to its copy, a missing file does not mean an empty list
         self.assertEqual(server.get("/")[0], 503)
         self.assertIn("a list of users with 1 entry", self.done("restore", f"{self.path(USERS)}.bak"))
         self.assertEqual(self.log_in(server)[0], 303)
@@ -84,7 +84,7 @@ class DamagedFiles(ControlCase):
         os.unlink(self.path(name))
         os.mkdir(self.path(name))
 
-    def test_damaged_tokens_at_the_start_let_no_node_in_until_the_copy_is_put_back(self):
+    def test_damaged_tokens_admit_no_node_until_the_copy_is_restored(self):
         token = self.done("token", "attic").strip()
         node = Node(self, name="basement", PIGEONPOST_NODE_TOKEN=self.done("token", "basement").strip())
         self.lay(TOKENS, "")
@@ -96,20 +96,20 @@ class DamagedFiles(ControlCase):
         self.assertIn("tokens.json: is damaged (0 bytes)", self.run_("check")[1])
         for command in (["tokens"], ["token", "cellar"], ["revoke", "attic"], ["get-token", "attic"]):
             self.assert_fails(2, "tokens.json is damaged (0 bytes); `python3 control.py", *command)
-        self.assertEqual(os.path.getsize(self.path(TOKENS)), 0)  # and none of them has made it worse
+        self.assertEqual(os.path.getsize(self.path(TOKENS)), 0)  # no command has changed the damaged file
         self.assertIn("a list of tokens with 2 entries", self.done("restore", f"{self.path(TOKENS)}.bak"))
         self.assertNotIn("damaged", self.push(server, token)[1])
         wait_until(lambda: "basement" in self.done("status"), "the node is collected from")
         self.assertNotIn("Traceback", "\n".join(server.logged))
 
-    def test_tokens_that_are_damaged_while_the_server_runs_stay_those_that_it_knows(self):
+    def test_running_server_keeps_its_tokens_after_damage(self):
         token = self.done("token", "attic").strip()
         server = self.start()
         before = self.push(server, token)[0]
         self.lay(TOKENS, "{")
         self.assertEqual(self.push(server, token)[0], before)
         self.assertEqual(self.push(server, "another")[0], 401)
-        self.assertIn("tokens.json: is damaged (no JSON", self.run_("check")[1])
+        self.assertIn("tokens.json: is damaged (invalid JSON", self.run_("check")[1])
 
     def test_revoked_token_does_not_come_back_with_the_copy(self):
         for node in ("attic", "basement"):
@@ -119,7 +119,7 @@ class DamagedFiles(ControlCase):
         self.done("restore", f"{self.path(TOKENS)}.bak")
         self.assertEqual(self.done("tokens"), "basement\n")
 
-    def test_copy_of_the_replaced_tokens_is_put_back(self):
+    def test_copy_of_the_replaced_tokens_is_restored(self):
         self.done("token", "attic")
         self.done("rotate", "attic")
         whole = Tokens(self.data).accepted()
@@ -128,17 +128,17 @@ class DamagedFiles(ControlCase):
         self.assertIn("a list of replaced tokens with 1 entry", told)
         self.assertEqual(Tokens(self.data).accepted(), whole)
 
-    def test_copy_that_is_damaged_too_is_not_put_back(self):
+    def test_damaged_copy_is_not_restored(self):
         self.done("token", "attic")
         for text in ("", "[]", '{"a": null}'):
             self.lay(f"{TOKENS}.bak", text)
-            self.assert_fails(1, "is no list of tokens either: nothing was changed", "restore",
+            self.assert_fails(1, "is not a valid list of tokens either: nothing was changed", "restore",
                               f"{self.path(TOKENS)}.bak")  # fmt: skip
         self.assertEqual(self.done("tokens"), "attic\n")
         os.unlink(self.path(f"{TOKENS}.bak"))
         self.assert_fails(2, "No such file", "restore", f"{self.path(TOKENS)}.bak")
 
-    def test_what_was_there_is_kept_aside(self):
+    def test_replaced_file_is_kept_in_a_backup_folder(self):
         self.done("token", "attic")
         self.lay(TOKENS, '{"half')
         _, _, told = self.run_("restore", f"{self.path(TOKENS)}.bak")

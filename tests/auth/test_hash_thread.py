@@ -1,4 +1,4 @@
-"""The one thread that hashes passwords: who waits for it, who is refused, and what it leaves behind."""
+"""Tests of the thread that hashes passwords: its queue, its limits and its memory."""
 
 import hashlib
 import subprocess
@@ -15,7 +15,7 @@ from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_un
 SALT = b"salt of the test"
 
 
-# Eight wrong passwords at once, as many as may wait; prints by how many KiB the process has grown.
+# Checks eight wrong passwords at the same time, the maximum, and prints the growth of the process in KiB.
 AT_ONCE = """
 import sys, tempfile, threading
 from pigeonpost.auth.users import Users
@@ -28,7 +28,7 @@ users = Users(tempfile.mkdtemp(dir=sys.argv[1]))
 together = threading.Barrier(8)
 def wrong():
     together.wait()
-    users.check("nobody", "wrong horse")
+    users.check("unknown", "wrong horse")
 
 before = resident_kib()
 threads = [threading.Thread(target=wrong) for _ in range(8)]
@@ -39,8 +39,8 @@ print(resident_kib() - before)
 
 
 class Memory(unittest.TestCase):
-    def test_of_many_at_once_the_memory_of_one_stays_in_use(self):
-        """16 MiB; in a thread each they were 128."""
+    def test_simultaneous_hashes_keep_the_memory_of_one(self):
+        """One hash needs 16 MiB. With a thread for each hash, 128 MiB remained in use."""
         done = subprocess.run(
             [sys.executable, "-c", AT_ONCE, temp_folder(self)], capture_output=True, text=True, timeout=LIMIT_S,
             env=clean_environment(PYTHONPATH=ROOT),
@@ -56,13 +56,13 @@ class Hashing(unittest.TestCase):
         self.names, self.results = [], []
 
     def slow(self, password, **how):
-        """Takes the place of hashlib.scrypt, and waits for the test."""
+        """Replace hashlib.scrypt, and wait for the test."""
         self.names.append(threading.current_thread().name)
         self.assertTrue(self.may_go.wait(LIMIT_S))
         return b"hash of " + password
 
     def begin(self, count):
-        """Ask for that many hashes at once; returns when all wait."""
+        """Request `count` hashes at the same time, and return when all are waiting."""
         threads = [threading.Thread(target=self.ask, args=(b"%d" % number,)) for number in range(count)]
         threads[0].start()
         wait_until(lambda: self.names, "the first is being hashed")
@@ -74,11 +74,11 @@ class Hashing(unittest.TestCase):
     def ask(self, password):
         self.results.append((password, self.hashing.scrypt(password, SALT, 2, 8, 1)))
 
-    def test_it_is_scrypt(self):
+    def test_result_is_that_of_scrypt(self):
         right = hashlib.scrypt(b"p", salt=SALT, n=4, r=8, p=1)
         self.assertEqual(self.hashing.scrypt(b"p", SALT, 4, 8, 1), right)
 
-    def test_one_thread_for_all_and_one_more_than_can_wait_is_refused(self):
+    def test_password_beyond_the_queue_limit_is_refused(self):
         with mock.patch.object(hash_thread.hashlib, "scrypt", self.slow):
             threads = self.begin(MOST_WAITING + 1)
             for call in (self.hashing.refuse_if_full, lambda: self.hashing.scrypt(b"x", SALT, 2, 8, 1)):
@@ -93,14 +93,14 @@ class Hashing(unittest.TestCase):
         self.assertEqual(sorted(self.results), [(b"%d" % k, b"hash of %d" % k) for k in range(MOST_WAITING + 1)])
         self.hashing.refuse_if_full()
 
-    def test_an_error_is_the_askers(self):
+    def test_error_is_raised_in_the_calling_thread(self):
         with self.assertRaises(ValueError):
-            self.hashing.scrypt(b"p", SALT, 3, 8, 1)  # 3 is no power of 2
+            self.hashing.scrypt(b"p", SALT, 3, 8, 1)  # 3 is not a power of 2
         with mock.patch.object(hash_thread.hashlib, "scrypt", side_effect=MemoryError), self.assertRaises(MemoryError):
             self.hashing.scrypt(b"p", SALT, 4, 8, 1)
         self.assertEqual(len(self.hashing.scrypt(b"p", SALT, 4, 8, 1)), 64)
 
-    def test_nobody_waits_for_ever(self):
+    def test_wait_for_a_hash_has_a_timeout(self):
         with (
             mock.patch.object(hash_thread.hashlib, "scrypt", self.slow),
             mock.patch.object(hash_thread, "ANSWER_S", 0.01),
@@ -110,13 +110,13 @@ class Hashing(unittest.TestCase):
             self.assertEqual(caught.exception.status, 503)
             self.may_go.set()
 
-    def test_the_thread_ends_when_there_is_nothing_to_do_and_begins_again(self):
+    def test_idle_thread_ends_and_starts_again(self):
         with mock.patch.object(hash_thread, "IDLE_S", 0.01):
             for _ in range(2):
                 self.hashing.scrypt(b"p", SALT, 4, 8, 1)
                 wait_until(lambda: self.hashing._thread is None, "it has ended")
 
-    def test_a_thread_that_cannot_be_started_loses_no_later_one(self):
+    def test_failed_thread_start_does_not_block_later_hashes(self):
         with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
             self.assertRaises(RuntimeError, self.hashing.scrypt, b"p", SALT, 4, 8, 1)
         self.assertEqual(len(self.hashing._jobs), 0)

@@ -1,4 +1,4 @@
-"""Users, sessions, and how often an address may try."""
+"""Tests of users, sessions and the throttling of failed logins."""
 
 import itertools
 import json
@@ -43,13 +43,13 @@ class UsersCase(unittest.TestCase):
         self.folder = temp_folder(self)
         self.path = os.path.join(self.folder, USERS)
         self.users = Users(self.folder)
-        # What a hash costs is told by one test; the others need it to be right, not dear.
+        # One test checks the cost of a hash. The other tests use a cheap hash.
         patched = mock.patch.object(module, "_N", 2)
         patched.start()
         self.addCleanup(patched.stop)
 
     def entry(self, **changes):
-        """A right user of the file, changed."""
+        """Return a valid user of the file with changes."""
         right = {"role": "viewer", "salt": "00" * 16, "n": 2, "r": 8, "p": 1, "scrypt": "11" * 64}
         return {key: value for key, value in {**right, **changes}.items() if value is not ...}
 
@@ -59,14 +59,14 @@ class UsersCase(unittest.TestCase):
 
 
 class Passwords(UsersCase):
-    def test_no_default_login(self):
+    def test_new_server_has_no_default_login(self):
         self.assertEqual((len(self.users), self.users.roles()), (0, {}))
         for name in ("", "admin", "root", "pi"):
             for password in ("", "admin", "password", "raspberry"):
                 self.assertIsNone(self.users.check(name, password))
         self.assertFalse(os.path.exists(self.path))
 
-    def test_the_right_password_and_others(self):
+    def test_only_the_correct_password_is_accepted(self):
         self.users.set_password("admin", PASSWORD)
         found = self.users.check("admin", PASSWORD)
         self.assertEqual((found.name, found.role), ("admin", "operator"))
@@ -76,18 +76,18 @@ class Passwords(UsersCase):
         for name in ("Admin", "admin ", "", "other"):
             self.assertIsNone(self.users.check(name, PASSWORD), name)
 
-    def test_user_who_was_deleted_meanwhile_is_not_created_again_by_a_change_of_the_password(self):
+    def test_deleted_user_is_not_created_again_by_a_password_change(self):
         self.users.set_password("viewer", PASSWORD, "viewer")
         stamp = self.users.check("viewer", PASSWORD).stamp
         Users(self.folder).remove("viewer")
         for _ in range(2):
             before = self.users.roles()
-            with self.assertRaisesRegex(SettingsError, "user viewer was changed or deleted meanwhile"):
+            with self.assertRaisesRegex(SettingsError, "user viewer was changed or deleted in the meantime"):
                 self.users.set_password("viewer", "another one", stamp=stamp)
             self.assertEqual(self.users.roles(), before)
             self.users.set_password("viewer", PASSWORD, "viewer")
 
-    def test_two_programs_change_users_at_once_and_no_change_is_lost(self):
+    def test_simultaneous_changes_of_users_are_all_kept(self):
         threads = [
             threading.Thread(target=Users(self.folder).set_password, args=(f"user{number}", PASSWORD))
             for number in range(8)
@@ -98,7 +98,7 @@ class Passwords(UsersCase):
             thread.join(LIMIT_S)
         self.assertEqual(len(self.users), 8)
 
-    def test_unicode_is_taken_unchanged(self):
+    def test_unicode_password_is_used_unchanged(self):
         composed, decomposed = "pässwörter", "pa\u0308sswo\u0308rter"
         self.users.set_password("a", composed)
         self.assertIsNotNone(self.users.check("a", composed))
@@ -107,7 +107,7 @@ class Passwords(UsersCase):
         self.assertIsNotNone(self.users.check("b", "  🕊 Tauben  🕊  "))
         self.assertIsNone(self.users.check("b", "🕊 Tauben  🕊"))
 
-    def test_how_long_it_may_be(self):
+    def test_password_length_is_limited(self):
         for password in ("x" * 7, "", "x" * (LONGEST + 1)):
             with self.assertRaisesRegex(SettingsError, f"8 to 1024 characters, not {len(password)}"):
                 self.users.set_password("admin", password)
@@ -115,7 +115,7 @@ class Passwords(UsersCase):
         self.assertIsNotNone(self.users.check("admin", "x" * LONGEST))
         self.assertIsNone(self.users.check("admin", "x" * (1 << 20)))
 
-    def test_names_that_are_taken(self):
+    def test_user_names_are_checked(self):
         for name in ("a", "Anna.B-c_d@example.org", "7", "a" * 63):
             self.users.set_password(name, PASSWORD)
         for name in ("", " a", "a b", ".a", "-a", "a\n", "ä", "a" * 64, "<img>", "a\0b"):
@@ -123,7 +123,7 @@ class Passwords(UsersCase):
                 self.users.set_password(name, PASSWORD)
         self.assertEqual(len(self.users), 4)
 
-    def test_every_hash_has_a_salt_of_its_own(self):
+    def test_every_hash_has_its_own_salt(self):
         self.users.set_password("a", PASSWORD)
         self.users.set_password("b", PASSWORD)
         with open(self.path, encoding="utf-8") as file:
@@ -132,13 +132,13 @@ class Passwords(UsersCase):
         self.assertNotEqual(said["a"]["scrypt"], said["b"]["scrypt"])
         self.assertEqual(len(bytes.fromhex(said["a"]["salt"])), 16)
 
-    def test_the_password_itself_is_nowhere(self):
+    def test_file_does_not_contain_the_password(self):
         self.users.set_password("a", PASSWORD)
         with open(self.path, "rb") as file:
             self.assertNotIn(PASSWORD.encode(), file.read())
 
-    def test_an_unknown_user_costs_as_much(self):
-        """Same work: the same call of scrypt, whoever it is, so that its time tells nothing about who exists."""
+    def test_unknown_user_takes_the_same_time(self):
+        """The time does not reveal which users exist, because scrypt is called in the same way for all names."""
         self.users.set_password("admin", PASSWORD)
         calls = []
 
@@ -148,17 +148,17 @@ class Passwords(UsersCase):
             return b"\1" * 64
 
         with mock.patch.object(hash_thread.hashlib, "scrypt", scrypt):
-            for name in ("admin", "nobody", "", "x" * 1000):
+            for name in ("admin", "unknown", "", "x" * 1000):
                 self.assertIsNone(self.users.check(name, "wrong password"))
         self.assertEqual(len(calls), 4)
         self.assertTrue(all(call == calls[0] for call in calls), calls)
 
-    def test_no_password_fits_a_name_that_nobody_has(self):
+    def test_unknown_user_is_never_accepted(self):
         with mock.patch.object(hash_thread.hashlib, "scrypt", lambda password, **how: bytes(64)):
-            self.assertIsNone(self.users.check("nobody", "whatever it hashes to"))
+            self.assertIsNone(self.users.check("unknown", "any password"))
 
-    def test_one_is_hashed_at_a_time(self):
-        """Each takes 16 MiB: 32 requests at once would take half a gigabyte."""
+    def test_passwords_are_hashed_one_at_a_time(self):
+        """Each hash needs 16 MiB, so 32 simultaneous requests would need half a gigabyte."""
         at_once, most, lock = [0], [0], threading.Lock()
         go = threading.Event()
 
@@ -180,21 +180,21 @@ class Passwords(UsersCase):
         self.assertEqual(most, [1])
 
 
-class Cost(unittest.TestCase):
-    def test_the_parameters_are_stored_and_as_dear_as_promised(self):
-        """scrypt n=2^14 r=8 p=1 with salt and parameters stored; others in the file are obeyed."""
+class HashCost(unittest.TestCase):
+    def test_hash_parameters_are_stored_and_as_documented(self):
+        """New hashes use scrypt with n=2^14, r=8 and p=1. Other parameters in the file are used for a check."""
         folder = temp_folder(self)
         users = Users(folder)
         users.set_password("admin", PASSWORD)
         with open(os.path.join(folder, USERS), encoding="utf-8") as file:
             said = json.load(file)["admin"]
         self.assertEqual((said["n"], said["r"], said["p"]), (1 << 14, 8, 1))
-        with mock.patch.object(module, "_N", 1 << 15):  # raised in a later version
+        with mock.patch.object(module, "_N", 1 << 15):  # increased in a later version
             self.assertIsNotNone(Users(folder).check("admin", PASSWORD))
 
 
 class Roles(UsersCase):
-    def test_control_unless_said(self):
+    def test_default_role_is_operator(self):
         self.users.set_password("a", PASSWORD)
         self.users.set_password("b", PASSWORD, "viewer")
         self.assertEqual(self.users.roles(), {"a": "operator", "b": "viewer"})
@@ -207,13 +207,13 @@ class Roles(UsersCase):
         self.users.set_password("b", "another password", "operator")
         self.assertEqual(self.users.roles(), {"b": "operator"})
 
-    def test_there_are_two(self):
+    def test_unknown_role_is_rejected(self):
         for role in ("admin", "Look", "look ", "x" * 200):
-            with self.assertRaisesRegex(SettingsError, "a role is viewer or operator"):
+            with self.assertRaisesRegex(SettingsError, "a role must be viewer or operator"):
                 self.users.set_password("a", PASSWORD, role)
         self.assertEqual(len(self.users), 0)
 
-    def test_somebody_can_be_forgotten(self):
+    def test_removed_user_cannot_log_in(self):
         self.users.set_password("a", PASSWORD)
         self.assertFalse(self.users.remove("b"))
         self.assertTrue(self.users.remove("a"))
@@ -222,11 +222,11 @@ class Roles(UsersCase):
         self.assertEqual(len(self.users), 0)
 
 
-class TheFile(UsersCase):
-    def test_only_its_owner_reads_it(self):
+class UserFile(UsersCase):
+    def test_file_is_readable_by_its_owner_only(self):
         old = os.umask(0)
         self.addCleanup(os.umask, old)
-        for _ in range(2):  # made, and replaced
+        for _ in range(2):  # creates the file, then replaces it
             self.users.set_password("a", PASSWORD)
             self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
         self.lay(json.dumps({}))
@@ -234,7 +234,7 @@ class TheFile(UsersCase):
         self.users.set_password("a", PASSWORD)
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
 
-    def test_what_control_py_writes_is_seen_by_a_running_server(self):
+    def test_running_server_sees_changes_of_control_py(self):
         running, beside = self.users, Users(self.folder)
         self.assertEqual(len(running), 0)
         beside.set_password("a", PASSWORD)
@@ -250,13 +250,13 @@ class TheFile(UsersCase):
         os.unlink(f"{self.path}.bak")
         self.assertEqual(len(running), 0)
 
-    def test_it_is_read_only_when_it_has_changed(self):
+    def test_unchanged_file_is_not_read_again(self):
         self.users.set_password("a", PASSWORD)
         self.users.find("a")
         with mock.patch("builtins.open", side_effect=AssertionError("read again")):
             self.assertIsNotNone(self.users.find("a"))
 
-    def test_the_stamp_changes_with_the_password_even_to_the_same(self):
+    def test_stamp_changes_with_every_new_password(self):
         self.users.set_password("a", PASSWORD)
         stamps = {self.users.find("a").stamp}
         self.users.set_password("b", PASSWORD)
@@ -264,8 +264,8 @@ class TheFile(UsersCase):
         self.users.set_password("a", PASSWORD)
         self.assertNotIn(self.users.find("a").stamp, stamps)
 
-    def test_a_broken_file_lets_nobody_in(self):
-        """Neither as if there were no password, nor by what it said before."""
+    def test_damaged_file_admits_no_user(self):
+        """The server neither behaves as without a password nor uses the previous content."""
         self.users.set_password("a", PASSWORD)
         self.assertIsNotNone(self.users.check("a", PASSWORD))
         broken = [
@@ -290,14 +290,14 @@ class TheFile(UsersCase):
                     with self.assertRaisesRegex(SettingsError, rf"{USERS} is damaged \(.* restore .*{USERS}.bak`"):
                         look()
 
-    def test_what_the_file_may_say_can_be_hashed(self):
-        """The largest parameters that are taken do not fail at the login."""
+    def test_accepted_hash_parameters_can_be_hashed(self):
+        """The largest accepted parameters do not fail at the login."""
         between = [(1 << 15, 8, 1)] if LONG else []
         for n, r, p in ((2, 8, 1), (1 << 10, 8, 8), (2, 1, 1), (1 << 15, 15, 1), (2, 1 << 16, 1), *between):
             self.lay({"a": self.entry(n=n, r=r, p=p)})
             self.assertIsNone(Users(self.folder).check("a", PASSWORD))
 
-    def test_once_mended_it_is_read_again(self):
+    def test_repaired_file_is_read_again(self):
         self.users.set_password("a", PASSWORD)
         with open(self.path, encoding="utf-8") as file:
             right = file.read()
@@ -308,7 +308,7 @@ class TheFile(UsersCase):
         self.lay(right)
         self.assertIsNotNone(self.users.check("a", PASSWORD))
 
-    def test_a_file_that_may_not_be_read_lets_nobody_in(self):
+    def test_unreadable_file_admits_no_user(self):
         self.users.set_password("a", PASSWORD)
         no = PermissionError(13, "Permission denied")
         with mock.patch("builtins.open", side_effect=no), self.assertRaises(SettingsError):
@@ -324,13 +324,13 @@ class SessionsCase(unittest.TestCase):
         self.user = User("a", "viewer", "5a17")
 
 
-class Browsers(SessionsCase):
-    def test_one_knows_whose_it_is(self):
+class BrowserSessions(SessionsCase):
+    def test_session_contains_its_user(self):
         session = self.sessions.begin(self.user)
         self.assertEqual((session.user, session.role, session.stamp), ("a", "viewer", "5a17"))
         self.assertEqual(self.sessions.find(session.id), session)
 
-    def test_the_one_time_keys_may_control_and_is_nobodys(self):
+    def test_session_of_the_one_time_key_is_operator_without_a_user(self):
         session = self.sessions.begin(None)
         self.assertEqual((session.user, session.role), ("", "operator"))
 
@@ -341,19 +341,19 @@ class Browsers(SessionsCase):
             self.assertGreaterEqual(min(map(len, texts)) * 6, 128)  # bits, at 6 a letter
         self.assertRegex(made[0].id, r"\A[A-Za-z0-9_-]{43}\Z")
 
-    def test_an_id_that_was_never_given(self):
+    def test_unknown_session_id_is_not_found(self):
         for id in ("", "x" * 43, "0" * 10_000):
             self.assertIsNone(self.sessions.find(id))
         self.sessions.end("x" * 43)
 
-    def test_it_ends(self):
+    def test_ended_session_is_not_found(self):
         one, other = self.sessions.begin(self.user), self.sessions.begin(self.user)
         self.sessions.end(one.id)
         self.sessions.end(one.id)
         self.assertIsNone(self.sessions.find(one.id))
         self.assertIsNotNone(self.sessions.find(other.id))
 
-    def test_it_is_over_when_it_was_not_used(self):
+    def test_session_ends_when_it_is_not_used(self):
         session = self.sessions.begin(self.user)
         for _ in range(3):
             self.clock.sleep(IDLE_S - 1)
@@ -362,7 +362,7 @@ class Browsers(SessionsCase):
         self.assertIsNone(self.sessions.find(session.id))
         self.assertIsNone(self.sessions.find(session.id))
 
-    def test_it_is_over_when_it_is_old_however_much_it_is_used(self):
+    def test_session_ends_at_its_maximum_age(self):
         session = self.sessions.begin(self.user)
         left_s = ABSOLUTE_S
         while left_s > 0:
@@ -372,12 +372,12 @@ class Browsers(SessionsCase):
         self.clock.sleep(1)
         self.assertIsNone(self.sessions.find(session.id))
 
-    def test_a_date_that_steps_ends_none(self):
+    def test_clock_step_ends_no_session(self):
         session = self.sessions.begin(self.user)
         self.clock.step(365 * 86_400)
         self.assertIsNotNone(self.sessions.find(session.id))
 
-    def test_the_longest_unused_gives_way(self):
+    def test_least_recently_used_session_is_dropped_at_the_limit(self):
         made = [self.sessions.begin(self.user) for _ in range(MOST_SESSIONS)]
         self.sessions.find(made[0].id)
         self.sessions.begin(self.user)
@@ -385,7 +385,7 @@ class Browsers(SessionsCase):
         self.assertIsNone(self.sessions.find(made[1].id))
         self.assertIsNotNone(self.sessions.find(made[2].id))
 
-    def test_many_threads(self):
+    def test_sessions_work_with_many_threads(self):
         faults = []
 
         def work():
@@ -406,7 +406,7 @@ class Browsers(SessionsCase):
         self.assertEqual(faults, [])
 
 
-class Trying(unittest.TestCase):
+class Throttling(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.attempts = LoginThrottle(self.clock)
@@ -414,7 +414,7 @@ class Trying(unittest.TestCase):
     def attempt(self, host="192.168.1.7", times=1):
         return [self.attempts.begin(host) for _ in range(times)]
 
-    def test_free_then_later_and_later_then_not_at_all(self):
+    def test_failures_are_delayed_and_then_refused(self):
         waits = self.attempt(times=MOST)
         self.assertEqual(waits[:FREE], [(0.0, 0.0)] * FREE)
         delays = [wait_s for wait_s, _ in waits[FREE:]]
@@ -424,7 +424,7 @@ class Trying(unittest.TestCase):
         self.assertTrue(all(closed_s == 0.0 for _, closed_s in waits))
         self.assertEqual(self.attempt(), [(0.0, CLOSED_S)])
 
-    def test_it_opens_again(self):
+    def test_address_is_accepted_again_after_a_time(self):
         self.attempt(times=MOST)
         self.clock.sleep(CLOSED_S - 10)
         self.assertEqual(self.attempt(), [(0.0, 10.0)])
@@ -433,7 +433,7 @@ class Trying(unittest.TestCase):
         self.clock.sleep(1)
         self.assertEqual(self.attempt(), [(0.0, 0.0)])
 
-    def test_half_of_the_page_is_never_held_by_attempts_that_are_delayed(self):
+    def test_number_of_delayed_attempts_is_limited(self):
         hosts, waited = itertools.count(1), []
 
         def attempt():
@@ -443,12 +443,12 @@ class Trying(unittest.TestCase):
             attempt()
         with mock.patch.object(self.clock, "wait", lambda event, delay_s: (waited.append(delay_s), attempt())):
             with self.assertRaises(HTTPError) as refused:
-                attempt()  # and each of them while the one before it waits
+                attempt()  # each attempt begins while the previous one waits
             self.assertEqual((refused.exception.status, len(waited)), (429, MOST_DELAYED))
         attempt()
 
-    def test_wrong_keys_that_are_delayed_leave_places_for_logins(self):
-        """Wrong keys from invented addresses kept whoever knows the password from logging in (measured)."""
+    def test_delayed_wrong_keys_leave_slots_for_logins(self):
+        """Without this, wrong keys from invented addresses prevented logins with the correct password (measured)."""
         for number in range(FREE):
             self.attempts.begin(f"10.0.1.{number}", "admin")  # so that each login of admin is delayed
         hosts, outcomes = itertools.count(1), []
@@ -467,38 +467,38 @@ class Trying(unittest.TestCase):
                 outcomes.append(error.status)
                 self.clock.wait = mock.Mock()
                 self.attempts.delay_or_refuse("192.168.1.7", "admin")
-                outcomes.append("let in")
+                outcomes.append("admitted")
 
         with mock.patch.object(self.clock, "wait", meanwhile):
             guess()
-        self.assertEqual(outcomes, ["waits"] * (MOST_DELAYED // 2) + [429, "let in"])
+        self.assertEqual(outcomes, ["waits"] * (MOST_DELAYED // 2) + [429, "admitted"])
 
-    def test_only_that_address(self):
+    def test_failures_do_not_affect_other_addresses(self):
         self.attempt("192.168.1.7", MOST + 5)
         self.assertEqual(self.attempt("192.168.1.8"), [(0.0, 0.0)])
 
-    def test_success_forgets(self):
+    def test_success_clears_the_failures(self):
         self.attempt(times=MOST - 1)
         self.attempts.succeeded("192.168.1.7")
         self.assertEqual(self.attempt(), [(0.0, 0.0)])
         self.attempts.succeeded("10.0.0.1")
 
-    def test_an_attempt_counts_when_it_begins(self):
-        """Twenty at once are not twenty that all come first."""
+    def test_attempt_is_counted_when_it_begins(self):
+        """Twenty simultaneous attempts are counted like twenty consecutive ones."""
         self.assertEqual(
             [closed_s > 0 for _, closed_s in self.attempt(times=20)], [False] * MOST + [True] * (20 - MOST)
         )
 
-    def test_addresses_of_one_ipv6_network_are_one(self):
+    def test_ipv6_addresses_are_counted_per_network(self):
         self.attempt("2001:db8:1:2:3:4:5:6", MOST)
         for same in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::", "2001:db8:1:2:0:0:0:1"):
             self.assertGreater(self.attempt(same)[0][1], 0, same)
         for other in ("2001:db8:1:3::1", "2001:db8::1", "::1", "fe80::1%eth0", "::", "1::", "2001:db8:1::"):
             self.assertEqual(self.attempt(other), [(0.0, 0.0)], other)
 
-    def test_memory_stays_flat(self):
+    def test_number_of_counted_addresses_is_limited(self):
         self.attempt("192.168.1.7", MOST)
-        log = logging.Logger("nobody reads it", logging.CRITICAL)
+        log = logging.Logger("unused", logging.CRITICAL)
         for number in range(MOST_COUNTED + 200):
             host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
             self.attempts.begin(host, f"user{number}" + "x" * 10_000)
@@ -506,10 +506,10 @@ class Trying(unittest.TestCase):
         for table in (self.attempts._addresses, self.attempts._accounts, self.attempts._lines):
             self.assertEqual(len(table), MOST_COUNTED)
             self.assertLess(max(map(len, table)), 100)
-        self.assertGreater(self.attempt()[0][1], 0)  # who failed most is remembered longest
+        self.assertGreater(self.attempt()[0][1], 0)  # the address with the most failures is kept longest
 
-    def test_an_account_is_delayed_from_everywhere_and_never_closed(self):
-        """Else anybody could lock its owner out."""
+    def test_account_is_delayed_but_never_locked(self):
+        """Otherwise any client could lock its owner out."""
         for number in range(500):
             self.assertEqual(self.attempts.begin(f"10.0.{number >> 8}.{number & 255}", "admin")[1], 0.0)
         self.assertEqual(self.attempts.begin("192.168.1.7", "admin"), (LONGEST_DELAY_S, 0.0))
@@ -517,7 +517,7 @@ class Trying(unittest.TestCase):
         self.attempts.succeeded("192.168.1.7", "admin")
         self.assertEqual(self.attempts.begin("192.168.1.8", "admin"), (0.0, 0.0))
 
-    def test_who_has_an_account_cannot_go_on_guessing_at_another_with_it(self):
+    def test_own_account_does_not_clear_failures_of_another(self):
         refused = 0
         for _ in range(2 * MOST):
             refused += self.attempts.begin("192.168.1.7", "admin")[1] > 0
@@ -525,12 +525,12 @@ class Trying(unittest.TestCase):
                 self.attempts.succeeded("192.168.1.7", "mine")
         self.assertEqual(refused, MOST)
 
-    def test_a_device_with_a_wrong_key_shuts_out_nobody_who_logs_in(self):
+    def test_wrong_keys_do_not_lock_out_logins(self):
         self.attempt(times=MOST)
         self.assertGreater(self.attempt()[0][1], 0)
         self.assertEqual(self.attempts.begin("192.168.1.7", "admin"), (0.0, 0.0))
 
-    def test_a_line_of_the_log_a_minute_for_an_address(self):
+    def test_failures_are_logged_once_per_minute_and_address(self):
         log = logging.getLogger("throttled")
         with self.assertLogs(log, "WARNING") as logged:
             for _ in range(600):
@@ -539,12 +539,14 @@ class Trying(unittest.TestCase):
                 self.clock.sleep(LINE_EVERY_S / 300)
         self.assertEqual(logged.output, [
             "WARNING:throttled:192.168.1.7: wrong key", "WARNING:throttled:2001:db8::1: wrong key",
-            "WARNING:throttled:192.168.1.7: wrong key (299 more attempts failed since the last line about it)",
-            "WARNING:throttled:2001:db8::1: wrong key (599 more attempts failed since the last line about it)",
+            "WARNING:throttled:192.168.1.7: wrong key"
+            " (299 more attempts failed since the last line about this address)",
+            "WARNING:throttled:2001:db8::1: wrong key"
+            " (599 more attempts failed since the last line about this address)",
         ])  # fmt: skip
 
-    def test_not_many_lines_a_minute_for_all_addresses_together(self):
-        """Who asks through a proxy may invent an address for each attempt: 10,000 lines in 13 s (measured)."""
+    def test_log_lines_about_all_addresses_are_limited(self):
+        """A client of a proxy may invent an address for each attempt: 10,000 lines in 13 s (measured)."""
         log = logging.getLogger("throttled")
         with self.assertLogs(log, "WARNING") as logged:
             for number in range(2000):
@@ -556,11 +558,11 @@ class Trying(unittest.TestCase):
             self.clock.sleep(LINE_EVERY_S)
             self.attempts.log_failure(log, "192.168.1.7", "wrong key")
         self.assertEqual(logged.output[MOST_LINES:], [
-            "WARNING:throttled:192.168.1.7: wrong key (1 more attempts failed since the last line about it)",
+            "WARNING:throttled:192.168.1.7: wrong key (1 more attempt failed since the last line about this address)",
         ])  # fmt: skip
 
-    def test_failures_that_no_longer_count_make_room_for_those_that_do(self):
-        """Else an attacker filled the table once, and the failures of two addresses displaced each other ever after."""
+    def test_expired_failures_are_dropped_first(self):
+        """Otherwise, after an attack has filled the table, the failures of two addresses would displace each other."""
         for number in range(MOST_COUNTED):
             for _ in range(MOST):
                 self.attempts.begin(f"10.0.{number >> 8}.{number & 255}")

@@ -1,4 +1,4 @@
-"""What a request's head may say: everything else is refused, quickly, and never by another error."""
+"""Tests of the parsers of request heads, forms and ranges. Invalid input is rejected quickly with an HTTPError."""
 
 import random
 import time
@@ -28,20 +28,20 @@ GOOD = (
 
 
 def head(*lines, first="GET / HTTP/1.1", host="Host: a"):
-    """A head of these lines; text stands for its latin-1 bytes."""
+    """Return a head with these lines. Strings are encoded as latin-1."""
     wanted = [first, *([host] if host else []), *lines, "", ""]
     return b"\r\n".join(line if isinstance(line, bytes) else line.encode("latin-1") for line in wanted)
 
 
 def read(data):
-    """As webserver does it."""
+    """Parse a head as the web server does."""
     end = head_end(bytearray(data))
     return parse_head(bytes(data[:end])) if end else None
 
 
 class HeadCase(unittest.TestCase):
     def refused(self, data, status):
-        """`data` is refused with `status`, the connection with it; nothing of it is in the text."""
+        """Check that `data` is refused with `status`, closes the connection, and is not repeated in the text."""
         with self.assertRaises(HTTPError) as caught:
             if read(data) is None:
                 self.fail(f"waits for more: {data[:80]!r}")
@@ -52,8 +52,8 @@ class HeadCase(unittest.TestCase):
         return caught.exception
 
 
-class Good(HeadCase):
-    def test_a_head_is_read(self):
+class ValidHeads(HeadCase):
+    def test_valid_head_is_parsed(self):
         request = read(GOOD)
         self.assertEqual((request.method, request.path, request.version), ("POST", "/nodes/basement/on", "1.1"))
         self.assertEqual(request.query_text, "a=1&b=%C2%B0")
@@ -64,12 +64,12 @@ class Good(HeadCase):
         self.assertTrue(request.wants_html)
         self.assertTrue(request.keeps_alive)
 
-    def test_it_ends_where_its_empty_line_does(self):
+    def test_head_ends_at_its_empty_line(self):
         for more in (b"", b"x", GOOD, b"\n\n\r\r\0" * 3000):
             self.assertEqual(head_end(GOOD + more), len(GOOD))
             self.assertEqual(head_end(bytearray(GOOD + more)), len(GOOD))
 
-    def test_at_no_byte_before_is_it_whole_or_wrong(self):
+    def test_incomplete_head_is_neither_complete_nor_invalid(self):
         for end in range(len(GOOD)):
             self.assertEqual(head_end(GOOD[:end]), 0, GOOD[:end])
 
@@ -80,15 +80,15 @@ class Good(HeadCase):
         self.assertEqual(request.headers["x-b"], "")
         self.assertEqual(request.headers["x-c"], "ä")
 
-    def test_a_list_may_go_on_in_another_line(self):
+    def test_repeated_header_is_joined_as_a_list(self):
         self.assertEqual(read(head("Accept: a/b", "accept: text/html")).headers["accept"], "a/b, text/html")
 
-    def test_who_wants_a_page(self):
+    def test_wants_html_depends_on_accept(self):
         self.assertTrue(read(head("Accept: text/html")).wants_html)
         for one in (head(), head("Accept: */*"), head("Accept: application/json")):
             self.assertFalse(read(one).wants_html)
 
-    def test_who_wants_to_go_on(self):
+    def test_keeps_alive_depends_on_connection_and_version(self):
         for version, said, wanted in (
             ("1.1", None, True), ("1.1", "close", False), ("1.1", "Close", False), ("1.1", "keep-alive", True),
             ("1.1", "foo, close", False), ("1.0", None, False), ("1.0", "Keep-Alive", True), ("1.0", "close", False),
@@ -96,7 +96,7 @@ class Good(HeadCase):
             request = read(head(*([f"Connection: {said}"] if said else []), first=f"GET / HTTP/{version}"))
             self.assertEqual(request.keeps_alive, wanted, (version, said))
 
-    def test_as_many_headers_and_bytes_as_are_allowed(self):
+    def test_maximum_of_headers_and_bytes_is_accepted(self):
         request = read(head(*(f"a{k}: b" for k in range(MOST_HEADERS - 1))))
         self.assertEqual(len(request.headers), MOST_HEADERS)
         short = len(head("a: "))
@@ -107,8 +107,8 @@ class Good(HeadCase):
         self.assertEqual(read(head(first="GET / HTTP/1.0", host="")).headers, {})
 
 
-class Refused(HeadCase):
-    def test_request_lines(self):
+class RefusedHeads(HeadCase):
+    def test_invalid_request_lines_are_refused(self):
         for first, status in (
             ("", 400), (" ", 400), ("GET", 400), ("GET /", 400), ("GET /evil HTTP", 400), ("GET / HTTP/", 400),
             ("GET / HTTP/1", 400), ("GET / http/1.1", 400), ("GET / HTTP/1.1 ", 400), (" GET / HTTP/1.1", 400),
@@ -126,8 +126,8 @@ class Refused(HeadCase):
             with self.subTest(first):
                 self.refused(head(first=first), status)
 
-    def test_as_soon_as_it_is_certain(self):
-        """Nobody waits for a deadline in vain: not for the end of a head that cannot become a good one."""
+    def test_invalid_head_is_refused_before_it_is_complete(self):
+        """The server does not wait for the end of a head that can no longer become valid."""
         for data in (
             b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nHost: a\nb", b"\n", b"\r\n", b"GET /\r\n",
             b"\x16\x03\x01\x02\x00\r\n",
@@ -136,8 +136,8 @@ class Refused(HeadCase):
             with self.subTest(data), self.assertRaises(HTTPError):
                 head_end(data)
 
-    def test_ends_of_lines(self):
-        """bare LF, lone CR, folded lines: 400"""
+    def test_invalid_line_ends_are_400(self):
+        """A bare LF, a lone CR and folded lines are answered with 400."""
         for data in (
             b"GET / HTTP/1.1\nHost: a\n\n", b"GET / HTTP/1.1\r\nHost: a\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\n",
             b"GET / HTTP/1.1\r\nHost: a\rEvil: b\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n",
@@ -149,7 +149,7 @@ class Refused(HeadCase):
             with self.subTest(data):
                 self.refused(data, 400)
 
-    def test_headers(self):
+    def test_invalid_headers_are_400(self):
         for line in (
             "evil", ": evil", "evil : x", "evil\t: x", " evil: x", "ev il: x", "evil\x00: x", "evil: \x00",
             "evil: a\x00b",
@@ -159,7 +159,7 @@ class Refused(HeadCase):
             with self.subTest(line):
                 self.refused(head(line), 400)
 
-    def test_what_may_stand_once_stands_once(self):
+    def test_repeated_single_headers_are_400(self):
         for name in (
             "Host", "content-length", "Content-Type", "COOKIE", "Authorization", "Origin", "Transfer-Encoding", "Range",
             "If-Range", "Expect", "Content-Encoding", "Sec-Fetch-Site", "X-CSRF-Token", "Last-Event-ID",
@@ -167,15 +167,15 @@ class Refused(HeadCase):
             with self.subTest(name):
                 self.refused(head(f"{name}: 1", f"{name.swapcase()}: 1", host="" if name == "Host" else "Host: a"), 400)
 
-    def test_host_is_named(self):
+    def test_missing_host_is_400(self):
         self.refused(head(host=""), 400)
         self.refused(head("X-Host: a", host=""), 400)
 
-    def test_too_many_headers(self):
+    def test_too_many_headers_are_431(self):
         self.refused(head(*(f"a{k}: b" for k in range(MOST_HEADERS))), 431)
         self.refused(head(*("a: b" for _ in range(101))), 431)
 
-    def test_too_many_bytes(self):
+    def test_too_long_head_is_refused(self):
         for data, status in (
             (head("a: " + "b" * HEAD_BYTES), 431), (head("evil" * 3000), 431), (head() [:-2] + b"a: b\r\n" * 2000, 431),
             (b"G" * 60_000, 400), (b"G" * 60_000 + b" / HTTP/1.1\r\n\r\n", 400), (b"\0" * HEAD_BYTES, 400),
@@ -185,14 +185,14 @@ class Refused(HeadCase):
             with self.subTest(data[:40]):
                 self.refused(data, status)
 
-    def test_the_limit_is_one_of_bytes_received_not_of_patience(self):
-        """Until the last byte that is allowed it waits; there it refuses, whatever would come."""
+    def test_head_is_refused_at_the_byte_limit(self):
+        """One byte below the limit, the parser waits for more. At the limit, it rejects the head."""
         data = head("a: " + "b" * HEAD_BYTES)
         self.assertEqual(head_end(data[: HEAD_BYTES - 1]), 0)
         with self.assertRaises(HTTPError):
             head_end(data[:HEAD_BYTES])
 
-    def test_a_refusal_names_itself_for_programs(self):
+    def test_http_error_has_a_code_for_programs(self):
         self.assertEqual(HTTPError(405, "x").code, "method-not-allowed")
         self.assertEqual(HTTPError(403, "x", "csrf").code, "csrf")
 
@@ -206,17 +206,17 @@ class Bodies(unittest.TestCase):
             self.length(*lines, method=method, most=most)
         self.assertEqual((caught.exception.status, caught.exception.closes), (status, True), lines)
 
-    def test_how_long_it_is(self):
+    def test_body_length_is_read_from_the_header(self):
         for said, length in (("0", 0), ("5", 5), ("1000", 1000), ("0005", 5), (" 5 ", 5)):
             self.assertEqual(self.length(f"Content-Length: {said}"), length)
         self.assertEqual(self.length(method="GET"), 0)
         self.assertEqual(self.length("Content-Length: 7", method="GET"), 7)
         self.assertEqual(self.length("Content-Length: 7", "Content-Encoding: Identity"), 7)
 
-    def test_no_length(self):
+    def test_missing_length_is_411(self):
         self.refused(411)
 
-    def test_lengths_that_are_none(self):
+    def test_invalid_lengths_are_400(self):
         for said in (
             "abc", "-1", "+5", "1_0", "5" * 5000, "", "5,5", "5, 6", "0x10", "5.0", "1e3", "5 5", "\xb2", "5;5",
             "1" * 19,
@@ -224,13 +224,13 @@ class Bodies(unittest.TestCase):
             with self.subTest(said[:20]):
                 self.refused(400, f"Content-Length: {said}")
 
-    def test_too_long(self):
+    def test_too_long_body_is_413(self):
         self.refused(413, "Content-Length: 1001")
         self.refused(413, "Content-Length: 10000000000")
         self.refused(413, "Content-Length: " + "9" * 18)
         self.refused(413, "Content-Length: 1", most=0)
 
-    def test_other_encodings(self):
+    def test_transfer_and_content_encodings_are_refused(self):
         self.refused(400, "Content-Length: 5", "Transfer-Encoding: chunked")
         for said in ("chunked", "identity", "", "xchunked", "chunked, chunked", "gzip"):
             self.refused(501, f"Transfer-Encoding: {said}")
@@ -240,13 +240,13 @@ class Bodies(unittest.TestCase):
             self.refused(415, "Content-Length: 5", f"Content-Encoding: {said}")
 
 
-class Noise(unittest.TestCase):
-    """Heads that are none, or nearly: an answer or a Refusal, never another error, and quickly."""
+class RandomHeads(unittest.TestCase):
+    """Random and mutated heads: they are parsed or rejected with an HTTPError, quickly and without another error."""
 
     HEADS = rounds("PIGEONPOST_TEST_HEADS", 7_000, 70_000)
 
     def work(self, data):
-        """All that a request goes through before a handler sees it; whether it got there."""
+        """Do all the parsing before a handler is called. Return True if a handler would be called."""
         try:
             request = read(data)
             if request is None:
@@ -264,8 +264,8 @@ class Noise(unittest.TestCase):
             return False
         return True
 
-    def test_mutated(self):
-        """A right head with one to six of its bytes changed, lost, doubled, or put elsewhere."""
+    def test_mutated_heads_cause_no_other_error(self):
+        """Valid heads with one to six random changes: bytes replaced, deleted, duplicated or inserted."""
         source = random.Random(1)
         telling = b"\r\n\t :\0\x7f\x80\xff/?&=%+#,;-_09azAZ\"'<>"
         seeds = [GOOD, head("Range: bytes=0-5", "Content-Encoding: identity", "Transfer-Encoding: chunked")]
@@ -287,7 +287,7 @@ class Noise(unittest.TestCase):
             good += self.work(bytes(data))
         self.assertGreater(good, self.HEADS / 140)
 
-    def test_random(self):
+    def test_random_heads_cause_no_other_error(self):
         source = random.Random(2)
         words = [b"GET ", b"/", b" HTTP/1.1", b"\r\n", b"\r\n", b"Host:", b" ", b"a", b":", b"\n", b"\r", b"\0", b"%"]
         for _ in range(self.HEADS // 5):
@@ -296,7 +296,7 @@ class Noise(unittest.TestCase):
             self.work(b"".join(source.choices(words, k=source.randrange(30))) + b"\r\n\r\n")
 
     def test_no_head_takes_long(self):
-        """Each would take seconds with a pattern that tries the same bytes again and again (ReDoS)."""
+        """Each head would take seconds with a regular expression that backtracks (ReDoS)."""
         room = HEAD_BYTES - 60
         data = [
             head(b"a:" + b" " * room + b"\0"), head(b"a:" + b"\t" * room + b"\x7f"),
@@ -316,8 +316,8 @@ class Noise(unittest.TestCase):
                 took_s.append(time.thread_time() - began_s)
             self.assertLess(min(took_s), 0.1, one[:40])
 
-    def test_a_head_that_comes_byte_by_byte_costs_little(self):
-        """Each byte is looked at when it comes: what one look costs, a slow sender makes 8,000 times."""
+    def test_head_received_byte_by_byte_takes_little_time(self):
+        """The head is checked after each byte, so a slow sender causes up to 8,000 checks."""
         data = head("a: " + "b" * (HEAD_BYTES - 100))
         began_s = time.thread_time()
         for end in range(len(data)):
@@ -332,7 +332,7 @@ class Fields(unittest.TestCase):
         self.assertEqual(caught.exception.status, 400)
         self.assertFalse(caught.exception.closes)
 
-    def test_they_are_read(self):
+    def test_valid_fields_are_parsed(self):
         for text, wanted in (
             ("", {}), ("a=b", {"a": "b"}), ("a=b&c=", {"a": "b", "c": ""}), ("a", {"a": ""}), ("a=b=c", {"a": "b=c"}),
             ("a=1+2%2B3", {"a": "1 2+3"}), ("%61=%c3%A4", {"a": "ä"}), ("a=%00x"[:2] + "%0A", {"a": "\n"}),
@@ -340,7 +340,7 @@ class Fields(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(parse_form(text), wanted, text)
 
-    def test_what_does_not_read(self):
+    def test_invalid_fields_are_400(self):
         for text in (
             "a=%", "a=%4", "a=%zz", "%=1", "a=%ff", "a=%C3", "a=%ED%A0%80", "a=%C0%80", "a=%00", "%00=1", "a=1&a=2",
             "a&a=",
@@ -349,7 +349,7 @@ class Fields(unittest.TestCase):
             with self.subTest(text):
                 self.refused(text)
 
-    def test_how_many(self):
+    def test_number_of_fields_is_limited(self):
         self.assertEqual(len(parse_form("&".join(f"a{k}=1" for k in range(MOST_FIELDS)))), MOST_FIELDS)
         self.refused("&".join(f"a{k}=1" for k in range(MOST_FIELDS + 1)))
         self.refused("&" * 65_000)
@@ -359,14 +359,14 @@ class Fields(unittest.TestCase):
         request.body = body
         return form_of(request)
 
-    def test_forms(self):
+    def test_valid_forms_are_parsed(self):
         self.assertEqual(self.form(b"user=a&password=%C3%A4"), {"user": "a", "password": "ä"})
         kind = "Application/X-WWW-form-urlencoded; charset=UTF-8"
         self.assertEqual(self.form(b"a=b", kind), {"a": "b"})
         self.assertEqual(self.form(b"", "text/plain"), {})
         self.assertEqual(self.form(b"", ""), {})
 
-    def test_bodies_that_are_no_form(self):
+    def test_invalid_form_bodies_are_refused(self):
         for kind in ("", "text/plain", "application/json", "multipart/form-data; boundary=x"):
             with self.assertRaises(HTTPError) as caught:
                 self.form(b"a=b", kind)
@@ -376,7 +376,7 @@ class Fields(unittest.TestCase):
                 self.form(body)
             self.assertEqual(caught.exception.status, 400)
 
-    def test_the_query_is_read_once_it_is_asked_for(self):
+    def test_query_is_parsed_when_it_is_accessed(self):
         request = read(head(first="GET /?a=%ff HTTP/1.1"))
         with self.assertRaises(HTTPError):
             _ = request.query
@@ -385,7 +385,7 @@ class Fields(unittest.TestCase):
 
 
 class Ranges(unittest.TestCase):
-    def test_what_is_asked_for(self):
+    def test_valid_ranges_are_parsed(self):
         for text, size, wanted in (
             ("bytes=0-", 10, (0, 10)), ("bytes=3-5", 10, (3, 3)), ("bytes=9-9", 10, (9, 1)),
             ("bytes=5-500", 10, (5, 5)),
@@ -394,7 +394,7 @@ class Ranges(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(byte_range(text, size), wanted, text)
 
-    def test_what_is_answered_with_everything(self):
+    def test_invalid_ranges_mean_the_complete_file(self):
         for text in (
             "", "bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=0-1,3-4", "bytes = 0-1", "items=0-1", "bytes=5-3",
             "bytes=0--1",
@@ -402,14 +402,14 @@ class Ranges(unittest.TestCase):
         ):  # fmt: skip
             self.assertIsNone(byte_range(text, 10), text)
 
-    def test_what_is_not_there(self):
+    def test_range_outside_the_file_is_416(self):
         for text, size in (("bytes=10-", 10), ("bytes=99-100", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-5", 0)):
             with self.assertRaises(HTTPError) as caught:
                 byte_range(text, size)
             self.assertEqual(caught.exception.status, 416)
             self.assertEqual(caught.exception.headers, {"Content-Range": f"bytes */{size}"})
 
-    def test_any_range_lies_within(self):
+    def test_random_ranges_are_within_the_file(self):
         source = random.Random(3)
         for _ in range(2000):
             size = source.randrange(20)
@@ -422,7 +422,7 @@ class Ranges(unittest.TestCase):
                 self.assertTrue(0 <= found[0] < size and 0 < found[1] <= size - found[0], (ends, size, found))
 
 
-class Answers(unittest.TestCase):
+class ResponseHeaders(unittest.TestCase):
     def test_headers_that_every_response_has(self):
         self.assertTrue(SAFE_HEADERS["Content-Security-Policy"].startswith("default-src 'none'; "))
         self.assertIn("frame-ancestors 'none'", SAFE_HEADERS["Content-Security-Policy"])
@@ -436,7 +436,7 @@ class Targets(unittest.TestCase):
                 parse_head(f"GET /a{letter}b HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             self.assertEqual(caught.exception.status, 400)
 
-    def test_all_others_are_taken(self):
+    def test_all_uri_characters_are_accepted(self):
         target = "/-._~!$&'()*+,;=:@%20?a=1&b=[2]/?"
         self.assertEqual(parse_head(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).path, "/-._~!$&'()*+,;=:@%20")
 

@@ -1,10 +1,10 @@
-"""A server for tests: store, log, ingestor and page put together in a temporary folder, on a port of its own.
+"""Server for tests: store, log, ingestor and web interface in a temporary folder, on a separate port.
 
     house = WebHouse(self, password="correct horse")
     house.store_samples("basement", [{"temperature": 21.5}], {"temperature": "°C"})
     status, headers, body = house.request("GET", "/api/v1/nodes", house.bearer)
 
-Its client is a few lines over a socket: nothing in it is shared with what it tests. Everything ends with the test.
+Its client uses a socket and shares no code with the tested program. Everything ends with the test.
 """
 
 from __future__ import annotations
@@ -49,20 +49,25 @@ from tests.support import LIMIT_S, memory_disk, temp_folder
 from webui import WebInterface
 
 CONTROL_KEY = "control-key-of-this-test"
-# No client of a test is turned away for being slow: on a busy machine each of them is, now and then.
+# On a busy machine, any client of a test can be slow, so the limits are long.
 PATIENT = Limits(head_s=LIMIT_S, body_s=LIMIT_S, idle_s=LIMIT_S, send_s=LIMIT_S, queue_s=LIMIT_S)
 Response = tuple[int, dict[str, str], bytes]
 
 
 class FakeLink:
-    """What a page needs of a ServerEnd: a `state` to show, and somebody to `ask`, who does as told.
+    """Replacement for the server side of a link, with the `state` of a node and the method `ask`.
 
-    asked    what was asked, in order: ("SEND", True), ("CHECK",)
-    answers  False: the node says nothing
+    Args:
+        name: Name of the node.
+        sensors: Units by channel name.
+        connected: False for a node that is not connected and does not answer.
+
+    Attributes:
+        asked: Requests in their order: ("SEND", True), ("CHECK",).
+        answers: False if the node does not answer.
     """
 
     def __init__(self, name: str, sensors: Mapping[str, str] | None = None, connected: bool = True) -> None:
-        """sensors: name to unit"""
         self.state = NodeState("192.168.1.20:5003", name)
         self.state.connected = connected
         self.state.fault = "" if connected else "not reached yet"
@@ -81,12 +86,30 @@ class FakeLink:
 
 
 class WebHouse:
-    """One running server without its programs around it.
+    """Running server inside the test process.
 
-    app, web, ingestor, store, csv   its parts          folder    its data
-    address    where the page is, (host, port)          stopped   reasons with which a page asked it to end
-    bearer     headers with the key of control.py       users     its Users
-    browser    headers of a browser that has signed in with the one-time key, while no password is set
+    Args:
+        test: The test. The server ends with it.
+        password: Password of the user "admin", who is an operator; None for no password.
+        links: FakeLinks, or real links that the test starts and stops itself.
+        limits: Limits of the web server.
+        clock: Clock of the server.
+        listen: Address of the web interface.
+        names: Names of the server ([web] names).
+        prefix: Path below which a proxy provides the server.
+        proxies: Trusted proxies.
+        transports: Constructors of the transports to open.
+        settings: Settings for the transports, as the text of a server.toml.
+        tls: Certificate for HTTPS. `request` and `raw` use plain HTTP.
+        plain: Addresses without TLS.
+
+    Attributes:
+        app, web, ingestor, store, csv, users: Parts of the server.
+        folder: The data folder.
+        address: Address of the web interface: (host, port).
+        stopped: Reasons with which a page has requested the end of the server.
+        bearer: Headers with the key of control.py.
+        browser: Headers of a browser that has logged in with the one-time key, while no password is set.
     """
 
     def __init__(
@@ -105,13 +128,6 @@ class WebHouse:
         tls: Any = None,
         plain: Sequence[tuple[str, int]] = (),
     ) -> None:
-        """
-        password  of the user "admin", who may control; None: no password is set
-        links     FakeLinks, or real ServerEnds that the test starts and stops itself
-        transports  constructors of the transports to open
-        settings  for them, as a server.toml
-        tls       Tls: what the page speaks, but for the addresses in `plain`; `request` and `raw` speak plainly
-        """
         self.folder = temp_folder(test, memory_disk())
         test.enterContext(mock.patch.object(users_module, "_N", 2))  # test_users tests the real cost of a hash
         clock = clock or Clock()
@@ -152,13 +168,13 @@ class WebHouse:
             test.addCleanup(end.stop, LIMIT_S)
         self.ingestor.start()
         test.addCleanup(self.ingestor.stop, LIMIT_S)
-        with mock.patch.object(webui, "_POLL_S", 0.002):  # else every test ends 0.2 s later
+        with mock.patch.object(webui, "_POLL_S", 0.002):  # otherwise every test would end 0.2 s later
             self.web.start()
         test.addCleanup(self.web.stop, 2.0)
         host, port = self.web.addresses[0]
         self.address = ("127.0.0.1" if host == "0.0.0.0" else host), port
         self._seqs: dict[str, int] = {}
-        # What is acknowledged is committed, but not yet in the log and on the page: this watcher comes after those.
+        # An acknowledged sample is committed, but may not be in the log and on the page yet. This subscriber is last.
         self._handed_on = threading.Condition()
         self._seen: dict[str, int] = {}
         self.ingestor.subscribe(self._note)
@@ -179,10 +195,13 @@ class WebHouse:
     def store_samples(
         self, node: str, samples: Iterable[Sample | Mapping[str, Any]], units: Mapping[str, str] | None = None
     ) -> list[Sample]:
-        """Bring samples of `node` through the ingestor; returns when they are durable, and in the log.
+        """Store samples of `node` through the ingestor, and return when they are durable and in the log.
 
-        samples  Samples whose numbers go on from those before (the first is 1); or only their values, None for one
-                 that failed: numbered here, a second apart, the last of them taken now
+        Args:
+            node: Name of the node.
+            samples: Samples with consecutive sequence numbers, starting at 1; or only their values, with None for a
+                failed reading. Values get sequence numbers and times one second apart, ending now.
+            units: Units by channel name.
         """
         wanted = list(samples)
         first, now_ms = self._seqs.get(node, 0) + 1, self.app.clock.wall_ms()
@@ -212,9 +231,9 @@ class WebHouse:
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"", html: bool = False
     ) -> Response:
-        """One request on a connection of its own: status, headers with names in small letters, body.
+        """Send one request on a new connection, and return status, headers with names in lower case, and body.
 
-        html: as a browser asks, which takes pages; a Content-Length comes along where there is a body to count.
+        With `html`, the request accepts HTML as a browser does. A Content-Length is added if there is a body.
         """
         wanted = {"Host": f"{self.address[0]}:{self.address[1]}", "Connection": "close"}
         if html:
@@ -227,25 +246,25 @@ class WebHouse:
         return parse_response(self.raw(data, ends=False), is_head=method == "HEAD")
 
     def raw(self, data: bytes, limit_s: float = LIMIT_S, ends: bool = True) -> bytes:
-        """Send `data` as it is; all that comes back until the server closes.
+        """Send `data` unchanged, and return everything received until the server closes the connection.
 
-        ends: the client says with a half-close that nothing more comes; else the server ends it, or `limit_s` does
+        With `ends`, the client closes its half after sending. Otherwise the server or `limit_s` ends the connection.
         """
         with socket.create_connection(self.address, limit_s) as sock:
             sock.settimeout(limit_s)
             return exchange(sock, data, ends)
 
     def connect(self, limit_s: float = LIMIT_S) -> socket.socket:
-        """A connection to the page; the test closes it."""
+        """Return a connection to the web server, which the test must close."""
         return socket.create_connection(self.address, limit_s)
 
     def post_form(self, path: str, fields: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Response:
-        """A form as a browser posts it."""
+        """Post a form as a browser does."""
         kind = {"Content-Type": "application/x-www-form-urlencoded"}
         return self.request("POST", path, {**kind, **(headers or {})}, urlencode(fields).encode(), html=True)
 
     def log_in(self, user: str = FIRST_USER, password: str | None = None) -> dict[str, str]:
-        """Log in; the headers (Cookie) with which the session goes on."""
+        """Log in, and return the headers (Cookie) of the session."""
         fields = {"user": user, "password": self.password if password is None else password}
         status, headers, body = self.post_form("/login", fields)
         if status != 303:
@@ -253,9 +272,9 @@ class WebHouse:
         return {"Cookie": headers["set-cookie"].partition(";")[0]}
 
     def sign_in(self) -> dict[str, str]:
-        """Open the address with the one-time key on this machine; the headers (Cookie) with which the session goes on.
+        """Open the address with the one-time key on this machine, and return the headers (Cookie) of the session.
 
-        While no password is set, nothing is changed without it.
+        While no password is set, changes require this session.
         """
         status, headers, body = self.request("GET", f"/?key={self.web.first_key}", html=True)
         if status != 303:
@@ -267,7 +286,7 @@ class WebHouse:
         return self.sign_in()
 
     def csrf(self, headers: Mapping[str, str] | None = None) -> str:
-        """The token that this visitor's forms carry, read from the front page as a browser shows it."""
+        """Return the CSRF token in the forms of the front page."""
         _, _, body = self.request("GET", "/", headers, html=True)
         found = re.search(rb'name="csrf" value="([^"]*)"', body)
         if not found:
@@ -276,7 +295,7 @@ class WebHouse:
 
 
 def parse_response(data: bytes, is_head: bool = False) -> Response:
-    """The one answer that `data` is; AssertionError when it is not exactly one."""
+    """Return the response in `data`. Raise AssertionError if it is not exactly one."""
     status, headers, body, rest = next_response(data, is_head)
     if rest:
         raise AssertionError(f"more than one answer: {rest[:200]!r}")
@@ -284,39 +303,39 @@ def parse_response(data: bytes, is_head: bool = False) -> Response:
 
 
 def next_response(data: bytes, is_head: bool = False) -> tuple[int, dict[str, str], bytes, bytes]:
-    """The first answer in `data`, and what follows it."""
+    """Return the first response in `data`, and the bytes after it."""
     head, end, rest = data.partition(b"\r\n\r\n")
     if not end:
-        raise AssertionError(f"no whole answer: {data[:200]!r}")
+        raise AssertionError(f"incomplete response: {data[:200]!r}")
     first, *lines = head.decode("latin-1").split("\r\n")
     found = re.fullmatch(r"HTTP/1\.1 ([1-5][0-9][0-9]) [ -~]*", first)
     if not found:
-        raise AssertionError(f"no answer begins like this: {first!r}")
+        raise AssertionError(f"invalid status line: {first!r}")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(": ")
         if not colon or name.lower() in headers:
-            raise AssertionError(f"a header that is none, or that stands twice: {line!r}")
+            raise AssertionError(f"invalid or repeated header: {line!r}")
         headers[name.lower()] = value
     length = 0 if is_head or found[1] in ("100", "304") else int(headers.get("content-length", len(rest)))
     if len(rest) < length:
-        raise AssertionError(f"{len(rest)} of {length} bytes came: {data[:200]!r}")
+        raise AssertionError(f"{len(rest)} of {length} bytes received: {data[:200]!r}")
     return int(found[1]), headers, rest[:length], rest[length:]
 
 
 def exchange(sock: socket.socket, data: bytes, ends: bool = True) -> bytes:
-    """Send `data`, and read until the other end closes."""
+    """Send `data`, and return everything received until the peer closes the connection."""
     try:
         sock.sendall(data)
         if ends:
             sock.shutdown(socket.SHUT_WR)
     except OSError:
-        pass  # it has closed already; what it said is still there to be read
+        pass  # the peer has already closed the connection; its data can still be read
     return read_all(sock)
 
 
 def read_all(sock: socket.socket) -> bytes:
-    """All that comes until the other end closes."""
+    """Return everything received until the peer closes the connection."""
     parts = []
     try:
         while part := sock.recv(1 << 16):

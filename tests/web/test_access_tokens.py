@@ -1,4 +1,4 @@
-"""Programs with an API token: what each role may do, how the token is shown, and what a wrong one costs."""
+"""Tests of programs with an API token: the rights of each role, the accepted headers, and wrong tokens."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from tests.page_support import use_memory_disk
 from tests.support import EPOCH, wait_until
 from tests.transports.test_push import body
 from tests.web.support import CONTROL_KEY, FakeLink, WebHouse, read_all
-from tests.web.test_access import ELSEWHERE, PASSWORD, DoorCase
+from tests.web.test_access import ELSEWHERE, PASSWORD, AccessCase
 
 CHALLENGES = 'Basic realm="pigeonpost", Bearer realm="pigeonpost"'
 BROWSER = {"accept": "text/html", "user_agent": "Mozilla/5.0"}
@@ -32,13 +32,13 @@ def basic(token, user="prometheus"):
     return "Basic " + base64.b64encode(f"{user}:{token}".encode()).decode()
 
 
-class Shown(DoorCase):
+class TokenCredentials(AccessCase):
     def setUp(self):
         super().setUp()
         self.token = self.api_tokens.make("grafana")
 
     def visit_with(self, said, role="viewer", peer=ELSEWHERE, **more):
-        return self.door.authorize(self.request(peer, authorization=said, **more), role)
+        return self.access.authorize(self.request(peer, authorization=said, **more), role)
 
     def test_bearer_and_basic_with_any_user(self):
         for said in (
@@ -49,7 +49,7 @@ class Shown(DoorCase):
             self.assertEqual((visitor.name, visitor.role, visitor.csrf), ("token grafana", "viewer", ""))
             self.assertIsNone(visitor.session)
 
-    def test_wrong_ones(self):
+    def test_wrong_tokens_are_401(self):
         for said in (
             f"Bearer {self.token[:-1]}", f"Bearer {self.token}0", f"Bearer {WRONG}", self.token, f"Token {self.token}",
             basic(self.token[:-1]), basic(self.token + " "), basic(WRONG), "Basic", "Basic ", "Basic !!!!", "Basic YQ",
@@ -63,12 +63,12 @@ class Shown(DoorCase):
                 self.assertEqual(found.headers["WWW-Authenticate"], CHALLENGES)
                 self.assertIn("control.py api-token", found.text)
 
-    def test_revoked_one(self):
+    def test_revoked_token_is_401(self):
         self.api_tokens.revoke("grafana")
         self.refused(401, "key", self.visit_with, f"Bearer {self.token}")
 
-    def test_none_at_all(self):
-        found = self.refused(401, "log-in", self.door.authorize, self.request(ELSEWHERE), "viewer")
+    def test_request_without_a_token_is_refused(self):
+        found = self.refused(401, "log-in", self.access.authorize, self.request(ELSEWHERE), "viewer")
         self.assertEqual(found.headers["WWW-Authenticate"], CHALLENGES)
 
     def test_browsers_get_no_window_that_asks_for_a_login(self):
@@ -81,7 +81,7 @@ class Shown(DoorCase):
                     self.visit_with(said, **sign)
                 self.assertEqual(caught.exception.headers["WWW-Authenticate"], "Bearer", (sign, said))
 
-    def test_damaged_file_lets_no_token_in_and_control_py_still(self):
+    def test_damaged_file_accepts_only_the_key_of_control_py(self):
         with open(os.path.join(self.folder, API_TOKENS), "w", encoding="ascii") as file:
             file.write("{")
         with self.assertRaises(SettingsError):
@@ -89,13 +89,13 @@ class Shown(DoorCase):
         self.assertEqual(self.visit_with(f"Bearer {CONTROL_KEY}").role, "operator")
 
 
-class NoPassword(Shown):
-    """The same while no password is set: a token is the login then, from any address."""
+class TokensWithoutPassword(TokenCredentials):
+    """API tokens while no password is set. They are accepted from any address."""
 
     password = None
 
-    def test_none_at_all(self):
-        self.refused(403, "no-password", self.door.authorize, self.request(ELSEWHERE), "viewer")
+    def test_request_without_a_token_is_refused(self):
+        self.refused(403, "no-password", self.access.authorize, self.request(ELSEWHERE), "viewer")
 
     def test_browsers_get_no_window_that_asks_for_a_login(self):
         found = self.refused(403, "no-password", lambda: self.visit_with(basic("at a proxy"), **BROWSER))
@@ -105,21 +105,21 @@ class NoPassword(Shown):
         self.refused(403, "no-password", lambda: self.visit_with(basic("x"), peer="127.0.0.1", **BROWSER))
 
 
-class Roles(DoorCase):
+class TokenRoles(AccessCase):
     def setUp(self):
         super().setUp()
         self.tokens = {role: self.api_tokens.make(role, role) for role in ("viewer", "writer", "operator")}
 
     def ask(self, token_role, method, role, said=None, **more):
         said = said or f"Bearer {self.tokens[token_role]}"
-        return self.door.authorize(self.request(ELSEWHERE, method, authorization=said, **more), role)
+        return self.access.authorize(self.request(ELSEWHERE, method, authorization=said, **more), role)
 
-    def test_all_read(self):
+    def test_all_roles_can_read(self):
         for role in self.tokens:
             for method in ("GET", "HEAD"):
                 self.assertEqual(self.ask(role, method, "viewer").role, role)
 
-    def test_each_may_do_what_those_before_it_may(self):
+    def test_roles_have_their_rights(self):
         allowed = {"viewer": (), "writer": ("writer",), "operator": ("viewer", "writer", "operator")}
         for role, may in allowed.items():
             for needed in ("viewer", "writer", "operator"):
@@ -127,17 +127,17 @@ class Roles(DoorCase):
                     self.ask(role, "POST", needed)
                 else:
                     found = self.refused(403, "role", self.ask, role, "POST", needed)
-                    self.assertIn(f"This token ({role}) has the role {role}; this takes the role", found.text)
+                    self.assertIn(f"This token ({role}) has the role {role}; this action needs the role", found.text)
 
-    def test_no_csrf_token_and_no_content_type(self):
+    def test_tokens_need_no_csrf_token_and_content_type(self):
         visitor = self.ask("operator", "POST", "operator")
         for kind in (None, "text/plain", "application/x-www-form-urlencoded"):
             request = self.request(ELSEWHERE, "POST", content_type=kind)
-            self.door.check_csrf(request, visitor)
-            self.door.check_program(request, visitor)
+            self.access.check_csrf(request, visitor)
+            self.access.check_program(request, visitor)
 
-    def test_browser_that_adds_basic_by_itself_changes_nothing(self):
-        """Who opens http://x:TOKEN@server/ has a browser that shows the token for other sites' pages as well."""
+    def test_browser_with_basic_credentials_cannot_change_anything(self):
+        """After http://x:TOKEN@server/ was opened, a browser sends the token in requests of other sites' pages too."""
         said = basic(self.tokens["operator"])
         for sign in ({"accept": "text/html"}, {"user_agent": "Mozilla/5.0"}, {"sec_fetch_site": "same-origin"}):
             self.refused(403, "browser", lambda sign=sign: self.ask("", "POST", "operator", said, **sign))
@@ -145,15 +145,15 @@ class Roles(DoorCase):
         self.ask("", "POST", "operator", said, user_agent="curl/7.88.1", accept="*/*")
 
 
-class Wrong(DoorCase):
+class WrongTokens(AccessCase):
     def setUp(self):
         super().setUp()
         self.token = self.api_tokens.make("grafana")
 
     def ask(self, said, peer=ELSEWHERE, **more):
-        return self.door.authorize(self.request(peer, authorization=said, **more), "viewer")
+        return self.access.authorize(self.request(peer, authorization=said, **more), "viewer")
 
-    def test_delayed_then_429_for_that_address(self):
+    def test_wrong_tokens_are_delayed_and_then_429(self):
         for kind in (lambda: f"Bearer {WRONG}", lambda: basic(WRONG), lambda: "Basic junk", lambda: basic("guess")):
             waits = []
             for _ in range(MOST):
@@ -164,36 +164,36 @@ class Wrong(DoorCase):
             for _ in range(90):
                 self.refused(429, "attempts", self.ask, kind())
             self.refused(401, "key", self.ask, kind(), "192.168.1.8")
-            self.ask(f"Bearer {self.token}")  # the right one comes in all the same, from the same address
+            self.ask(f"Bearer {self.token}")  # the correct token is still accepted from the same address
             self.ask(basic(self.token))
             self.assertIsNotNone(self.log_in(peer=ELSEWHERE))
             self.clock.sleep(CLOSED_S)
 
-    def test_a_line_of_the_log_a_minute_without_the_token(self):
+    def test_wrong_tokens_are_logged_once_per_minute(self):
         logging.getLogger("pigeonpost.web.access").setLevel(logging.NOTSET)
         with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
             for _ in range(100):
                 self.assertRaises(HTTPError, lambda: self.ask(f"Bearer {WRONG}"))
         self.assertEqual(logged.output, [f"WARNING:pigeonpost.web.access:{ELSEWHERE}: wrong key or API token"])
 
-    def test_login_at_a_proxy_before_us_leaves_a_session_as_it_is(self):
-        """nginx passes the login of its auth_basic on, with each request of the browser."""
+    def test_login_at_a_proxy_does_not_affect_a_session(self):
+        """nginx passes on the login of its auth_basic with each request of the browser."""
         session = self.log_in(peer=ELSEWHERE)
         for _ in range(MOST + 1):
             visitor = self.ask(basic("password at the proxy"), cookie=self.cookie(session), **BROWSER)
             self.assertEqual((visitor.name, visitor.csrf), ("admin", session.csrf))
             self.refused(401, "log-in", lambda: self.ask(basic("password at the proxy"), **BROWSER))
-        # What has the shape of a token is an attempt, whoever shows it.
+        # A text with the format of a token counts as an attempt, even if it is sent by a browser.
         self.refused(401, "key", lambda: self.ask(basic(WRONG), cookie=self.cookie(session), **BROWSER))
 
-    def test_look_whether_a_stream_goes_on_is_no_attempt(self):
+    def test_check_of_a_stream_is_not_an_attempt(self):
         for _ in range(MOST + 1):
-            self.assertIsNone(self.door.find(self.request(ELSEWHERE, authorization=f"Bearer {WRONG}")))
+            self.assertIsNone(self.access.find(self.request(ELSEWHERE, authorization=f"Bearer {WRONG}")))
         self.refused(401, "key", self.ask, f"Bearer {WRONG}")
 
 
-class AtTheServer(unittest.TestCase):
-    """The same through the web server and its routes."""
+class TokensAtTheServer(unittest.TestCase):
+    """API tokens through the running web server and its routes."""
 
     READ = (
         "/", "/nodes/basement", "/nodes/basement/temperature.csv", "/nodes/basement/temperature.json", "/log",
@@ -224,7 +224,7 @@ class AtTheServer(unittest.TestCase):
     def bearer(self, house, role="viewer"):
         return {"Authorization": f"Bearer {house.api_tokens.make(role, role)}"}
 
-    def test_viewer_reads_everything_and_changes_nothing(self):
+    def test_viewer_token_reads_everything_and_changes_nothing(self):
         for password in (PASSWORD, None):
             house = self.make(password)
             token = house.api_tokens.make("grafana")
@@ -239,7 +239,7 @@ class AtTheServer(unittest.TestCase):
                     self.assertNotIn("set-cookie", headers)
             self.assertEqual((house.app.links[0].asked, house.stopped), ([], []))
 
-    def test_every_route_that_changes_something_takes_an_operators_token(self):
+    def test_every_change_needs_an_operator_token(self):
         house = self.make()
         routes = [route for _, by_method in house.web.routes.pages for route in by_method.values()]
         changes = [route for route in routes if route.method == "POST" and route.role]
@@ -251,7 +251,7 @@ class AtTheServer(unittest.TestCase):
                 kind = {"Content-Type": "application/json"}
                 status, _, answer = house.request("POST", path, {**bearer, **kind}, b"{}")
                 self.assertEqual(status, 403, path)
-                self.assertIn(b"this takes the role operator", answer)
+                self.assertIn(b"this action needs the role operator", answer)
         self.assertEqual((house.app.links[0].asked, house.stopped), ([], []))
 
     def test_operator_turns_a_node_off_without_csrf_and_type(self):
@@ -262,7 +262,7 @@ class AtTheServer(unittest.TestCase):
         self.assertEqual(house.request("POST", "/nodes/basement/status", bearer)[0], 303)
         self.assertEqual(house.app.links[0].asked, [("SEND", False), ("CHECK",)])
 
-    def test_writer_brings_samples_of_nodes_that_have_no_token(self):
+    def test_writer_token_pushes_samples_of_nodes_without_a_token(self):
         house = WebHouse(self, PASSWORD, transports=[PushServerTransport])
         house.tokens.make("attic")
         tokens = {role: house.api_tokens.make(role, role) for role in ("viewer", "writer", "operator")}
@@ -295,8 +295,8 @@ class AtTheServer(unittest.TestCase):
         self.assertEqual(len(house.store.points("shed", 0, 1 << 60, 100)), 3)
         self.assertEqual(len(house.store.points("attic", 0, 1 << 60, 100)), 0)
 
-    def test_foreign_name_is_no_hindrance_for_a_token(self):
-        """Prometheus calls a container by its service's name; a health check by its address."""
+    def test_token_is_accepted_with_a_foreign_host_name(self):
+        """Prometheus uses the service name of a container, and a health check uses its address."""
         house = self.make()
         for host in ("pigeonpost:8080", "evil.example"):
             foreign = {"Host": host}
@@ -309,7 +309,7 @@ class AtTheServer(unittest.TestCase):
             login = house.request("POST", "/login", {"Authorization": "Basic eDp5", **foreign}, b"user=admin")
             self.assertEqual(login[0], 421)
 
-    def test_wrong_basic_is_an_answer_and_never_a_fault(self):
+    def test_invalid_basic_credentials_are_401(self):
         house = self.make()
         for said in ("Basic", "Basic =", "Basic a", "Basic ****", "Basic YQ==", "Basic Og==", "Basic \xff",
                      "Basic " + "A" * 7900, "Basic " + "YTpi" * 1900, "Basic YTpi, Bearer x"):  # fmt: skip
@@ -339,7 +339,7 @@ class AtTheServer(unittest.TestCase):
             house.api_tokens.revoke("viewer")
             self.assertIn(b"retry:", read_all(sock))
 
-    def test_last_use_is_kept(self):
+    def test_last_use_of_a_token_is_recorded(self):
         house = self.make()
         house.request("GET", "/metrics", self.bearer(house))
         wait_until(lambda: house.api_tokens.all()[0].used_ms, "the use is known")

@@ -1,4 +1,4 @@
-"""Which connection is cut off at a limit: silent ones do not keep browsers out, nor nodes that push."""
+"""Tests of the choice of closed connections: silent clients lock out neither browsers nor nodes that push."""
 
 import socket
 import unittest
@@ -26,7 +26,7 @@ class FakeConnection:
             return False
 
 
-class Choice(unittest.TestCase):
+class ClosedConnection(unittest.TestCase):
     def setUp(self):
         self.connections = Connections(Limits(open=3))
 
@@ -41,28 +41,28 @@ class Choice(unittest.TestCase):
         self.enter("192.0.2.99", 100.0)
         return [connection.is_cut() for connection in connections]
 
-    def test_of_many_addresses_the_one_that_waits_for_longest(self):
+    def test_longest_waiting_connection_is_closed(self):
         found = [self.enter(f"192.0.2.{n}", since) for n, since in enumerate((5.0, 3.0, 4.0))]
         self.assertEqual(self.cut_by_one_more(*found), [False, True, False])
 
-    def test_of_the_address_with_most_connections(self):
+    def test_connection_of_the_address_with_most_connections_is_closed(self):
         found = [
             self.enter(host, since) for host, since in (("192.0.2.1", 1.0), ("192.0.2.2", 3.0), ("192.0.2.2", 2.0))
         ]
         self.assertEqual(self.cut_by_one_more(*found), [False, False, True])
 
-    def test_not_one_whose_body_is_that_of_somebody_who_has_proven_who_they_are(self):
+    def test_authenticated_connection_is_not_closed(self):
         pushing = self.enter("192.0.2.1", 1.0, True)
         silent = [self.enter(f"192.0.2.{n}", float(n)) for n in (2, 3)]
         self.assertEqual(self.cut_by_one_more(pushing, *silent), [False, True, False])
 
-    def test_one_such_where_there_are_only_such(self):
+    def test_authenticated_connection_is_closed_if_all_are_authenticated(self):
         found = [self.enter("192.0.2.1", since, True) for since in (2.0, 1.0, 3.0)]
         self.assertEqual(self.cut_by_one_more(*found), [False, True, False])
 
 
-class Crowded(unittest.TestCase):
-    """The real server, all its connections taken by silent clients of many addresses, which come again and again."""
+class CrowdedServer(unittest.TestCase):
+    """A running server whose connections are all occupied by silent clients of many addresses, which reconnect."""
 
     def setUp(self):
         self.house = WebHouse(self, limits=PATIENT._replace(open=OPEN), transports=[PushServerTransport])
@@ -84,14 +84,14 @@ class Crowded(unittest.TestCase):
             f"Authorization: Bearer {self.token}\r\n\r\n"
         ).encode()
 
-    def test_a_browser_and_a_pushing_node_are_answered(self):
+    def test_browser_and_pushing_node_are_served(self):
         for said in (b"", b"GET / HTTP/1.1\r\nHost: x\r\nX: "):
             self.crowd(said)
             self.assertEqual(self.house.request("GET", "/", html=True)[0], 200)
             headers = {"Authorization": f"Bearer {self.token}"}
             self.assertEqual(self.house.request("POST", "/api/v1/samples", headers, body(1, 3))[0], 200)
 
-    def test_a_node_that_pushes_slowly_is_not_cut_off(self):
+    def test_slowly_pushing_node_is_not_closed(self):
         data = body(1, 30)
         with socket.create_connection(self.house.address, LIMIT_S) as sock:
             sock.sendall(self.head(len(data)) + data[:100])

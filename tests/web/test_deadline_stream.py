@@ -1,4 +1,4 @@
-"""Deadlines of reads and writes on a socket, and whole heads read through it."""
+"""Tests of the deadlines of reads and writes on a socket, and of reading complete heads."""
 
 import io
 import socket
@@ -24,7 +24,7 @@ class StreamCase(unittest.TestCase):
         self.reader = RequestReader(self.stream)
 
     def trickle(self, data, step_s=0.01):
-        """Send a byte now and then, from a thread, until all is sent or the test has ended."""
+        """Send single bytes from a thread until everything is sent or the test has ended."""
         done = threading.Event()
 
         def send():
@@ -40,7 +40,7 @@ class StreamCase(unittest.TestCase):
 
 
 class Deadlines(StreamCase):
-    def test_bytes_that_come_now_and_then_do_not_move_it(self):
+    def test_slow_bytes_do_not_extend_the_read_deadline(self):
         self.trickle(b"x" * 1000)
         began_s = time.monotonic()
         self.stream.allow(0.1)
@@ -48,15 +48,15 @@ class Deadlines(StreamCase):
             self.reader.read(1000)
         self.assertGreater(time.monotonic() - began_s, 0.09)
 
-    def test_a_read_after_it_takes_nothing(self):
+    def test_read_after_the_deadline_consumes_nothing(self):
         self.client.sendall(b"late")
         self.stream.allow(-1.0)
         self.assertRaises(TimeoutError, self.reader.read, 4)
         self.stream.allow(LIMIT_S)
         self.assertEqual(self.reader.read(4), b"late")
 
-    def test_one_for_a_write_of_many_pieces(self):
-        """A client that reads a little now and then does not move it either."""
+    def test_slow_reader_does_not_extend_the_write_deadline(self):
+        """A client that reads slowly does not extend the deadline."""
         writer = io.BufferedWriter(self.stream, 4096)
         done = threading.Event()
 
@@ -68,13 +68,13 @@ class Deadlines(StreamCase):
         thread.start()
         self.addCleanup(thread.join, LIMIT_S)
         self.addCleanup(done.set)
-        self.addCleanup(self.stream.sock.shutdown, socket.SHUT_WR)  # else it may wait for more
+        self.addCleanup(self.stream.sock.shutdown, socket.SHUT_WR)  # otherwise the thread may wait for more
         self.stream.allow(0.1)
         with self.assertRaises(TimeoutError):
             writer.write(bytes(64 << 20))
         writer.detach()
 
-    def test_closing_it_leaves_the_socket_open(self):
+    def test_closing_the_stream_leaves_the_socket_open(self):
         self.reader.close()
         self.client.sendall(b"x")
         self.assertEqual(self.stream.sock.recv(1), b"x")
@@ -86,22 +86,22 @@ class Heads(StreamCase):
             self.reader.readline(65537)
         self.assertEqual((caught.exception.status, caught.exception.closes), (status, True))
 
-    def test_a_line_is_the_whole_head_and_no_more(self):
+    def test_readline_returns_exactly_the_complete_head(self):
         self.client.sendall(HEAD + b"body")
         self.assertEqual(self.reader.readline(65537), HEAD)
         self.assertEqual((self.reader.ahead, self.reader.read(4)), (4, b"body"))
 
-    def test_pipelined_heads(self):
+    def test_pipelined_heads_are_returned_one_by_one(self):
         self.client.sendall(HEAD * 3 + HEAD[:-1])
         self.assertEqual([self.reader.readline() for _ in range(3)], [HEAD] * 3)
         self.client.sendall(HEAD[-1:])
         self.assertEqual((self.reader.readline(), self.reader.ahead), (HEAD, 0))
 
-    def test_byte_by_byte(self):
+    def test_head_received_byte_by_byte_is_returned(self):
         self.trickle(HEAD, 0.0)
         self.assertEqual(self.reader.readline(), HEAD)
 
-    def test_a_long_head_whose_body_comes_with_it(self):
+    def test_long_head_is_separated_from_its_body(self):
         head = HEAD[:-2] + b"X: " + b"x" * (HEAD_BYTES - len(HEAD) - 5) + b"\r\n\r\n"
         body = bytes(range(256)) * 256
         thread = threading.Thread(target=self.client.sendall, args=(head + body,), daemon=True)
@@ -110,28 +110,28 @@ class Heads(StreamCase):
         self.assertEqual(self.reader.read(len(body)), body)
         thread.join(LIMIT_S)
 
-    def test_silence_is_no_request(self):
+    def test_silence_returns_an_empty_head(self):
         self.stream.allow(0.02)
         self.assertEqual(self.reader.readline(), b"")
 
-    def test_an_end_before_or_within_a_head_is_no_request(self):
+    def test_end_within_a_head_returns_an_empty_head(self):
         self.client.sendall(HEAD[:9])
         self.client.shutdown(socket.SHUT_WR)
         self.assertEqual((self.reader.readline(), self.reader.readline()), (b"", b""))
 
-    def test_a_head_that_does_not_come_whole(self):
+    def test_incomplete_head_is_408(self):
         self.client.sendall(HEAD[:9])
-        self.reader.peek(1)  # that has come in time, however slow the machine is
+        self.reader.peek(1)  # ensures that the first part has arrived in time, even on a slow machine
         self.stream.allow(0.05)
         self.refused(408)
 
-    def test_what_is_wrong_is_refused_as_soon_as_it_has_come(self):
+    def test_invalid_head_is_refused_immediately(self):
         for data in (b"GET /\rx", b"GET /\n", b"GET / HTTP/1.1\r\nHost: a\rb"):
             self.setUp()
             self.client.sendall(data)
             self.refused(400)
 
-    def test_a_line_without_end_is_not_waited_for(self):
+    def test_endless_line_is_refused_at_the_limit(self):
         for first, status in ((b"G" * HEAD_BYTES, 400), (b"GET /".ljust(HEAD_BYTES, b"x"), 414)):
             self.setUp()
             self.client.sendall(first)

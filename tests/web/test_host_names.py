@@ -1,4 +1,4 @@
-"""The names by which the server is asked: its own ones, what is said of others, whose pages may change something."""
+"""Tests of the names of the server: known names, the message for unknown names, and the origin of changes."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ PROXY = "127.0.0.1"
 UUID = "1a2b3c4d5e6f708192a3b4c5d6e7f809"
 
 
-def request_of(peer="127.0.0.1", version="1.1", proxy="", asked_host="", **headers):
-    """A request as the web server hands it on; `_` in a header's name stands for `-`, None leaves it out."""
+def request_of(peer="127.0.0.1", version="1.1", proxy="", forwarded_host="", **headers):
+    """Return a request as the web server passes it on. `_` in a header name means `-`; None omits the header."""
     told = {"host": "localhost:8080", **{name.lower().replace("_", "-"): said for name, said in headers.items()}}
     request = Request("GET", "/", version, {name: said for name, said in told.items() if said is not None})
-    request.peer, request.proxy, request.asked_host = peer, proxy, asked_host
+    request.peer, request.proxy, request.forwarded_host = peer, proxy, forwarded_host
     return request
 
 
@@ -45,7 +45,7 @@ class HostNamesCase(unittest.TestCase):
 
 
 class OwnNames(HostNamesCase):
-    """A hostile page's own name may lead here (DNS rebinding): only names of ours are answered."""
+    """The name of a hostile page may resolve to this server (DNS rebinding), so unknown names are refused."""
 
     def assert_known(self, names, *hosts):
         for host in hosts:
@@ -64,7 +64,7 @@ class OwnNames(HostNamesCase):
             "0.0.0.0", "page.example.org:99999", "page.example.ORG.", None,  # None: HTTP/1.0, so no browser
         )  # fmt: skip
 
-    def test_the_names_that_networks_give_this_machine_are_known(self):
+    def test_names_of_this_machine_in_local_networks_are_known(self):
         self.assert_known(
             self.make(),
             "raspberrypi", "raspberrypi:8080", "RaspberryPi.local", "raspberrypi.local.", "raspberrypi.lan:80",
@@ -73,14 +73,14 @@ class OwnNames(HostNamesCase):
         )  # fmt: skip
         self.assert_known(self.make(host="pi.example.org"), "pi.example.org", "pi", "pi.lan")
 
-    def test_a_local_ending_with_another_name_is_unknown(self):
+    def test_foreign_name_in_a_local_domain_is_unknown(self):
         self.assert_unknown(
             self.make(),
             "other.lan", "fritz.box", "lan", "evil.raspberrypi.lan", "raspberrypi.evil.lan", "raspberrypi.lan.evil.org",
             "raspberrypi.example.org", "raspberrypi.box", "raspberrypi.arpa", "raspberrypilan",
         )  # fmt: skip
 
-    def test_other_names_and_malformed_ones_are_unknown(self):
+    def test_foreign_and_malformed_names_are_unknown(self):
         self.assert_unknown(
             self.make(),
             "evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "evil-localhost",
@@ -92,7 +92,7 @@ class OwnNames(HostNamesCase):
             "local", "localhost..", "\u0131localhost", "x" * 300, "[" + ":" * 45 + "]", "127.0.0.1\t", "example.org",
         )  # fmt: skip
 
-    def test_a_balena_device_is_known_by_its_uuid_and_its_name(self):
+    def test_balena_device_is_known_by_uuid_and_name(self):
         environment = {"BALENA_DEVICE_UUID": UUID, "BALENA_DEVICE_NAME_AT_INIT": "quiet-river"}
         self.assert_known(
             self.make(host="3f2a1b4c5d6e", environment=environment),
@@ -102,80 +102,80 @@ class OwnNames(HostNamesCase):
             names = self.make(environment={"BALENA_DEVICE_UUID": uuid})
             self.assert_unknown(names, f"{UUID[:7]}.local", f"{uuid}.balena-devices.com", f"{uuid[:7]}.local")
 
-    def test_a_name_may_be_written_as_an_address(self):
-        """People copy what the browser shows."""
+    def test_name_may_be_written_as_an_address(self):
+        """Users copy the address from the browser."""
         for written in ("https://sensors.example.org:8443/", "sensors.example.org:8443", "SENSORS.example.org."):
             self.assert_known(self.make(written), "sensors.example.org", "sensors.example.org:8443")
 
 
 class UnknownName(HostNamesCase):
-    """The answer to an unknown name has the file, the table, the key and the line to write."""
+    """The response to an unknown name contains the file, the table, the key and the line to write."""
 
     def told(self, names, host="sensors.example.org:8443", **more):
         return self.refused(421, "name", names.check_host, request_of(host=host, **more))
 
-    def test_the_line_to_write_into_the_file_that_was_read(self):
+    def test_response_contains_the_line_for_the_settings_file(self):
         text = self.told(self.make(file="/etc/pigeonpost/server.toml"))
         self.assertEqual(
             text,
-            "This server does not go by the name sensors.example.org.\n"
-            "If it is yours, write into /etc/pigeonpost/server.toml, table [web], and restart the server:\n"
+            "sensors.example.org is not a name of this server.\n"
+            "If it is yours, add it to /etc/pigeonpost/server.toml, table [web], and restart the server:\n"
             '    names = ["sensors.example.org"]',
         )
 
-    def test_a_name_to_add_to_others(self):
-        """The names that are set are not shown to a client that knows none of them."""
+    def test_response_does_not_contain_the_other_names(self):
+        """The configured names are not shown to a client that uses an unknown name."""
         text = self.told(self.make("house.example.org", file="/etc/pigeonpost/server.toml"))
-        self.assertIn("add it to the names in /etc/pigeonpost/server.toml, table [web]", text)
+        self.assertIn("add it to /etc/pigeonpost/server.toml, table [web]", text)
         self.assertIn('names = [..., "sensors.example.org"]', text)
         self.assertNotIn("house.example.org", text)
 
-    def test_the_folder_of_the_file_is_in_the_log_alone(self):
+    def test_folder_of_the_file_is_in_the_log_only(self):
         names = self.make(file="/home/ann/pi/server.toml")
         logger = "pigeonpost.web.host_names"
         logging.getLogger(logger).setLevel(logging.NOTSET)
         with self.assertLogs(logger, "WARNING") as logged:
             text = self.told(names)
-            self.told(names)  # in the same minute
+            self.told(names)  # a second time in the same minute
         self.assertIn("server.toml, the server's settings file, table [web]", text)
         self.assertNotIn("/home/ann", text)
         self.assertEqual(len(logged.output), 1)
         self.assertIn('[web] names = ["sensors.example.org"] in /home/ann/pi/server.toml', logged.output[0])
 
-    def test_without_a_file_the_variable_too(self):
+    def test_response_without_a_file_contains_the_variable(self):
         text = self.told(self.make())
         self.assertIn('names = ["sensors.example.org"]', text)
         self.assertIn("    PIGEONPOST_WEB_NAMES=sensors.example.org", text)
 
-    def test_a_variable_that_is_set_overrides_the_file(self):
+    def test_response_contains_the_variable_if_it_is_set(self):
         text = self.told(self.make("a.org", file="/etc/pigeonpost/server.toml", variable="PIGEONPOST_WEB_NAMES"))
         self.assertIn("    PIGEONPOST_WEB_NAMES=...,sensors.example.org", text)
         self.assertNotIn("server.toml", text)
 
-    def test_a_name_that_nobody_can_have_is_not_repeated(self):
+    def test_unregistrable_name_is_not_repeated(self):
         for host in ("evil.example", "evil.example:8080", "www.evil.invalid.", "evil.EXAMPLE"):
             text = self.told(self.make(), host)
             self.assertNotIn("evil", text)
             self.assertLess(len(text), 300)
 
-    def test_only_a_plain_name_is_repeated(self):
+    def test_unusual_characters_are_not_repeated(self):
         for host in (
             "<script>", "evil example", "a" * 101 + ".org", "x\x1b[31m", "evil..org'", "-evil.org", "e_v.org", "[::g]",
             "evil.org/<b>", "user@evil.org", "evil.org:999999",
         ):  # fmt: skip
             text = self.told(self.make(), host)
-            self.assertIn("does not go by that name", text)
+            self.assertIn("That is not a name of this server.", text)
             self.assertNotIn(host, text)
 
-    def test_through_a_proxy_the_line_of_the_proxy_too(self):
-        """nginx with an `upstream` block names that."""
+    def test_response_through_a_proxy_contains_the_proxy_setting(self):
+        """nginx with an `upstream` block sends the name of the block."""
         self.assertNotIn("proxy_set_header", self.told(self.make()))
         for more in ({"version": "1.0"}, {"x_forwarded_for": "192.168.1.7"}):
             self.assertIn("proxy_set_header Host $http_host;", self.told(self.make(), "backend", **more))
 
 
 class Origins(HostNamesCase):
-    """Another site's page may change nothing. Which page asks is what the browser says of itself."""
+    """Pages of other sites cannot change anything. The browser reports the page that makes the request."""
 
     def setUp(self):
         super().setUp()
@@ -185,7 +185,7 @@ class Origins(HostNamesCase):
         with self.subTest(request):
             self.names.check_origin(request_of(**request))
 
-    def test_pages_of_our_own_are_allowed(self):
+    def test_own_pages_are_allowed(self):
         for headers in (
             {}, {"origin": "http://localhost:8080"}, {"origin": "https://LOCALHOST:8080"},
             {"sec_fetch_site": "same-origin"}, {"sec_fetch_site": "same-origin", "origin": "null"},
@@ -193,7 +193,7 @@ class Origins(HostNamesCase):
         ):  # fmt: skip
             self.allowed(**headers)
 
-    def test_pages_of_others_are_not(self):
+    def test_pages_of_other_sites_are_refused(self):
         for headers in (
             {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": ""}, {"origin": "http://localhost"},
             {"origin": "http://localhost:8081"}, {"origin": "http://localhost:8080.evil.example"},
@@ -206,21 +206,21 @@ class Origins(HostNamesCase):
             with self.subTest(headers):
                 self.refused(403, "cross-site", self.names.check_origin, request_of(**headers))
 
-    def test_the_browsers_own_word_is_enough_where_a_proxy_replaces_host(self):
-        """nginx without a line passes its upstream's name, `Host $host` loses the port."""
+    def test_sec_fetch_site_is_sufficient_if_a_proxy_replaces_host(self):
+        """nginx without `proxy_set_header` sends the name of its upstream, and `Host $host` omits the port."""
         origin = "https://sensors.example.org:8443"
         for host in ("127.0.0.1:8080", "sensors.example.org"):
             self.allowed(host=host, origin=origin, sec_fetch_site="same-origin", version="1.0", proxy=PROXY)
 
-    def test_an_old_browser_behind_a_proxy_that_tells_its_host(self):
+    def test_old_browser_is_allowed_if_a_proxy_forwards_its_host(self):
         origin = "https://page.example.net:8443"
-        self.allowed(host="127.0.0.1:8080", origin=origin, proxy=PROXY, asked_host="page.example.net:8443")
-        for asked_host in ("", "page.example.net", "page.example.net:8444", "evil.example"):
-            request = request_of(host="127.0.0.1:8080", origin=origin, proxy=PROXY, asked_host=asked_host)
+        self.allowed(host="127.0.0.1:8080", origin=origin, proxy=PROXY, forwarded_host="page.example.net:8443")
+        for forwarded_host in ("", "page.example.net", "page.example.net:8444", "evil.example"):
+            request = request_of(host="127.0.0.1:8080", origin=origin, proxy=PROXY, forwarded_host=forwarded_host)
             self.refused(403, "cross-site", self.names.check_origin, request)
 
-    def test_an_old_browser_behind_a_proxy_that_loses_the_port(self):
-        """The name is in the settings. Without a proxy, another port is another program's page."""
+    def test_old_browser_is_allowed_if_a_proxy_omits_the_port(self):
+        """The name must be in the settings. Without a proxy, another port is the page of another program."""
         for origin in (
             "https://sensors.example.org:8443",
             "http://sensors.example.org",
@@ -237,9 +237,12 @@ class Origins(HostNamesCase):
                 request = request_of(host="sensors.example.org", origin=origin, proxy=proxy)
                 self.refused(403, "cross-site", self.names.check_origin, request)
 
-    def test_the_answer_names_the_line_of_each_proxy(self):
+    def test_response_contains_the_setting_of_each_proxy(self):
         text = self.refused(403, "cross-site", self.names.check_origin, request_of(origin="http://evil.example"))
-        for line in ("A page of another site", "    proxy_set_header Host $http_host;", "    ProxyPreserveHost On"):
+        for line in (
+            "Pages of other sites are not allowed to change anything", "    proxy_set_header Host $http_host;",
+            "    ProxyPreserveHost On",
+        ):  # fmt: skip
             self.assertIn(line, text)
         self.assertNotIn("evil", text)
         told = request_of(origin="http://evil.example", sec_fetch_site="cross-site")
@@ -247,14 +250,14 @@ class Origins(HostNamesCase):
 
 
 class ThisMachine(unittest.TestCase):
-    def test_a_client_that_a_proxy_names_is_never_this_machine(self):
+    def test_client_of_a_proxy_is_never_this_machine(self):
         self.assertTrue(is_this_machine(request_of()))
         for more in ({"proxy": PROXY}, {"version": "1.0"}, {"x_real_ip": "127.0.0.1"}, {"peer": "192.168.1.7"}):
             self.assertFalse(is_this_machine(request_of(**more)), more)
 
 
-class AtThePage(unittest.TestCase):
-    def test_a_browser_is_shown_the_line_to_write(self):
+class UnknownNamePage(unittest.TestCase):
+    def test_browser_sees_the_line_for_the_settings(self):
         logging.getLogger("pigeonpost.web.host_names").setLevel(logging.CRITICAL)
         self.addCleanup(logging.getLogger("pigeonpost.web.host_names").setLevel, logging.NOTSET)
         house = WebHouse(self, password="correct horse")
@@ -264,7 +267,7 @@ class AtThePage(unittest.TestCase):
         self.assertEqual(
             shown, ["names = [&quot;sensors.example.org&quot;]", "PIGEONPOST_WEB_NAMES=sensors.example.org"]
         )
-        style = {"Host": "sensors.example.org", "Accept": "text/css,*/*;q=0.1"}  # as browsers ask for it
+        style = {"Host": "sensors.example.org", "Accept": "text/css,*/*;q=0.1"}  # as in requests of browsers
         for path, wanted in (("/style.css", 200), ("/login", 421), ("/script.js", 421), ("/api/v1/nodes", 421)):
             self.assertEqual(house.request("GET", path, style)[0], wanted, path)
         status, _, body = house.request("GET", "/", {"Host": '"><script>alert(1)</script>'}, html=True)

@@ -1,4 +1,4 @@
-"""Connections, deadlines and limits: what one client does, no other has to wait for."""
+"""Tests of connections, deadlines and limits: no client has to wait because of another one."""
 
 import http.server
 import logging
@@ -25,7 +25,7 @@ from pigeonpost.web.listener import Listener
 from tests.support import LIMIT_S, wait_until
 from tests.web.support import exchange, next_response, parse_response, read_all
 
-# Times are longer than any wait of a test: whoever had to wait for one of them would fail.
+# The times are longer than any wait of a test, so a test that has to wait for one of them fails.
 LIMITS = Limits(
     head_s=9 * LIMIT_S, body_s=9 * LIMIT_S, idle_s=9 * LIMIT_S, send_s=9 * LIMIT_S, queue_s=9 * LIMIT_S, at_work=4,
     open=32, downloads=2,
@@ -36,7 +36,7 @@ class Tiny:
     """An application in a few lines."""
 
     def __init__(self):
-        self.gate = threading.Event()  # who asks for /wait goes on when it is set
+        self.gate = threading.Event()  # requests for /wait continue when it is set
         self.adopted = []
         self.path = ""
         self.files = []
@@ -93,7 +93,7 @@ class Tiny:
 
 
 class Handler(RequestHandler):
-    """Leaves everything to its Tiny."""
+    """Handler that delegates everything to its Tiny."""
 
     def __init__(self, app, *connection):
         self.app = app
@@ -115,7 +115,7 @@ class Handler(RequestHandler):
 
 
 class Upload:
-    """A Receiver that remembers what happened to it."""
+    """BodyConsumer that records its calls."""
 
     is_proven = True
 
@@ -173,18 +173,18 @@ class ServerCase(unittest.TestCase):
         return sock
 
     def ask(self, path="/", *lines, method="GET", body=b"", close=True):
-        """A whole request, as bytes."""
+        """Return a complete request as bytes."""
         head = [f"{method} {path} HTTP/1.1", "Host: a", *(["Connection: close"] if close else []), *lines, "", ""]
         return "\r\n".join(head).encode() + body
 
     def get(self, path="/", *lines, **more):
-        """(status, headers, body) of one request on a connection of its own."""
+        """Send one request on a new connection, and return (status, headers, body)."""
         with socket.create_connection(self.address, LIMIT_S) as sock:
             data = exchange(sock, self.ask(path, *lines, **more), ends=False)
         return parse_response(data, is_head=more.get("method") == "HEAD")
 
     def statuses(self, data, heads=False):
-        """The statuses of all answers in `data`."""
+        """Return the statuses of all responses in `data`."""
         found = []
         while data:
             status, _, _, data = next_response(data, heads)
@@ -192,12 +192,12 @@ class ServerCase(unittest.TestCase):
         return found
 
     def is_served(self):
-        """An honest client has its answer, within LIMIT_S."""
+        """Check that an honest client gets its response within LIMIT_S."""
         self.assertEqual(self.get("/honest")[::2], (200, b"/honest"))
 
 
-class OneAfterTheOther(ServerCase):
-    def test_a_request(self):
+class KeepAlive(ServerCase):
+    def test_request_gets_a_response(self):
         status, headers, body = self.get("/hello")
         self.assertEqual((status, body), (200, b"/hello"))
         self.assertEqual((headers["content-length"], headers["connection"]), ("6", "close"))
@@ -206,7 +206,7 @@ class OneAfterTheOther(ServerCase):
         wait_until(lambda: self.counts["open"] == 0, "the connection is counted out")
         self.assertEqual(self.counts["answers"], {200: 1})
 
-    def test_keep_alive(self):
+    def test_connection_is_kept_alive(self):
         sock = self.connect()
         for number in range(20):
             sock.sendall(self.ask(f"/{number}", close=False))
@@ -218,7 +218,7 @@ class OneAfterTheOther(ServerCase):
         self.assertEqual(next_response(read_all(sock))[1]["connection"], "close")
 
     def read_one(self, sock):
-        """Read until one answer is whole."""
+        """Read until one response is complete."""
         data = b""
         while True:
             data += sock.recv(1 << 16)
@@ -229,7 +229,7 @@ class OneAfterTheOther(ServerCase):
                     continue
                 return data
 
-    def test_http_1_0_closes_unless_asked(self):
+    def test_http_1_0_closes_by_default(self):
         sock = self.connect(b"GET /a HTTP/1.0\r\n\r\n")
         self.assertEqual(parse_response(read_all(sock))[1]["connection"], "close")
         sock = self.connect(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
@@ -237,7 +237,7 @@ class OneAfterTheOther(ServerCase):
         sock.sendall(b"GET /b HTTP/1.0\r\n\r\n")
         self.assertEqual(parse_response(read_all(sock))[2], b"/b")
 
-    def test_pipelined(self):
+    def test_pipelined_requests_are_answered_in_order(self):
         data = b"".join(self.ask(f"/{number}", close=False) for number in range(50)) + self.ask("/last")
         sock = self.connect(data)
         answers = read_all(sock)
@@ -247,7 +247,7 @@ class OneAfterTheOther(ServerCase):
             bodies.append(body)
         self.assertEqual(bodies, [b"/%d" % number for number in range(50)] + [b"/last"])
 
-    def test_pipelined_posts_byte_by_byte(self):
+    def test_pipelined_posts_received_byte_by_byte_are_answered(self):
         one = self.ask("/p", "Content-Length: 5", method="POST", body=b"12\r\n5", close=False)
         sock = self.connect()
         for at in range(len(data := one + one + self.ask("/last"))):
@@ -255,8 +255,8 @@ class OneAfterTheOther(ServerCase):
         self.assertEqual(self.statuses(read_all(sock)), [200, 200, 200])
         self.assertEqual([body for _, _, body, _ in self.app.seen], [b"12\r\n5", b"12\r\n5", b""])
 
-    def test_what_follows_a_refusal_is_not_answered(self):
-        """It could be the body of what was refused, written to look like a request."""
+    def test_bytes_after_a_refused_request_are_not_a_request(self):
+        """The bytes could be the body of the refused request that looks like a request (request smuggling)."""
         for first in (
             self.ask("/p", method="POST", close=False), b"BAD\r\n\r\n",
             self.ask("/p", "Transfer-Encoding: chunked", method="POST", close=False),
@@ -271,7 +271,7 @@ class OneAfterTheOther(ServerCase):
                 self.assertEqual(headers["connection"], "close")
                 self.assertNotIn("/smuggled", [path for _, path, _, _ in self.app.seen])
 
-    def test_what_follows_a_refusal_of_the_application_is(self):
+    def test_request_after_an_application_error_is_answered(self):
         sock = self.connect(self.ask("/refused", close=False) + self.ask("/next"))
         self.assertEqual(self.statuses(read_all(sock)), [403, 200])
 
@@ -282,7 +282,7 @@ class OneAfterTheOther(ServerCase):
         self.assertEqual((status, headers["content-length"], body), (200, "6", b""))
         self.assertEqual(parse_response(rest)[2], b"/hello")
 
-    def test_a_client_that_goes_in_the_middle_leaves_nothing(self):
+    def test_aborted_connections_are_counted_out(self):
         for data in (b"", b"GET", self.ask("/p", "Content-Length: 50", method="POST", body=b"half")):
             sock = self.connect(data)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -290,21 +290,21 @@ class OneAfterTheOther(ServerCase):
         self.is_served()
         wait_until(lambda: self.counts["open"] == 0, "all are counted out")
 
-    def test_a_client_that_has_said_all_is_answered_all_the_same(self):
+    def test_half_closed_connection_gets_its_response(self):
         """nc closes its half at the end of its input."""
         sock = self.connect()
         self.assertEqual(parse_response(exchange(sock, self.ask("/a", close=False), ends=True))[2], b"/a")
 
 
 class Responses(ServerCase):
-    """What BaseHTTPRequestHandler writes, and what is written otherwise."""
+    """Responses, including the differences to BaseHTTPRequestHandler."""
 
-    def test_server_and_handler_are_the_librarys(self):
+    def test_server_and_handler_are_based_on_http_server(self):
         self.assertIsInstance(self.listener, http.server.ThreadingHTTPServer)
         self.assertTrue(issubclass(RequestHandler, http.server.BaseHTTPRequestHandler))
         self.assertTrue(self.listener.daemon_threads)
 
-    def test_head_of_a_response(self):
+    def test_response_head_has_the_expected_headers(self):
         data = exchange(self.connect(), self.ask("/hello"), ends=False)
         first, *lines = data.partition(b"\r\n\r\n")[0].decode().split("\r\n")
         self.assertEqual(first, "HTTP/1.1 200 OK")
@@ -315,7 +315,7 @@ class Responses(ServerCase):
         self.assertEqual(found["Content-Type"], "text/plain; charset=utf-8")
         self.assertEqual({name: found[name] for name in SAFE_HEADERS}, SAFE_HEADERS)
 
-    def test_headers_of_the_response_itself(self):
+    def test_headers_of_the_application_are_sent(self):
         data = exchange(self.connect(), self.ask("/elsewhere"), ends=False)
         self.assertTrue(data.startswith(b"HTTP/1.1 303 See Other\r\nDate: "))
         self.assertIn(b"\r\nLocation: /login\r\n", data)
@@ -329,14 +329,14 @@ class Responses(ServerCase):
         self.assertTrue(data.endswith(b"/next"))
 
     def test_head_and_body_leave_in_one_write(self):
-        """Two writes are two packets: the client wakes up twice, and a delayed ACK can hold the second back."""
+        """Two writes would be two packets: the client wakes up twice, and a delayed ACK can delay the second one."""
         writes = []
         write = DeadlineStream.write
         with mock.patch.object(DeadlineStream, "write", lambda *args: writes.append(write(*args)) or writes[-1]):
             data = exchange(self.connect(), self.ask("/p", "Content-Length: 1000", method="POST", body=b"x" * 1000))
         self.assertEqual(writes, [len(data)])
 
-    def test_methods_without_a_do_are_answered_by_the_library_with_our_page(self):
+    def test_unknown_methods_get_our_error_page(self):
         for line in (b"BREW / HTTP/1.1", b"OTHER / HTTP/1.1", b"HTTP/1.1 / HTTP/1.1", b"get / HTTP/1.1"):
             sock = self.connect(line.replace(b"HTTP/1.1 /", b"X /") + b"\r\nHost: a\r\n\r\n" + self.ask("/smuggled"))
             status, headers, body = parse_response(read_all(sock))
@@ -344,7 +344,7 @@ class Responses(ServerCase):
             self.assertNotIn("server", headers)
         self.assertEqual(self.app.seen, [])
 
-    def test_a_client_that_goes_while_it_is_answered_is_no_internal_error(self):
+    def test_client_that_disconnects_is_not_an_internal_error(self):
         logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
         before = set(threading.enumerate())
         with self.assertNoLogs("pigeonpost.web.http_server", "INFO"):
@@ -357,22 +357,22 @@ class Responses(ServerCase):
 
 
 class Bodies(ServerCase):
-    def test_a_body(self):
+    def test_body_is_received(self):
         status, _, body = self.get("/p", "Content-Length: 1000", method="POST", body=b"x" * 1000)
         self.assertEqual((status, body), (200, b"x" * 1000))
 
-    def test_the_application_says_how_long_it_may_be(self):
+    def test_application_limits_the_body_length(self):
         status, headers, _body = self.get("/p", "Content-Length: 1001", method="POST", body=b"x" * 1001)
         self.assertEqual((status, headers["connection"]), (413, "close"))
         self.assertEqual(self.app.seen, [])
 
-    def test_100_continue(self):
+    def test_expect_100_continue_is_answered(self):
         head = self.ask("/p", "Content-Length: 5", "Expect: 100-Continue", method="POST")
         sock = self.connect(head)
         self.assertEqual(sock.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
         self.assertEqual(parse_response(exchange(sock, b"12345", ends=False))[2], b"12345")
 
-    def test_no_100_where_the_body_is_there_or_not_wanted(self):
+    def test_no_100_continue_if_the_body_is_present_or_refused(self):
         for lines, body, status in (
             (("Content-Length: 5",), b"12345", 200), (("Content-Length: 0",), b"", 200),
             (("Content-Length: 1001",), b"", 413), (("Transfer-Encoding: chunked",), b"", 501),
@@ -380,33 +380,32 @@ class Bodies(ServerCase):
             found = self.get("/p", "Expect: 100-continue", *lines, method="POST", body=body)
             self.assertEqual(found[0], status)
 
-    def test_another_expectation(self):
+    def test_unknown_expectation_is_417(self):
         self.assertEqual(self.get("/p", "Expect: 200-ok", "Content-Length: 0", method="POST")[0], 417)
 
-    def test_http_1_0_knows_no_100(self):
+    def test_http_1_0_gets_no_100_continue(self):
         sock = self.connect(b"POST /p HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         self.assertEqual(parse_response(exchange(sock, b"12345", ends=False))[0], 200)
 
-    def test_a_refusal_is_read_though_the_client_still_sends(self):
-        """Closing with unread bytes would reset the connection, and the answer with it."""
+    def test_refusal_arrives_while_the_client_still_sends(self):
+        """Closing with unread bytes would reset the connection and lose the response."""
         body = bytes(700_000)
         status, _, text = self.get("/p", f"Content-Length: {len(body)}", method="POST", body=body)
-        self.assertEqual((status, text), (413, b"The body has at most 1000 bytes.\n"))
+        self.assertEqual((status, text), (413, b"The body may have at most 1000 bytes.\n"))
 
 
 class Deadlines(ServerCase):
     limits = LIMITS._replace(head_s=0.05, body_s=0.05, idle_s=0.05)
 
     def patiently(self, attempt):
-        """What `attempt` reads. On a busy machine its first byte may come too late: then nothing is said, and it is
-        tried again."""
+        """Return the result of `attempt`. Try again if it is empty: on a busy machine, a byte may arrive too late."""
         began_s = []
         data = wait_until(lambda: began_s.append(time.monotonic()) or attempt(), "an answer")
         self.assertGreater(time.monotonic() - began_s[-1], 0.045)
         return data
 
     def drip(self, first, rest):
-        """Say `first`, then a byte now and then until there is an answer; all of that."""
+        """Send `first`, then one byte at a time until there is a response. Return the response."""
         sock = self.connect(first)
         began_s, bytes_left = time.monotonic(), iter(rest)
         while not select.select([sock], [], [], 0.01)[0]:
@@ -414,55 +413,55 @@ class Deadlines(ServerCase):
             self.assertLess(time.monotonic() - began_s, LIMIT_S)
         return read_all(sock)
 
-    def test_a_slow_head(self):
+    def test_incomplete_head_is_408(self):
         data = self.patiently(lambda: read_all(self.connect(b"GET / HTTP/1.1\r\nHost: a\r\n")))
         self.assertEqual(parse_response(data)[0], 408)
 
-    def test_a_head_that_drips(self):
-        """The deadline is one for all of it: a byte now and then does not move it."""
+    def test_slow_bytes_do_not_extend_the_head_deadline(self):
+        """The deadline applies to the complete head. It does not restart with each byte."""
         request = self.ask("/", "X-Long: " + "x" * 5000)
         data = self.patiently(lambda: self.drip(request[:9], request[9:]))
         self.assertEqual(parse_response(data)[0], 408)
 
-    def test_a_body_that_drips(self):
+    def test_slow_bytes_do_not_extend_the_body_deadline(self):
         head = self.ask("/p", "Content-Length: 900", method="POST")
         data = self.patiently(lambda: self.drip(head, b"x" * 900))
         self.assertEqual(parse_response(data)[0], 408)
         self.assertEqual(self.app.seen, [])
 
-    def test_one_that_says_nothing(self):
+    def test_silent_connection_is_closed(self):
         began_s = time.monotonic()
         self.assertEqual(read_all(self.connect()), b"")
         self.assertGreater(time.monotonic() - began_s, 0.045)
 
-    def test_one_that_says_nothing_more(self):
+    def test_idle_connection_is_closed(self):
         data = self.patiently(lambda: read_all(self.connect(self.ask("/", close=False))))
         self.assertEqual(self.statuses(data), [200])
 
-    def test_a_second_head_that_is_slow(self):
+    def test_incomplete_second_head_is_408(self):
         data = self.patiently(lambda: read_all(self.connect(self.ask("/", close=False) + b"GET / HT")))
         self.assertEqual(self.statuses(data), [200, 408])
 
 
-class Unread(ServerCase):
+class UnreadResponses(ServerCase):
     limits = LIMITS._replace(send_s=0.1)
 
-    def test_one_that_does_not_read(self):
-        """Its place at work is free again after the limit of one answer."""
+    def test_client_that_does_not_read_loses_its_slot(self):
+        """Its slot is free again after the time limit of a response."""
         socks = [self.connect(self.ask("/huge")) for _ in range(self.limits.at_work)]
         wait_until(lambda: len(self.app.seen) == len(socks), "all are at work")
-        wait_until(lambda: self.counts["at_work"] == 0, "all are given up")
+        wait_until(lambda: self.counts["at_work"] == 0, "all are aborted")
         self.is_served()
 
-    def test_one_that_reads_a_little_now_and_then(self):
-        """The deadline is one for the whole response: a byte now and then does not move it."""
+    def test_slow_reading_does_not_extend_the_deadline(self):
+        """The deadline applies to the complete response. It does not restart with each byte."""
         sock = self.connect(self.ask("/huge"))
         began_s = time.monotonic()
-        wait_until(lambda: sock.recv(1) and self.app.seen and self.counts["at_work"] == 0, "it is given up")
+        wait_until(lambda: sock.recv(1) and self.app.seen and self.counts["at_work"] == 0, "it is aborted")
         self.assertLess(time.monotonic() - began_s, LIMIT_S)
         self.is_served()
 
-    def test_a_body_that_ends_too_soon(self):
+    def test_incomplete_body_is_408(self):
         sock = self.connect()
         data = exchange(sock, self.ask("/p", "Content-Length: 900", method="POST", body=b"x"), ends=True)
         self.assertEqual(parse_response(data)[0], 408)
@@ -471,7 +470,7 @@ class Unread(ServerCase):
 class Slowloris(ServerCase):
     limits = LIMITS._replace(open=48)
 
-    def test_400_half_requests_cost_nobody_else_an_answer(self):
+    def test_400_incomplete_requests_do_not_block_others(self):
         socks = []
         for number in range(400):
             sock = socket.socket()
@@ -489,8 +488,8 @@ class Slowloris(ServerCase):
             self.is_served()
         self.assertEqual(self.app.seen, [("GET", "/honest", b"", "127.0.0.1")] * 18)
 
-    def test_it_is_one_of_whoever_has_most(self):
-        """127.0.0.2 has one idle connection, the oldest of all; 127.0.0.1 has all others, and loses them."""
+    def test_connection_of_the_address_with_most_connections_is_closed(self):
+        """127.0.0.2 has one idle connection, the oldest. 127.0.0.1 has all others, and its connections are closed."""
         other = socket.create_connection(self.address, LIMIT_S, source_address=("127.0.0.2", 0))
         self.addCleanup(other.close)
         other.sendall(b"GET /other HTTP/1.1\r\n")
@@ -500,8 +499,8 @@ class Slowloris(ServerCase):
         wait_until(lambda: self.counts["cut_off"] >= self.limits.open, "some are cut off")
         self.assertEqual(parse_response(exchange(other, b"Host: a\r\nConnection: close\r\n\r\n"))[2], b"/other")
 
-    def test_when_nobody_waits_there_is_no_room(self):
-        """All that are open are being answered: one more is told to come again."""
+    def test_new_connection_is_503_if_all_are_in_progress(self):
+        """If all open connections have requests in progress, another client gets 503."""
         self.connections._limits = self.limits._replace(open=2, at_work=2, queue_s=0.02)
         for _ in range(2):
             self.connect(self.ask("/wait"))
@@ -513,8 +512,8 @@ class Slowloris(ServerCase):
         self.is_served()
 
 
-class AtWork(ServerCase):
-    def test_one_too_many_is_told_to_come_again(self):
+class RequestSlots(ServerCase):
+    def test_request_without_a_free_slot_is_503(self):
         self.connections._limits = self.limits._replace(queue_s=0.02)
         socks = [self.connect(self.ask("/wait")) for _ in range(self.limits.at_work)]
         wait_until(lambda: self.counts["at_work"] == len(socks), "all places are taken")
@@ -526,14 +525,14 @@ class AtWork(ServerCase):
         self.is_served()
         self.assertEqual(self.counts["cut_off"], 0)
 
-    def test_who_waits_for_a_place_gets_it(self):
+    def test_waiting_request_gets_a_free_slot(self):
         socks = [self.connect(self.ask("/wait")) for _ in range(self.limits.at_work + 3)]
         wait_until(lambda: len(self.app.seen) == self.limits.at_work, "all places are taken")
         self.app.gate.set()
         for sock in socks:
             self.assertEqual(parse_response(read_all(sock))[0], 200)
 
-    def test_half_requests_take_no_place(self):
+    def test_incomplete_requests_occupy_no_slot(self):
         for _ in range(3 * self.limits.at_work):
             self.connect(b"GET / HTTP/1.1\r\n")
             self.connect(self.ask("/p", "Content-Length: 9", method="POST"))
@@ -541,7 +540,7 @@ class AtWork(ServerCase):
         self.assertEqual(self.counts["at_work"], 0)
         self.is_served()
 
-    def test_those_who_do_not_read_are_cut_off_for_those_who_do(self):
+    def test_unread_responses_are_closed_for_waiting_requests(self):
         self.connections._limits = self.limits._replace(queue_s=0.2)
         with mock.patch.object(connection_limits, "_STUCK_S", 0.05):
             for _ in range(self.limits.at_work):
@@ -554,9 +553,9 @@ class AtWork(ServerCase):
         return self.get("/honest")[0] == 200
 
 
-class Faults(ServerCase):
-    def test_a_database_that_is_away(self):
-        """503 in words, one line in the log; where it is, is nobody's business."""
+class ApplicationErrors(ServerCase):
+    def test_unavailable_database_is_503(self):
+        """The response is 503 without the address of the database. The log gets one line."""
         logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
         with self.assertLogs("pigeonpost.web.http_server", "WARNING") as logged:
             sock = self.connect(self.ask("/database", close=False) + self.ask("/next"))
@@ -565,26 +564,24 @@ class Faults(ServerCase):
         self.assertNotIn(b"secret", body)
         self.assertIn("GET /database: PostgreSQL at a secret place", logged.output[0])
 
-    def test_a_handler_that_raises(self):
-        """500 and an id, no traceback to the client, all of it in the log, and the server alive."""
+    def test_exception_in_the_application_is_500_with_an_id(self):
+        """The response is 500 with an id and without a traceback. The log gets the traceback."""
         logging.getLogger("pigeonpost.web.http_server").setLevel(logging.NOTSET)
         with self.assertLogs("pigeonpost.web.http_server", "ERROR") as logged:
             sock = self.connect(self.ask("/fault", close=False) + self.ask("/next"))
             status, _headers, body, rest = next_response(read_all(sock))
         self.assertEqual(status, 500)
-        number = re.fullmatch(rb"A fault of this program\. Its log tells more under ([0-9a-f]{8})\.\n", body)[
-            1
-        ].decode()
+        number = re.fullmatch(rb"Internal error\. See ([0-9a-f]{8}) in the log of the server\.\n", body)[1].decode()
         self.assertEqual(parse_response(rest)[2], b"/next")
-        self.assertIn(f"127.0.0.1: fault {number} in GET /fault", logged.output[0])
+        self.assertIn(f"127.0.0.1: internal error {number} in GET /fault", logged.output[0])
         self.assertIn("KeyError: 'a secret of this program'", logged.output[0])
         self.assertEqual(self.counts["answers"], {500: 1, 200: 1})
 
-    def test_every_fault_has_an_id_of_its_own(self):
+    def test_every_internal_error_has_its_own_id(self):
         self.assertEqual(len({self.get("/fault")[2] for _ in range(10)}), 10)
         self.assertEqual(self.counts["at_work"], 0)
 
-    def test_a_fault_while_explaining_ends_the_connection_only(self):
+    def test_exception_in_the_error_page_ends_only_the_connection(self):
         with mock.patch.object(self.app, "error_page", side_effect=ZeroDivisionError):
             sock = self.connect(self.ask("/refused"))
             self.assertEqual(read_all(sock), b"")
@@ -592,7 +589,7 @@ class Faults(ServerCase):
         wait_until(lambda: self.counts["open"] == 0 and self.counts["at_work"] == 0, "it is counted out")
 
 
-class Files(ServerCase):
+class FileResponses(ServerCase):
     def setUp(self):
         super().setUp()
         file = tempfile.NamedTemporaryFile()  # noqa: SIM115
@@ -611,19 +608,19 @@ class Files(ServerCase):
     def are_closed(self):
         wait_until(lambda: all(map(self.is_closed, self.app.files)), "the files are closed")
 
-    def test_all_of_it(self):
+    def test_complete_file_is_sent(self):
         status, headers, body = self.get("/file")
         self.assertEqual((status, headers["content-length"]), (200, str(len(self.content))))
         self.assertEqual(body, self.content)
         self.are_closed()
 
-    def test_a_part(self):
+    def test_part_of_a_file_is_sent(self):
         for start, length in ((0, 1), (5, 1000), (100_000, 162_144)):
             _, headers, body = self.get(f"/file?{start}-{length}")
             self.assertEqual(body, self.content[start : start + length])
             self.assertEqual(headers["content-length"], str(length))
 
-    def test_it_goes_through_no_memory_of_ours(self):
+    def test_file_is_sent_with_sendfile(self):
         calls = []
         original = os.sendfile
 
@@ -635,17 +632,17 @@ class Files(ServerCase):
             self.assertEqual(self.get("/file")[2], self.content)
         self.assertTrue(calls)
 
-    def test_the_connection_goes_on_behind_it(self):
+    def test_connection_continues_after_a_file(self):
         sock = self.connect(self.ask("/file?0-5", close=False) * 2 + self.ask("/next"))
         self.assertEqual(self.statuses(read_all(sock)), [200, 200, 200])
 
-    def test_head(self):
+    def test_head_request_of_a_file_has_no_body(self):
         status, headers, body = self.get("/file", method="HEAD")
         self.assertEqual((status, headers["content-length"], body), (200, str(len(self.content)), b""))
         self.are_closed()
 
-    def test_a_file_that_has_become_shorter_ends_the_connection(self):
-        """What was promised cannot be kept: a client that counts sees that something is missing."""
+    def test_shortened_file_ends_the_connection(self):
+        """The announced length cannot be sent, so the client can detect that data is missing."""
         sock = self.connect(self.ask("/file?0-999999", close=False))
         data = read_all(sock)
         self.assertTrue(data.endswith(self.content))
@@ -654,7 +651,7 @@ class Files(ServerCase):
         self.is_served()
 
     def stuck(self):
-        """A download that does not go on: a client with a small buffer that reads nothing."""
+        """Start a download by a client with a small buffer that reads nothing."""
         sock = socket.socket()
         self.addCleanup(sock.close)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -662,14 +659,14 @@ class Files(ServerCase):
         sock.connect(self.address)
         ours = sock.getsockname()
         (there,) = wait_until(lambda: [one for one in list(self.connections._all) if one.client_address == ours])
-        there.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # else the kernel takes megabytes for it
+        there.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # otherwise the kernel buffers megabytes
         sock.sendall(self.ask("/file"))
         return sock
 
     def make_large(self):
-        os.truncate(self.app.path, 64 << 20)  # far more than the kernel takes for a client that does not read
+        os.truncate(self.app.path, 64 << 20)  # far more than the kernel buffers for a client that does not read
 
-    def test_stuck_downloads_cost_the_pages_nothing(self):
+    def test_stuck_downloads_do_not_block_pages(self):
         self.make_large()
         for _ in range(self.limits.downloads):
             self.stuck()
@@ -680,7 +677,7 @@ class Files(ServerCase):
         status, headers, _ = self.get("/file")
         self.assertEqual((status, headers["retry-after"], headers["connection"]), (503, "1", "close"))
 
-    def test_a_download_that_ends_makes_room(self):
+    def test_ended_download_frees_its_slot(self):
         self.make_large()
         socks = [self.stuck() for _ in range(self.limits.downloads)]
         wait_until(lambda: self.counts["downloads"] == self.limits.downloads, "all are under way")
@@ -688,7 +685,7 @@ class Files(ServerCase):
         wait_until(lambda: self.counts["downloads"] < self.limits.downloads, "one has ended")
         self.assertEqual(self.get("/file?0-5")[0], 200)
 
-    def test_one_that_does_not_go_on_is_cut_off(self):
+    def test_stalled_download_is_closed(self):
         self.make_large()
         with mock.patch.object(transfers, "_STALL_S", 0.03):
             self.stuck()
@@ -697,8 +694,8 @@ class Files(ServerCase):
         self.are_closed()
         wait_until(lambda: self.counts["open"] == 0, "it is counted out")
 
-    def test_one_that_goes_on_too_slowly_is_cut_off(self):
-        """A byte before every deadline holds no thread for ever: there is a least pace."""
+    def test_too_slow_download_is_closed(self):
+        """There is a minimum speed, so a client cannot occupy a thread permanently with single bytes."""
         self.make_large()
         now = [1000.0]
         with mock.patch.object(webserver.time, "monotonic", lambda: now[0]):
@@ -710,8 +707,8 @@ class Files(ServerCase):
             wait_until(lambda: self.counts["downloads"] == 0, "it is given up")
 
 
-class Streams(ServerCase):
-    def test_the_socket_is_handed_over(self):
+class StreamResponses(ServerCase):
+    def test_socket_of_a_stream_is_handed_over(self):
         sock = self.connect(self.ask("/stream", close=False))
         wait_until(lambda: self.app.adopted, "it is handed over")
         mine = self.app.adopted[0]
@@ -723,7 +720,7 @@ class Streams(ServerCase):
         self.assertEqual((headers["content-type"], headers["connection"]), ("text/event-stream", "close"))
         self.assertNotIn("content-length", headers)
 
-    def test_it_is_open_still_when_its_thread_has_ended(self):
+    def test_stream_stays_open_after_its_thread_has_ended(self):
         sock = self.connect(self.ask("/stream"))
         wait_until(lambda: self.app.adopted, "it is handed over")
         wait_until(
@@ -734,23 +731,23 @@ class Streams(ServerCase):
         self.app.adopted[0].close()
         self.assertTrue(read_all(sock).endswith(b"\r\n\r\nx"))
 
-    def test_head_of_it(self):
+    def test_head_request_of_a_stream_has_no_body(self):
         status, _, body = self.get("/stream", method="HEAD")
         self.assertEqual((status, body, self.app.adopted), (200, b"", []))
 
 
 class Stopping(ServerCase):
-    def test_idle_clients_do_not_hold_it_up(self):
+    def test_stop_does_not_wait_for_idle_clients(self):
         socks = [self.connect(), self.connect(b"GET / HT"), self.connect(self.ask("/", close=False))]
         wait_until(lambda: self.counts["open"] == 3 and self.counts["answers"], "all are there")
-        wait_until(lambda: self.counts["at_work"] == 0, "nobody is at work")
+        wait_until(lambda: self.counts["at_work"] == 0, "no request is in progress")
         self.listener.shutdown()
         self.listener.server_close()
         self.assertIsNone(self.connections.stop(LIMIT_S))
         for sock in socks:
             read_all(sock)
 
-    def test_who_is_at_work_gets_his_answer(self):
+    def test_request_in_progress_is_answered_during_stop(self):
         sock = self.connect(self.ask("/wait", close=False))
         wait_until(lambda: self.counts["at_work"] == 1, "it is at work")
         told = []
@@ -762,32 +759,32 @@ class Stopping(ServerCase):
         self.assertEqual(told, [None])
         self.assertEqual(parse_response(read_all(sock))[2], b"/wait")
 
-    def test_a_limit_is_kept_and_what_is_left_is_said(self):
+    def test_stop_has_a_time_limit_and_reports_the_rest(self):
         sock = self.connect(self.ask("/wait"))
         wait_until(lambda: self.counts["at_work"] == 1, "it is at work")
-        self.assertEqual(self.connections.stop(0.05), "1 connections were cut off")
+        self.assertEqual(self.connections.stop(0.05), "1 connection closed before the end of the response")
         self.assertEqual(read_all(sock), b"")
 
-    def test_whoever_comes_then_is_turned_away(self):
+    def test_connection_after_stop_is_503(self):
         self.connections.stop(LIMIT_S)
         self.assertEqual(self.get("/")[0], 503)
         self.assertEqual(self.app.seen, [])
 
 
 class Addresses(unittest.TestCase):
-    def test_no_name_is_looked_up(self):
-        """http.server asks the name server for the host's name, and waits for it where there is none."""
+    def test_host_name_is_not_looked_up(self):
+        """http.server would look up the host name in the DNS, and wait if there is no DNS server."""
         with (
             mock.patch("socket.getfqdn", side_effect=AssertionError),
             Listener(("127.0.0.1", 0), Handler, Connections(LIMITS), LIMITS) as listener,
         ):
             self.assertEqual((listener.server_name, listener.server_port), listener.server_address)
 
-    def test_an_address_in_use(self):
+    def test_address_in_use_raises_an_error(self):
         with socket.create_server(("127.0.0.1", 0)) as taken, self.assertRaises(OSError):
             Listener(taken.getsockname(), Handler, Connections(LIMITS), LIMITS)
 
-    def test_ipv6_and_what_its_clients_are_called(self):
+    def test_ipv4_mapped_addresses_are_shown_as_ipv4(self):
         if not socket.has_dualstack_ipv6():
             self.skipTest("no IPv6 here")
         app, connections = Tiny(), Connections(LIMITS)
@@ -801,21 +798,21 @@ class Addresses(unittest.TestCase):
             self.assertEqual([peer for _, _, _, peer in app.seen], ["127.0.0.1", "::1"])
 
 
-class Usual(unittest.TestCase):
-    def test_the_limits_that_are_promised(self):
-        """docs: 5 s for the whole head, at most 32 connections at work."""
+class DefaultLimits(unittest.TestCase):
+    def test_default_limits_are_those_of_the_documentation(self):
+        """The documented limits are 5 s for the complete head and 32 requests in progress."""
         self.assertEqual((Limits().head_s, Limits().at_work), (5.0, 32))
         self.assertEqual(JSON, "application/json")
 
 
 class LongBodies(ServerCase):
-    """What a Receiver takes as it comes."""
+    """Bodies that a BodyConsumer receives block by block."""
 
     def upload(self, body, length=None, query=""):
         return self.ask(f"/upload{query}", f"Content-Length: {len(body) if length is None else length}",
                         method="POST", body=body, close=False)  # fmt: skip
 
-    def test_it_gets_all_of_the_body_and_nothing_else(self):
+    def test_consumer_receives_exactly_the_body(self):
         body = os.urandom(3 << 20)
         with self.connect(self.upload(body) + self.upload(b"") + self.ask("/next")) as sock:
             data = read_all(sock)
@@ -825,43 +822,43 @@ class LongBodies(ServerCase):
         self.assertEqual(self.statuses(data), [200, 200, 200])
         self.assertEqual(self.app.seen, [("GET", "/next", b"", "127.0.0.1")])
 
-    def test_one_that_is_cut_is_abandoned(self):
+    def test_interrupted_body_is_abandoned(self):
         with self.connect(self.upload(b"x" * 99, 100)):
-            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 99, "it has come so far")
+            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 99, "99 % has arrived")
         wait_until(lambda: self.app.uploads[0].end == "abandoned", "it is abandoned")
         self.is_served()
 
-    def test_one_that_stands_still_is_abandoned_and_answered(self):
+    def test_stalled_body_is_abandoned_with_408(self):
         with mock.patch.object(transfers, "_STALL_S", 0.03), self.connect(self.upload(b"x" * 99, 100)) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [408])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
 
-    def test_one_that_is_too_slow_is_abandoned(self):
+    def test_too_slow_body_is_abandoned_with_408(self):
         real = time.monotonic
         with self.connect(self.upload(b"x" * 9, 100)) as sock:
-            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 9, "it has come so far")
+            wait_until(lambda: self.app.uploads and len(self.app.uploads[0].data) == 9, "99 % has arrived")
             with mock.patch.object(webserver.time, "monotonic", lambda: real() + 61.0):
                 sock.sendall(b"x")
                 self.assertEqual(self.statuses(read_all(sock)), [408])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
 
-    def test_a_refusal_ends_the_connection_and_leaves_no_trace(self):
+    def test_refusal_by_the_consumer_ends_the_connection(self):
         with self.connect(self.upload(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, query="?refuse")) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [415])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
         self.assertEqual(self.app.seen, [])
 
-    def test_one_that_nobody_takes_is_not_taken_for_the_next_request(self):
+    def test_refused_body_is_not_the_next_request(self):
         with self.connect(self.upload(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 1000, query="?unwanted")) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [401])
         self.assertEqual((self.app.uploads, self.app.seen), ([], []))
 
-    def test_one_that_says_it_is_too_long_is_refused_before_it_comes(self):
+    def test_too_long_body_is_refused_before_it_is_read(self):
         with self.connect(self.upload(b"", 11 << 20)) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [413])
         self.assertEqual(self.app.uploads, [])
 
-    def test_without_a_place_at_work_it_is_abandoned(self):
+    def test_body_without_a_free_slot_is_abandoned(self):
         self.connections._limits = self.limits._replace(queue_s=0.02)
         waiting = [self.connect(self.ask("/wait")) for _ in range(LIMITS.at_work)]
         wait_until(lambda: self.counts["at_work"] == len(waiting), "all places are taken")
@@ -870,10 +867,10 @@ class LongBodies(ServerCase):
         self.assertEqual(self.app.uploads[0].end, "abandoned")
 
 
-class BeforeTheAnswer(ServerCase):
-    """What goes wrong, or is refused, before the whole request has come."""
+class EarlyErrors(ServerCase):
+    """Errors and refusals before the complete request was received."""
 
-    def test_an_exception_is_answered_with_500_and_an_id(self):
+    def test_exception_in_a_consumer_is_500_with_an_id(self):
         for query in ("?broken", "?break"):
             with self.subTest(query), self.assertLogs("pigeonpost.web.http_server", "ERROR") as logged:
                 status, headers, body = self.get(f"/upload{query}", "Content-Length: 5", method="POST", body=b"x" * 5)
@@ -884,12 +881,12 @@ class BeforeTheAnswer(ServerCase):
                 self.assertIsNotNone(record.exc_info)
         self.assertEqual([upload.end for upload in self.app.uploads], ["abandoned"])
 
-    def test_a_refusal_without_a_body_leaves_the_first_request_its_connection(self):
+    def test_refusal_of_an_empty_body_keeps_the_connection(self):
         first = self.ask("/upload?unwanted", "Content-Length: 0", method="POST", close=False)
         sock = self.connect(first + self.ask("/next"))
         self.assertEqual(self.statuses(read_all(sock)), [401, 200])
 
-    def test_an_unknown_expectation_is_refused_before_anybody_takes_the_body(self):
+    def test_unknown_expectation_is_refused_before_the_consumer(self):
         status, _, _ = self.get("/upload", "Expect: 200-ok", "Content-Length: 5", method="POST", body=b"x" * 5)
         self.assertEqual((status, self.app.uploads), (417, []))
 

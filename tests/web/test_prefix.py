@@ -1,4 +1,4 @@
-"""Below a proxy's path: every address in every answer leads there, and no text is changed."""
+"""Tests of a server below a proxy's path: every address in every response gets the path, and no text is changed."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from pigeonpost.core.html import Html
 from pigeonpost.http.message import HTML, Request, Response
 from pigeonpost.views.html import see_other
-from pigeonpost.web.prefix import placed
+from pigeonpost.web.prefix import with_prefix
 from tests.page_support import use_memory_disk
 from tests.support import ROOT
 from tests.web.support import FakeLink, WebHouse
@@ -49,22 +49,22 @@ def request_below(prefix="", path="/", version="1.1", proxy="127.0.0.1"):
     return request
 
 
-class Placed(unittest.TestCase):
-    def placed(self, html, *args, **more):
-        return placed(Response(html.encode(), HTML), request_below(*args, **more)).body.decode()
+class PrefixedResponses(unittest.TestCase):
+    def with_prefix(self, html, *args, **more):
+        return with_prefix(Response(html.encode(), HTML), request_below(*args, **more)).body.decode()
 
-    def test_without_a_path_nothing_is_changed(self):
+    def test_response_without_a_path_is_unchanged(self):
         response = Response(b'<a href="/log">', HTML)
-        self.assertIs(placed(response, request_below()), response)
-        self.assertIs(placed(response, request_below(version="1.0", proxy="")), response)
-        self.assertIs(placed(response, None), response)
+        self.assertIs(with_prefix(response, request_below()), response)
+        self.assertIs(with_prefix(response, request_below(version="1.0", proxy="")), response)
+        self.assertIs(with_prefix(response, None), response)
 
-    def test_attributes_that_are_addresses(self):
+    def test_address_attributes_get_the_path(self):
         for name in ("href", "src", "srcset", "action", "formaction", "data-root"):
-            self.assertEqual(self.placed(f'<x {name}="/log?a=b">', "/p"), f'<x {name}="/p/log?a=b">')
-        self.assertEqual(self.placed('<a class="b" href="/">', "/p"), '<a class="b" href="/p/">')
+            self.assertEqual(self.with_prefix(f'<x {name}="/log?a=b">', "/p"), f'<x {name}="/p/log?a=b">')
+        self.assertEqual(self.with_prefix('<a class="b" href="/">', "/p"), '<a class="b" href="/p/">')
 
-    def test_other_attributes_and_addresses_of_other_sites_are_left(self):
+    def test_attributes_without_own_addresses_are_unchanged(self):
         for html in (
             '<a href="https://example.org/">',
             '<a href="?span=1h">',
@@ -72,40 +72,40 @@ class Placed(unittest.TestCase):
             '<a title="/">',
             "/log",
         ):
-            self.assertEqual(self.placed(html, "/p"), html)
+            self.assertEqual(self.with_prefix(html, "/p"), html)
 
-    def test_no_text_can_look_like_an_attribute(self):
-        """Names of sensors, nodes, charts and files are in the pages; their quotation marks are escaped."""
+    def test_text_cannot_look_like_an_attribute(self):
+        """The pages contain names of sensors, nodes, charts and files, whose quotation marks are escaped."""
         for text in HOSTILE:
             for frame in ("<p>{}</p>", '<img alt="{}">', '<a title="{}">', '<option value="{}">{}'):
                 html = Html(frame).format(text, text)
                 with self.subTest(text=text, frame=frame):
-                    self.assertEqual(self.placed(html, "/p"), html)
+                    self.assertEqual(self.with_prefix(html, "/p"), html)
 
     def test_only_html_is_changed(self):
         for kind in ("text/plain; charset=utf-8", "application/json", "image/svg+xml", "text/csv; charset=utf-8"):
             response = Response(b' href="/log"', kind)
-            self.assertEqual(placed(response, request_below("/p")).body, response.body)
+            self.assertEqual(with_prefix(response, request_below("/p")).body, response.body)
 
-    def test_redirects(self):
-        response = placed(see_other("/login", {"X-Other": "kept"}), request_below("/p"))
+    def test_redirects_get_the_path(self):
+        response = with_prefix(see_other("/login", {"X-Other": "kept"}), request_below("/p"))
         self.assertEqual(response.headers["Location"], "/p/login")
         self.assertEqual(response.headers["X-Other"], "kept")
         self.assertEqual(response.body, b"see /p/login\n")
 
-    def test_relative_addresses_where_a_proxy_says_nothing_of_itself(self):
+    def test_addresses_are_relative_for_a_proxy_without_headers(self):
         for path, wanted in (
             ("/", "./log"), ("/log", "./log"), ("/nodes/a", "../log"), ("/nodes/a/b", "../../log"), ("/x/", "../log"),
         ):  # fmt: skip
-            self.assertEqual(self.placed('<a href="/log">', "", path, "1.0"), f'<a href="{wanted}">', path)
+            self.assertEqual(self.with_prefix('<a href="/log">', "", path, "1.0"), f'<a href="{wanted}">', path)
             self.assertEqual(urljoin(f"http://a/some/where{path}", wanted), "http://a/some/where/log")
-        deep = self.placed('<a href="/log">', "", "/" * 8000, "1.0")
+        deep = self.with_prefix('<a href="/log">', "", "/" * 8000, "1.0")
         self.assertLess(len(deep), 60)
-        self.assertEqual(self.placed('<a href="/log">', "/p", "/nodes/a", "1.0"), '<a href="/p/log">')
+        self.assertEqual(self.with_prefix('<a href="/log">', "/p", "/nodes/a", "1.0"), '<a href="/p/log">')
 
 
-class Written(unittest.TestCase):
-    """What the pages and scripts have to look like, so that the path reaches all addresses."""
+class SourceRules(unittest.TestCase):
+    """Rules for pages and scripts that make it possible to add the path to all addresses."""
 
     def sources(self, *endings):
         for top in ("views", "compat"):
@@ -113,30 +113,30 @@ class Written(unittest.TestCase):
                 if path.suffix in endings:
                     yield path.name, path.read_text(encoding="utf-8")
 
-    def test_addresses_in_templates_stand_in_quotation_marks(self):
+    def test_addresses_in_templates_are_in_quotation_marks(self):
         for name, text in self.sources(".py"):
             self.assertEqual(
                 re.findall(r"<\w[^<>]*\s(?:href|src|srcset|action|formaction|data-root)=[^\"].{20}", text), [], name
             )
 
-    def test_scripts_know_no_address_by_themselves(self):
+    def test_scripts_contain_no_addresses(self):
         for name, text in self.sources(".js"):
             found = re.findall(r"""["'`]/[a-z].*""", text.replace('"/chart.svg", "/chart.json"', ""))
             self.assertEqual(found, [], name)
 
-    def test_the_style_has_no_address(self):
+    def test_style_contains_no_addresses(self):
         for name, text in self.sources(".css"):
             self.assertNotIn("url(", text, name)
 
 
 class Site:
-    """A client that sees the server below a path, as through a proxy."""
+    """Client of a server below a path, as through a proxy."""
 
     def __init__(self, house, prefix, headers, strips=True):
         self.house, self.prefix, self.headers, self.strips = house, prefix, headers, strips
 
     def get(self, address, html=True, **more):
-        """Ask for an address as a browser would: one that is not below the path leads nowhere."""
+        """Request an address as a browser does. An address that is not below the path is an error."""
         parts = urlsplit(address)
         if not f"{parts.path}/".startswith(f"{self.prefix}/"):
             raise AssertionError(f"{address} leads out of {self.prefix}")
@@ -146,7 +146,7 @@ class Site:
 
 
 class EveryPage(unittest.TestCase):
-    """A crawl from the front page to every address that any page has."""
+    """Crawl from the front page to every address in any page."""
 
     def crawl(self, site):
         seen, left = {}, [f"{site.prefix}/"]
@@ -187,26 +187,26 @@ class EveryPage(unittest.TestCase):
         for path in ("/chart.svg", "/chart.csv", "/chart.json", "/chart", "/zoom.js", "/favicon.svg"):
             self.assertTrue(any(urlsplit(one).path == prefix + path for one in seen), path)
 
-    def test_below_the_path_that_a_proxy_names(self):
+    def test_crawl_below_the_path_in_the_header_of_a_proxy(self):
         house, cookie = self.make_house()
         site = Site(house, PREFIX, {**cookie, "X-Forwarded-Prefix": PREFIX})
         self.assert_whole(self.crawl(site), PREFIX)
 
-    def test_below_the_path_of_the_settings_which_the_proxy_leaves(self):
+    def test_crawl_below_the_path_in_the_settings(self):
         house, cookie = self.make_house(prefix=PREFIX)
         self.assert_whole(self.crawl(Site(house, PREFIX, cookie, strips=False)), PREFIX)
 
-    def test_a_path_of_one_of_our_own_names(self):
+    def test_crawl_below_a_path_that_is_also_a_page(self):
         house, cookie = self.make_house(prefix="/nodes")
         self.assert_whole(self.crawl(Site(house, "/nodes", cookie, strips=False)), "/nodes")
 
-    def test_a_kept_page_is_kept_for_its_path_only(self):
+    def test_cached_page_is_used_for_its_path_only(self):
         house, cookie = self.make_house()
         for prefix in ("/a", "/b", ""):
             _, _, body = house.request("GET", "/", {**cookie, "X-Forwarded-Prefix": prefix}, html=True)
             self.assertIn(f'href="{prefix}/log"'.encode(), body)
 
-    def test_texts_for_a_terminal_have_the_whole_address(self):
+    def test_texts_for_a_terminal_contain_complete_addresses(self):
         house, cookie = self.make_house()
         told = {**cookie, "X-Forwarded-Prefix": PREFIX, "X-Forwarded-Proto": "https", "X-Forwarded-Host": "a.org:8443"}
         told["Cookie"] = told["Cookie"].replace("pigeonpost", "__Secure-pigeonpost")
@@ -218,7 +218,7 @@ class EveryPage(unittest.TestCase):
                 for address in addresses:
                     self.assertTrue(address.startswith(f"https://a.org:8443{PREFIX}/"), address)
 
-    def test_programs_find_the_path_as_well(self):
+    def test_json_contains_the_path(self):
         house, cookie = self.make_house()
         told = {**cookie, "X-Forwarded-Prefix": PREFIX}
         graphs = json.loads(house.request("GET", "/graphs.json", told)[2])
@@ -236,14 +236,14 @@ class LoginBelowAPath(unittest.TestCase):
         self.assertEqual(status, 303)
         return headers["location"], headers["set-cookie"]
 
-    def test_the_cookie_is_for_the_path_alone(self):
+    def test_cookie_is_for_the_path_only(self):
         house = WebHouse(self, password=PASSWORD)
         port = house.address[1]
         location, cookie = self.log_in(house, {"X-Forwarded-Prefix": PREFIX})
         self.assertEqual(location, f"{PREFIX}/")
         self.assertRegex(cookie, rf"\Apigeonpost-{port}=[\w-]{{43}}; Path={PREFIX}; HttpOnly; SameSite=Strict\Z")
 
-    def test_through_tls_it_is_secure(self):
+    def test_cookie_through_tls_is_secure(self):
         house = WebHouse(self, password=PASSWORD)
         port = house.address[1]
         for headers, name, path in (
@@ -261,20 +261,20 @@ class LoginBelowAPath(unittest.TestCase):
             self.assertEqual((status, gone["location"]), (303, headers["X-Forwarded-Prefix"] + "/login"))
             self.assertIn(f"{name}pigeonpost-{port}=; Path={path};", gone["set-cookie"])
 
-    def test_a_cookie_for_a_path_counts_below_it_only(self):
-        """A page of a sub-domain can set one called __Secure- for the whole domain, and so a session of its own."""
+    def test_cookie_for_a_path_is_accepted_below_it_only(self):
+        """A page of a sub-domain could set a cookie called __Secure- for the complete domain, with its own session."""
         house = WebHouse(self, password=PASSWORD)
         _, cookie = self.log_in(house, self.TLS)
         stolen = {**self.TLS, "Cookie": cookie.partition(";")[0]}
         self.assertEqual(house.request("GET", "/", stolen, html=True)[0], 200)
         self.assertEqual(house.request("GET", "/", {**stolen, "X-Forwarded-Prefix": ""}, html=True)[0], 303)
 
-    def test_without_a_proxy_the_cookie_is_for_the_whole_server(self):
-        """Who asks at the server's own address need not know of the path in the settings."""
+    def test_cookie_without_a_proxy_is_for_the_complete_server(self):
+        """Clients that use the server's own address are not affected by the path in the settings."""
         house = WebHouse(self, password=PASSWORD, prefix=PREFIX)
         self.assertIn("; Path=/;", self.log_in(house, {})[1])
 
-    def test_a_path_that_is_none_is_refused(self):
+    def test_invalid_path_is_refused(self):
         house = WebHouse(self, password=PASSWORD)
         for told in ("//evil.example", '/"><script>', "/..", "x"):
             status, headers, body = house.request("GET", "/", {"X-Forwarded-Prefix": told}, html=True)
@@ -286,7 +286,7 @@ class LoginBelowAPath(unittest.TestCase):
 
 
 class LostPath(unittest.TestCase):
-    def test_an_unknown_address_through_a_proxy_names_what_to_write(self):
+    def test_unknown_address_through_a_proxy_shows_the_setting(self):
         house = WebHouse(self, password=PASSWORD)
         cookie = house.log_in()
         status, _, body = house.request("GET", "/sensors/", {**cookie, "X-Forwarded-For": "192.168.1.7"}, html=True)
@@ -298,7 +298,7 @@ class LostPath(unittest.TestCase):
 
 
 def _kind(address):
-    """What an address is an example of: the same page of another span is not asked for again."""
+    """Return the kind of an address. Only one address of each kind is requested."""
     parts = urlsplit(unquote(address))
     return parts.path, tuple(sorted(part.partition("=")[0] for part in parts.query.split("&")))
 

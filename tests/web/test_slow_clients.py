@@ -1,4 +1,4 @@
-"""400 connections that send a byte now and then, against the real programs: the link goes on, browsers are served."""
+"""Test of the real programs with 400 slow connections: the link continues, and browsers are served."""
 
 import http.client
 import json
@@ -11,7 +11,7 @@ from tests.page_support import Node, Server, use_memory_disk
 from tests.support import LIMIT_S, wait_until
 
 SLOW, BROWSERS, PAGES = 400, 10, 10
-USUAL_S = LIMIT_S / 2  # for a page, on a busy machine: an attack that works lets it wait for minutes
+USUAL_S = LIMIT_S / 2  # for a page on a busy machine; a successful attack would delay it by minutes
 
 
 def setUpModule():
@@ -19,7 +19,7 @@ def setUpModule():
 
 
 class Attack:
-    """Half requests, each kept alive by a byte from time to time; one that was cut off comes again."""
+    """Incomplete requests, each kept alive by single bytes. A closed connection is opened again."""
 
     def __init__(self, address):
         self.address = address
@@ -34,7 +34,7 @@ class Attack:
         while not self.stopping.wait(0.1):
             for place, sock in enumerate(socks):
                 try:
-                    if sock is None:  # a full backlog answers only after a second: in the next round there is room
+                    if sock is None:  # a full backlog answers only after a second; the next round tries again
                         socks[place] = sock = socket.create_connection(self.address, 0.2)
                         sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: ")
                         self.opened += 1
@@ -54,7 +54,7 @@ class Attack:
 
 
 class Browser(threading.Thread):
-    """Somebody who opens the front page again and again, on a new connection each time."""
+    """Client that opens the front page repeatedly, with a new connection each time."""
 
     def __init__(self, address):
         super().__init__(daemon=True)
@@ -84,14 +84,14 @@ class Slowloris(unittest.TestCase):
         self.assertEqual((found["connected"], found["missing"], found["gaps"]), (True, 0, []))
         return found["samples"]
 
-    def test_link_and_browsers_are_unhurt(self):
+    def test_slow_clients_do_not_affect_link_and_browsers(self):
         node = Node(self)
         self.server = Server(self, "--node", node.at)
         page = self.server.page
         wait_until(lambda: "is reporting" in self.server.get("/")[1], "the node reports")
         attack = Attack(page)
         self.addCleanup(attack.stop)
-        wait_until(lambda: attack.opened > SLOW, "all of them have come; some were cut off, and came again")
+        wait_until(lambda: attack.opened > SLOW, "all are connected; some were closed and have reconnected")
         before, since_ms = self.samples(), json.loads(self.server.get("/api/v1/nodes/basement")[1])["since"]
         began_s = time.monotonic()
         browsers = [Browser(page) for _ in range(BROWSERS)]
@@ -102,7 +102,7 @@ class Slowloris(unittest.TestCase):
             self.assertEqual(browser.statuses, [200] * PAGES)
             self.assertLess(browser.worst_s, USUAL_S)
         took_s = time.monotonic() - began_s
-        wait_until(lambda: self.samples() >= before + 10 * took_s, "samples come at half their pace at least")
+        wait_until(lambda: self.samples() >= before + 10 * took_s, "samples arrive at no less than half their rate")
         found = json.loads(self.server.get("/api/v1/nodes/basement")[1])
         self.assertEqual(found["since"], since_ms)  # its link was never lost
         self.assertLess(found["last_sample"]["age_s"], USUAL_S)

@@ -1,4 +1,4 @@
-"""The page over TLS: what is refused, who keeps whom waiting, downloads, live values, cookies, and the certificate."""
+"""Tests of the web server with TLS: handshakes, deadlines, downloads, live values, cookies and the certificate."""
 
 import contextlib
 import hashlib
@@ -24,8 +24,8 @@ from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.web.support import PATIENT, WebHouse, next_response, parse_response, read_all
 
 QUICK = PATIENT._replace(head_s=0.1, body_s=0.1)
-AT_ONCE = QUICK._replace(head_s=0.05)  # where no handshake is to succeed
-PATHS = []  # of the certificate and the key of all tests that change nothing of it
+AT_ONCE = QUICK._replace(head_s=0.05)  # for tests in which no handshake succeeds
+PATHS = []  # paths of the certificate and the key of all tests that do not change them
 
 
 def setUpModule():
@@ -40,7 +40,7 @@ def setUpModule():
 
 
 def make_certificate(folder, name="page", more=()):
-    """Paths of a fresh certificate and its key."""
+    """Return the paths of a new certificate and its key."""
     paths = [os.path.join(folder, f"{name}.{end}") for end in ("pem", "key")]
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
@@ -50,7 +50,7 @@ def make_certificate(folder, name="page", more=()):
 
 
 def client_context(trusted=None):
-    """What a client speaks that trusts this one certificate; without one it takes any."""
+    """Return the TLS context of a client that trusts one certificate, or any certificate by default."""
     context = ssl.create_default_context(cafile=trusted)
     if trusted is None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -69,7 +69,9 @@ class TlsCase(unittest.TestCase):
     def connect(self, context=None):
         plain = socket.socket()
         plain.settimeout(LIMIT_S)
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that little is under way to who does not read
+        plain.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+        )  # limits the data in transit to a client that does not read
         try:
             plain.connect(self.address)
             link = (context or client_context(self.paths[0])).wrap_socket(plain, server_hostname="localhost")
@@ -85,14 +87,14 @@ class TlsCase(unittest.TestCase):
         return parse_response(read_all(link))
 
 
-class Spoken(TlsCase):
-    def test_a_client_that_trusts_the_certificate_gets_the_page(self):
+class TlsConnections(TlsCase):
+    def test_client_that_trusts_the_certificate_gets_the_page(self):
         self.house()
         status, _, body = self.get()
         self.assertEqual(status, 200)
         self.assertIn(b"Pigeonpost house", body)
 
-    def test_many_requests_over_one_connection(self):
+    def test_connection_serves_many_requests(self):
         self.house()
         link, rest = self.connect(), b""
         for _ in range(5):
@@ -103,13 +105,13 @@ class Spoken(TlsCase):
             status, _, _, rest = next_response(data)
             self.assertEqual(status, 200)
 
-    def test_the_end_is_told_and_no_cut(self):
+    def test_connection_ends_with_a_close_notification(self):
         self.house()
         link = self.connect()
-        link.suppress_ragged_eofs = False  # then an end without TLS's own goodbye is an error
+        link.suppress_ragged_eofs = False  # an end without a close notification is an error then
         self.assertEqual(self.get(link=link)[0], 200)
 
-    def test_tls_1_1_is_refused_and_1_2_is_not(self):
+    def test_tls_1_1_is_refused_and_1_2_is_accepted(self):
         self.house()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -122,14 +124,14 @@ class Spoken(TlsCase):
         newer.maximum_version = ssl.TLSVersion.TLSv1_2
         self.assertEqual(self.get(link=self.connect(newer))[0], 200)
 
-    def test_plain_http_gets_a_sentence_and_nothing_else_happens(self):
+    def test_plain_http_gets_an_error_message(self):
         house = self.house()
         status, headers, body = parse_response(house.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", ends=False))
         self.assertEqual((status, headers["connection"]), (400, "close"))
         self.assertIn(b"https://", body)
         self.assertNotIn(b"Waiting", body)
 
-    def test_nonsense_that_begins_like_tls_ends_that_connection_only(self):
+    def test_invalid_tls_ends_only_that_connection(self):
         house = self.house(limits=AT_ONCE)
         for data in (b"\x16", b"\x16\x03\x01\xff\xff" + b"x" * 100, b"\x16\x03\x01\x00\x05hello", b"\x16" * 70_000):
             with self.subTest(data[:10]):
@@ -137,7 +139,7 @@ class Spoken(TlsCase):
         house.web._listeners[0].limits = PATIENT
         self.assertEqual(self.get()[0], 200)
 
-    def test_an_address_without_tls_beside_it(self):
+    def test_additional_address_without_tls_is_served(self):
         house = self.house(plain=[("127.0.0.1", 0)])
         schemes = [scheme for scheme, _, _ in house.web.urls]
         self.assertEqual(schemes, ["https", "http"])
@@ -146,8 +148,8 @@ class Spoken(TlsCase):
         self.assertEqual(house.request("GET", "/healthz")[0], 200)
 
 
-class Waiting(TlsCase):
-    def test_silent_clients_keep_nobody_waiting(self):
+class TlsDeadlines(TlsCase):
+    def test_silent_clients_do_not_block_others(self):
         self.house(limits=PATIENT._replace(head_s=10 * LIMIT_S))
         silent = [socket.create_connection(self.address, LIMIT_S) for _ in range(20)]
         half = [socket.create_connection(self.address, LIMIT_S) for _ in range(20)]
@@ -157,14 +159,14 @@ class Waiting(TlsCase):
         for sock in (*silent, *half):
             sock.close()
 
-    def test_a_handshake_that_does_not_end_is_cut_off(self):
+    def test_incomplete_handshake_is_closed(self):
         house = self.house(limits=AT_ONCE)
         for data in (b"", b"\x16", b"\x16\x03\x01\x01\x00"):
             with self.subTest(data), house.connect() as sock:
                 sock.sendall(data)
                 self.assertEqual(read_all(sock), b"")
 
-    def test_one_that_dribbles_has_no_longer(self):
+    def test_slow_handshake_does_not_extend_the_deadline(self):
         house = self.house(limits=AT_ONCE)
         with house.connect() as sock, contextlib.suppress(OSError):
             sock.settimeout(0.01)
@@ -174,11 +176,10 @@ class Waiting(TlsCase):
                     if not sock.recv(1):
                         break
             else:
-                self.fail("it was never cut off")
+                self.fail("the connection was not closed")
 
     def patiently(self, data):
-        """The answer to `data`. On a busy machine the handshake or the first byte may come too late: then it is tried
-        again."""
+        """Return the response to `data`. Try again if the handshake or the first byte is late, on a busy machine."""
 
         def answer():
             with contextlib.suppress(OSError), self.connect() as link:
@@ -187,13 +188,13 @@ class Waiting(TlsCase):
 
         return wait_until(answer, "an answer")
 
-    def test_half_a_request_is_told_that_it_is_late(self):
+    def test_incomplete_request_is_408(self):
         self.house(limits=QUICK)
         for data in (b"GET / HT", b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nuser"):
             with self.subTest(data), mock.patch.object(webserver, "_DRAIN_S", 0.1):
                 self.assertEqual(parse_response(self.patiently(data))[0], 408)
 
-    def test_stopping_does_not_wait_for_them(self):
+    def test_stop_does_not_wait_for_silent_clients(self):
         house = self.house(limits=PATIENT._replace(head_s=10 * LIMIT_S))
         self.connect()
         with house.connect() as silent:
@@ -202,7 +203,7 @@ class Waiting(TlsCase):
             house.web.stop(LIMIT_S)
             self.assertEqual(read_all(silent), b"")
 
-    def test_a_download_that_is_not_read_is_cut_off_when_the_server_stops(self):
+    def test_unread_download_is_closed_when_the_server_stops(self):
         house = self.house()
         house.store_samples("n", [{"value": n / 7} for n in range(200)])
         self.fill_log(house, 4 << 20)
@@ -217,7 +218,7 @@ class Waiting(TlsCase):
 
 
 def _fill_log(house, length):
-    """Make this run's log longer than any buffer on the way."""
+    """Make the log of this run longer than any buffer in the connection."""
     path, size = house.csv.whole()
     with open(path, "ab") as file:
         file.write(b"x" * (length - size))
@@ -225,7 +226,7 @@ def _fill_log(house, length):
 
 
 class Downloads(TlsCase):
-    def test_a_download_is_the_file_byte_for_byte(self):
+    def test_download_is_the_file_byte_for_byte(self):
         house = self.house()
         house.store_samples("n", [{"value": n / 7} for n in range(2000)])
         _fill_log(house, 1_000_001)
@@ -235,7 +236,7 @@ class Downloads(TlsCase):
         self.assertEqual((status, int(headers["content-length"])), (200, len(wanted)))
         self.assertEqual(hashlib.sha256(body).hexdigest(), hashlib.sha256(wanted).hexdigest())
 
-    def test_a_range_of_it(self):
+    def test_range_of_a_download_is_sent(self):
         house = self.house()
         house.store_samples("n", [{"value": n / 7} for n in range(200)])
         with open(house.csv.whole()[0], "rb") as file:
@@ -252,7 +253,7 @@ class LiveValues(TlsCase):
             data += link.recv(1 << 16)
         return data
 
-    def test_events_come_through_tls(self):
+    def test_events_are_sent_over_tls(self):
         house = self.house()
         link = self.connect()
         self.assertIn(b"text/event-stream", self.events(link))
@@ -264,7 +265,7 @@ class LiveValues(TlsCase):
                 self.assertTrue(part, data)
                 data += part
 
-    def test_one_that_goes_is_dropped_and_one_that_does_not_read_is_too(self):
+    def test_disconnected_and_unreading_stream_clients_are_dropped(self):
         house = self.house()
         gone, stuck = self.connect(), self.connect()
         self.events(gone)
@@ -272,7 +273,7 @@ class LiveValues(TlsCase):
         self.assertEqual(house.web._live.clients, 2)
         gone.close()
         wait_until(lambda: house.web._live.clients == 1, "it is dropped")
-        for client in list(house.web._live._clients):  # else the kernel takes megabytes for it
+        for client in list(house.web._live._clients):  # otherwise the kernel buffers megabytes
             client.sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         values = {f"sensor_{n}": n / 7 for n in range(3000)}
 
@@ -282,7 +283,7 @@ class LiveValues(TlsCase):
 
         wait_until(is_dropped, "it is dropped", 4 * LIMIT_S)
 
-    def test_what_a_page_says_on_its_stream_is_not_looked_at(self):
+    def test_input_on_an_event_stream_is_ignored(self):
         house = self.house()
         link = self.connect()
         self.events(link)
@@ -299,7 +300,7 @@ class Cookies(TlsCase):
         link.sendall(f"{head}{kind}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         return parse_response(read_all(link))
 
-    def test_a_session_over_tls_has_a_cookie_for_tls_alone(self):
+    def test_session_over_tls_has_a_secure_cookie(self):
         house = self.house(password="correct horse", plain=[("127.0.0.1", 0)])
         status, headers, _ = self.log_in(house, self.connect())
         self.assertEqual(status, 303)
@@ -314,7 +315,7 @@ class Cookies(TlsCase):
         house.address = house.web.addresses[1]
         self.assertEqual(house.request("GET", "/api/v1/nodes", {"Cookie": cookie})[0], 401)
 
-    def test_a_session_that_is_over_is_forgotten_under_its_own_name(self):
+    def test_ended_session_deletes_the_cookie_with_its_name(self):
         house = self.house(password="correct horse")
         _, headers, _ = self.log_in(house, self.connect())
         cookie = headers["set-cookie"].partition(";")[0]
@@ -331,21 +332,21 @@ class Certificate(TlsCase):
         self.assertIn(paths[0] if os.path.exists(paths[-1]) else paths[-1], str(caught.exception))
         return str(caught.exception)
 
-    def test_what_does_not_read_is_named_with_the_remedy(self):
+    def test_unreadable_files_are_named_with_the_remedy(self):
         folder = temp_folder(self)
         other = make_certificate(folder, "other")
         locked = make_certificate(folder, "locked", ["-passout", "pass:secret"])
         nothing = os.path.join(folder, "nothing")
         with open(nothing, "w", encoding="ascii") as file:
-            file.write("nothing of the kind\n")
+            file.write("not a certificate\n")
         self.assertIn("control.py certificate", self.refused(os.path.join(folder, "none.pem"), self.paths[1]))
         self.assertIn("No such file", self.refused(self.paths[0], os.path.join(folder, "none.key")))
-        self.assertIn("not the certificate's", self.refused(self.paths[0], other[1]))
+        self.assertIn("does not belong to the certificate", self.refused(self.paths[0], other[1]))
         self.assertIn("not PEM", self.refused(nothing, self.paths[1]))
         with self.assertRaisesRegex(SettingsError, "password"):
             Tls(*locked)
 
-    def test_the_key_may_stand_in_the_same_file(self):
+    def test_key_may_be_in_the_file_of_the_certificate(self):
         both = os.path.join(temp_folder(self), "both.pem")
         with open(both, "w", encoding="ascii") as file:
             for path in self.paths:
@@ -355,14 +356,14 @@ class Certificate(TlsCase):
         self.house()
         self.assertEqual(self.get("/healthz", link=self.connect(client_context(both)))[0], 200)
 
-    def test_the_fingerprint_is_the_one_that_openssl_tells(self):
+    def test_fingerprint_is_that_of_openssl(self):
         said = subprocess.run(
             ["openssl", "x509", "-in", self.paths[0], "-noout", "-fingerprint", "-sha256"],
             capture_output=True, text=True, check=True, timeout=60,
         ).stdout  # fmt: skip
         self.assertEqual(fingerprint_of(self.paths[0]), said.partition("=")[2].strip().replace(":", "").lower())
 
-    def test_a_renewed_one_is_taken_up_and_a_broken_one_is_not(self):
+    def test_renewed_certificate_is_used_and_a_damaged_one_is_not(self):
         self.paths = make_certificate(temp_folder(self))
         self.house()
 
@@ -383,7 +384,7 @@ class Certificate(TlsCase):
 
 
 class Programs(unittest.TestCase):
-    def test_control_makes_one_the_server_speaks_with_it_and_control_finds_the_server(self):
+    def test_certificate_of_control_py_is_used_by_server_and_control_py(self):
         data = temp_folder(self)
         made = Forked(self, "control.py", "--data", data, "certificate", "localhost", "127.0.0.1")
         self.assertEqual(made.wait(), 0, made.logged)
@@ -411,11 +412,11 @@ class Programs(unittest.TestCase):
         self.assertEqual(other.wait(), 0)
         self.assertNotEqual(other.said, made.said)
         status = Forked(self, "control.py", "--data", data, "alive")
-        self.assertEqual(status.wait(), 0, status.logged)  # the server has taken it up
-        self.leave_another_servers_place(data, other.said[0])
+        self.assertEqual(status.wait(), 0, status.logged)  # the server uses the new certificate
+        self.check_another_certificate_is_refused(data, other.said[0])
 
-    def leave_another_servers_place(self, data, found):
-        """control.py shows its key to nobody but the server whose certificate it knows."""
+    def check_another_certificate_is_refused(self, data, found):
+        """control.py sends its key only to the server whose certificate it knows."""
         path = make_certificate(temp_folder(self), "another")[0]
         place = os.path.join(data, "running.json")
         with open(place, encoding="utf-8") as file:
@@ -426,9 +427,9 @@ class Programs(unittest.TestCase):
         self.assertEqual(refused.wait(), 1)
         self.assertIn(f"expected {fingerprint_of(path)}, found {found}", "\n".join(refused.logged))
 
-    def test_a_server_with_half_of_what_it_takes_says_so(self):
+    def test_server_with_incomplete_tls_settings_reports_it(self):
         for environment, words in (
-            ({"PIGEONPOST_WEB_KEY": "/nowhere/key.pem"}, "takes a [web] certificate beside it"),
+            ({"PIGEONPOST_WEB_KEY": "/nowhere/key.pem"}, "[web] key requires [web] certificate"),
             ({"PIGEONPOST_WEB_CERTIFICATE": "/nowhere/page.pem"}, "/nowhere/page.pem: No such file"),
         ):
             with self.subTest(words):
@@ -436,14 +437,14 @@ class Programs(unittest.TestCase):
                 self.assertEqual(server.wait(), 2)
                 self.assertIn(words, "\n".join(server.logged))
 
-    def test_without_openssl_it_says_what_to_install(self):
+    def test_missing_openssl_is_reported_with_the_package(self):
         made = Forked(self, "control.py", "--data", temp_folder(self), "certificate", PATH="/nowhere")
         self.assertEqual(made.wait(), 1)
         self.assertIn("sudo apt install openssl", "\n".join(made.logged))
 
 
-class ManyAtOnce(TlsCase):
-    def test_fifty_clients(self):
+class SimultaneousClients(TlsCase):
+    def test_fifty_simultaneous_clients_are_served(self):
         self.house()
         context, answers = client_context(self.paths[0]), []
 

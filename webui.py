@@ -1,8 +1,8 @@
-"""The page and the JSON interface: the table of routes, dispatch, access control of every request, error pages.
+"""The web page and the JSON API: table of routes, dispatch, access control of every request, error pages.
 
-Threads: a PageHandler belongs to the thread of its connection; the event stream has its own thread. `_lock` guards the
-  few finished pages that are kept.
-Errors: SettingsError when an address cannot be bound; HTTPError for requests, shown as an error page.
+A PageHandler belongs to the thread of its connection. The event stream has its own thread. `_lock` guards the cache of
+complete pages.
+Errors: SettingsError if an address cannot be bound; HTTPError for invalid requests, shown as an error page.
 """
 
 from __future__ import annotations
@@ -52,43 +52,45 @@ from pigeonpost.web.connection_limits import Connections, Limits
 from pigeonpost.web.host_names import HostNames
 from pigeonpost.web.http_server import RequestHandler
 from pigeonpost.web.listener import Listener
-from pigeonpost.web.prefix import placed
+from pigeonpost.web.prefix import with_prefix
 from pigeonpost.web.proxies import Proxies
 
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
 
-_PASSWORD_BYTES = 16 << 10  # a form with the longest password, every letter of it as %XX
+_PASSWORD_BYTES = 16 << 10  # a form with the longest password, each byte of it as %XX
 _KEPT_PAGES = 64
-_POLL_S = 0.2  # how soon a listener sees that it is to stop
+_POLL_S = 0.2  # interval at which a listener checks whether it must stop
 
 
 class PageHandler(RequestHandler):
-    """The requests of one connection to the page. Each goes to a transport's endpoint, or to a route."""
+    """Handler of the requests of one connection. Each request goes to an endpoint of a transport, or to a page."""
 
     def __init__(self, web: WebInterface, request: Any, client_address: Any, server: Listener) -> None:
         self.web = web
-        super().__init__(request, client_address, server)  # which serves the connection
+        super().__init__(request, client_address, server)  # serves the connection
 
     def parse_request(self) -> bool:
-        """Read the head; what a proxy tells in it is taken over."""
+        """Read the request head, and apply the headers of a trusted proxy. Return False if the head is not valid."""
         is_read = super().parse_request()
         if self.message is not None:
             self.web.proxies.read(self.message)
         return is_read
 
     def send(self, response: Response) -> None:
-        """Send a response, its addresses as the client reaches them."""
-        super().send(placed(response, self.message))
+        """Send `response`. Behind a proxy with a path prefix, the prefix is added to its addresses."""
+        super().send(with_prefix(response, self.message))
 
     def do_GET(self) -> None:
+        """Respond to GET and HEAD."""
         self._dispatch(self._get)
 
     def do_POST(self) -> None:
+        """Respond to POST, and refuse all other methods."""
         self._dispatch(self._post)
 
     do_HEAD = do_GET
-    do_OTHER = do_POST  # refused with 405; a route that took it would be checked as a change
+    do_OTHER = do_POST  # refused with 405; if a route accepted it, it would be checked as a change
 
     def _dispatch(self, page: Callable[[Request], Response]) -> None:
         request = self.message
@@ -110,7 +112,7 @@ class PageHandler(RequestHandler):
         return self.web.page(request, route, args, visitor)
 
     def _post(self, request: Request) -> Response:
-        """Requests that change something must come from a page of ours, or from a program with a token."""
+        """Respond to a change, which must come from one of this server's pages or from a program with a token."""
         access = self.web.access
         self._check_host(request)
         route, args = self.web.routes.find_page(request)
@@ -123,7 +125,7 @@ class PageHandler(RequestHandler):
         return self.web.page(request, route, args, visitor)
 
     def _check_host(self, request: Request) -> None:
-        # A browser that shows the page of this very error asks for its style.
+        # A browser that shows the error page of this check requests its style.
         is_style = request.path == "/style.css" and "text/css" in request.headers.get("accept", "")
         if not is_style and not may_use_any_name(request):
             self.web.hosts.check_host(request)
@@ -144,7 +146,7 @@ class PageHandler(RequestHandler):
         return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
 
     def error_page(self, request: Request | None, error: HTTPError) -> Response:
-        """An error for people or for programs; a browser that must sign in is sent to the login page instead."""
+        """Return the response to `request` for `error`. A browser that must sign in is redirected to the login page."""
         if request is not None and exit_page.is_reloaded(request, error):
             return see_other("/")
         if (
@@ -157,7 +159,7 @@ class PageHandler(RequestHandler):
 
 
 class WebInterface:
-    """The web server with all that its handlers share. A component of server.py: `start`, `stop`."""
+    """The web server, with all parts that its handlers share. It is a component of server.py."""
 
     def __init__(
         self,
@@ -169,15 +171,18 @@ class WebInterface:
         plain: Sequence[tuple[str, int]] = (),
         pages: Sequence[Route] = (),
     ) -> None:
+        """Create a web server that does not listen yet.
+
+        Args:
+            addresses: (host, port) of each address; port 0 selects a free one.
+            app: The parts of the server that pages use.
+            limits: Limits of connections; None for the default ones.
+            endpoints: Endpoints of the transports, to which programs send readings.
+            tls: Certificate and key for `addresses`, or None for plain HTTP.
+            plain: Further addresses, always with plain HTTP.
+            pages: Further routes: those of the older systems.
         """
-        addresses  (host, port) each; port 0 takes a free one
-        tls        what is spoken there; None: plain HTTP
-        plain      more of them, with plain HTTP in any case
-        limits     of connections; tests have smaller ones
-        endpoints  of the transports: where programs send readings
-        pages      more addresses: those of older systems
-        """
-        self._asked = [(address, tls) for address in addresses] + [(address, None) for address in plain]
+        self._bindings = [(address, tls) for address in addresses] + [(address, None) for address in plain]
         self._app = app
         self.hosts = HostNames(app.names, app.names_origin, app.clock)
         self._limits = limits or Limits()
@@ -202,7 +207,7 @@ class WebInterface:
         self.proxies = Proxies(app.proxies, app.prefix, self.routes.is_known)
 
     def _table(self) -> list[Route]:
-        """Every address there is. NAME stands for a node's name."""
+        """Return all routes. In their paths, NAME is the name of a node, and WORD any other name."""
         return [
             *dashboard.ROUTES,
             Route("GET", "/nodes/NAME", "viewer", node.node_page, kept=True),
@@ -263,24 +268,24 @@ class WebInterface:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where it listens."""
+        """(host, port) of each address on which the server listens."""
         return [(str(one.server_address[0]), int(one.server_address[1])) for one in self._listeners]
 
     @property
     def urls(self) -> list[tuple[str, str, int]]:
-        """Where it listens: `http` or `https`, host and port of each."""
-        schemes = ["https" if tls else "http" for _, tls in self._asked]
+        """Scheme (`http` or `https`), host and port of each address on which the server listens."""
+        schemes = ["https" if tls else "http" for _, tls in self._bindings]
         return [(scheme, *address) for scheme, address in zip(schemes, self.addresses)]
 
     @property
     def first_key(self) -> str:
-        """The one-time key, printed with the page's address; empty where a password was set at the start."""
+        """The one-time key, which is printed with the address of the page; empty if a password was set at the start."""
         return self.access.first_key
 
     def start(self) -> None:
-        """Listen. Raises SettingsError when an address cannot be bound."""
+        """Start listening. Raises SettingsError if an address cannot be bound."""
         handler = partial(PageHandler, self)
-        for (host, port), tls in self._asked:
+        for (host, port), tls in self._bindings:
             try:
                 self._listeners.append(Listener((host, port), handler, self._connections, self._limits, tls))
             except OSError as error:
@@ -288,8 +293,8 @@ class WebInterface:
                     listener.server_close()
                 where = join_address(host, port)
                 raise SettingsError(
-                    f"the page cannot be at {where}: {error.strerror or error}. --web HOST:PORT takes another"
-                    " address. Does a server run here already, as the service pigeonpost-server?"
+                    f"cannot listen on {where} for the web page: {error.strerror or error}. Choose another address with"
+                    " --web HOST:PORT, or stop the program that uses it, for example the service pigeonpost-server"
                 ) from error
         app = self._app
         self.access = AccessControl(
@@ -307,7 +312,10 @@ class WebInterface:
             self._threads.append(thread)
 
     def stop(self, limit_s: float) -> str | None:
-        """Stop accepting connections, and let requests in progress get their responses."""
+        """Stop accepting connections, and let the requests in progress finish within `limit_s` seconds.
+
+        Return a message if requests were still in progress after that, otherwise None.
+        """
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()
@@ -317,7 +325,7 @@ class WebInterface:
         return self._connections.stop(limit_s)
 
     def _faults(self) -> dict[str, str]:
-        """Return the present fault of each component, empty where there is none; for the event log."""
+        """Return the present fault of each component, or an empty string if it has none. The event log calls this."""
         app = self._app
         transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
         return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports, **app.faults.present()}
@@ -325,7 +333,17 @@ class WebInterface:
     # --------------------------------------------------------------------------------------------------- requests
 
     def page(self, request: Request, route: Route, args: Sequence[str], visitor: Principal) -> Response:
-        """Return the response of a route to a request that was let in. Raises HTTPError."""
+        """Return the response of a route.
+
+        Args:
+            request: The request, already authorised.
+            route: Its route.
+            args: Values of the variable parts of the path.
+            visitor: The client.
+
+        Raises:
+            HTTPError: The request is invalid.
+        """
         if route.path.startswith(("/nodes/NAME", "/api/v1/nodes/NAME")) and not route.path.endswith("/rename"):
             args = (self._app.ingestor.names.current(args[0]), *args[1:])
         context = RequestContext(
@@ -342,11 +360,11 @@ class WebInterface:
                 self._snapshots.invalidate()
 
     def _kept_page(self, context: RequestContext, route: Route) -> Response:
-        """Return a page as it was last made for the same visitor, while nothing that it shows has changed."""
+        """Return the page, from the cache if the same client has requested it since the last change of the snapshot."""
         request, snapshot = context.request, context.snapshot()
         key = request.path, request.query_text, request.wants_html, request.site, context[4:]
         with self._lock:
-            if self._kept_of is not snapshot:  # an older one is large, and is never shown again
+            if self._kept_of is not snapshot:  # an old snapshot is large and is never used again
                 self._kept_of, self._kept = snapshot, {}
             kept = self._kept.get(key)
         if kept is not None:
@@ -360,24 +378,24 @@ class WebInterface:
     # ------------------------------------------------------------------------------------------- login and logout
 
     def _log_in(self, context: RequestContext) -> Response:
-        if self._app.users.are_none():  # no password is the right one, so this is no attempt
+        if self._app.users.are_none():  # no password is correct, so this does not count as an attempt
             return login.login_page(context, status=403)
         fields = form_of(context.request)
         session = self.access.log_in(context.request, fields.get("user", ""), fields.get("password", ""))
         if session is None:
-            return login.login_page(context, "That is not the password of that user.", 403)
+            return login.login_page(context, "Wrong user name or password.", 403)
         return see_other("/", self.access.cookie(context.request, session))
 
     def _change_password(self, context: RequestContext) -> Response:
         fields = form_of(context.request)
         if fields.get("new", "") != fields.get("again", ""):
-            return login.password_page(context, "The new password and its repetition are not the same.", 400)
+            return login.password_page(context, "The new password and its repetition differ.", 400)
         try:
             session = self.access.change_password(context.request, fields.get("old", ""), fields.get("new", ""))
         except SettingsError as error:
             return login.password_page(context, f"{str(error)[:1].upper()}{str(error)[1:]}.", 400)
         if session is None:
-            return login.password_page(context, "That is not your old password.", 403)
+            return login.password_page(context, "The old password is wrong.", 403)
         answer = login.password_changed(context)
         return answer._replace(headers={**answer.headers, **self.access.cookie(context.request, session)})
 
@@ -386,17 +404,17 @@ class WebInterface:
         return see_other("/login" if self.access.has_password else "/", self.access.cookie(context.request, None))
 
     def _listen(self, context: RequestContext) -> Response:
-        def still_in() -> bool:
+        def is_signed_in() -> bool:
             try:
                 return self.access.find(context.request) is not None
-            except PigeonpostError:  # a file of users or of tokens does not read: then nobody is let in
+            except PigeonpostError:  # the file of users or tokens cannot be read, so access is denied
                 return False
 
-        return self._live.answer(context, still_in)
+        return self._live.answer(context, is_signed_in)
 
 
 def _file(name: str, kind: str) -> Callable[[RequestContext], Response]:
-    """Return the answer of a route: a file of pigeonpost/views/static/, read once."""
+    """Return a function that responds with a file of pigeonpost/views/static/. The file is read only once, now."""
     content = importlib.resources.files("pigeonpost.views").joinpath("static", name).read_bytes()
     answer = Response(content, kind, headers={"Cache-Control": "max-age=300"})
     return lambda context: answer

@@ -1,4 +1,4 @@
-"""What the tests of the page and of the programs share: time zones, folders in memory, servers as processes."""
+"""Helpers for the tests of the web interface and the programs: time zones, temporary folders, servers as processes."""
 
 import contextlib
 import functools
@@ -24,27 +24,27 @@ from tests.support import LIMIT_S, ROOT, WALL_MS, Program, clean_environment, me
 
 
 def set_zone(test: unittest.TestCase, zone: str) -> None:
-    """Local time is that of `zone` for the rest of this test."""
+    """Set the local time zone to `zone` for the rest of `test`."""
 
     before = os.environ.get("TZ")
 
-    def put_back():
+    def restore():
         os.environ.pop("TZ", None)
         if before is not None:
             os.environ["TZ"] = before
-        take_over()
+        apply()
 
-    def take_over():
+    def apply():
         time.tzset()
-        format._minutes.clear()  # of the log, which remembers the zone's offset of a minute
+        format._minutes.clear()  # cache of the CSV log: UTC offset by minute
 
-    test.addCleanup(put_back)
+    test.addCleanup(restore)
     os.environ["TZ"] = zone
-    take_over()
+    apply()
 
 
 class Afternoon(Clock):
-    """A clock that goes, and by which it is 15:36 on 20 November 2026: for pages that show today's times."""
+    """A running clock that starts at 15:36 UTC on 20 November 2026, for pages that show times of the present day."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,9 +55,10 @@ class Afternoon(Clock):
 
 
 def use_memory_disk() -> None:
-    """Temporary folders of this module lie in memory, where there is such a place: for tests in which no power is cut.
+    """Put temporary folders of the calling test module into memory, if there is a file system in memory.
 
-    Called in setUpModule. On a busy disk each database that is made and removed takes a quarter of a second.
+    Call it in setUpModule of tests in which no power is cut. On a busy disk, each database that is created and deleted
+    takes a quarter of a second.
     """
     parent = memory_disk()
     if parent:
@@ -66,7 +67,7 @@ def use_memory_disk() -> None:
 
 
 def for_class(case: type[unittest.TestCase]) -> Any:
-    """Returns an object to pass as `test`, so that cleanups run after the last test of the class.
+    """Return an object to pass as `test`, so that cleanups run after the last test of the class `case`.
 
     For setUpClass: `cls.node = Node(for_class(cls))`.
     """
@@ -74,14 +75,23 @@ def for_class(case: type[unittest.TestCase]) -> Any:
 
 
 class Server(Forked):
-    """`server.py` as a process, its page on a free port unless it is told another.
+    """`server.py` as a process, with the web interface on a free port unless `arguments` contain `--web`.
 
-    data  the folder of its data       page  where its page is, (host, port); waits until it says so
-    path  that it printed with it: `/?key=...`, without a password
+    Attributes:
+        data: Data folder.
+        page: Address of the web interface, (host, port). The first access waits until the server prints it.
+        path: Path of the printed address; `/?key=...` without a password. It is set by the first access to `page`.
     """
 
     def __init__(self, test: unittest.TestCase, *arguments: str, data: str | None = None, **more: Any) -> None:
-        """more: as of Forked: constants, and the environment"""
+        """Start the server.
+
+        Args:
+            test: The test that stops the server at its end.
+            *arguments: Command-line arguments.
+            data: Data folder; None for a temporary one.
+            **more: Constants and environment variables, as for Forked.
+        """
         self.data = data or temp_folder(test)
         web = () if "--web" in arguments else ("--web", "127.0.0.1:0")
         fast = {"PIGEONPOST_STORE_COMMIT": "0.05", **more}
@@ -98,7 +108,7 @@ class Server(Forked):
         return self._page
 
     def sign_in(self) -> str:
-        """Open the address that it printed, with its key; the cookie of the browser that may press the buttons."""
+        """Open the printed address with its key, and return the session cookie of a browser with the role operator."""
         link = http.client.HTTPConnection(*self.page, timeout=LIMIT_S)
         try:
             link.request("GET", self.path)
@@ -109,7 +119,7 @@ class Server(Forked):
             link.close()
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Status and text of a page."""
+        """Return status and text of the page at `path`, requested with `headers`."""
         link = http.client.HTTPConnection(*self.page, timeout=LIMIT_S)
         try:
             link.request("GET", path, headers=dict(headers or {}))
@@ -120,10 +130,17 @@ class Server(Forked):
 
 
 class Node(Forked):
-    """`node.py` with a simulated chip as a process, sampling twenty times a second."""
+    """`node.py` with a simulated chip as a process, sampling 20 times per second."""
 
     def __init__(self, test: unittest.TestCase, *arguments: str, name: str = "basement", **more: Any) -> None:
-        """more: as of Forked: constants, and the environment"""
+        """Start the node.
+
+        Args:
+            test: The test that stops the node at its end.
+            *arguments: Further command-line arguments.
+            name: Name of the node.
+            **more: Constants and environment variables, as for Forked.
+        """
         self.name = name
         super().__init__(
             test, "node.py", "--simulate", "--name", name, "--every", "0.05", "--listen", "127.0.0.1:0",
@@ -133,7 +150,7 @@ class Node(Forked):
 
     @property
     def at(self) -> str:
-        """What `server.py --node` takes."""
+        """Argument for `server.py --node`: NAME@HOST:PORT."""
         return f"{self.name}@{self.place}"
 
 
@@ -149,19 +166,24 @@ class InterpreterStart:
 
 
 class StartedServer(InterpreterStart, Server):
-    """A Server that an interpreter of its own runs."""
+    """A Server in a separate interpreter."""
 
 
 class StartedNode(InterpreterStart, Node):
-    """A Node that an interpreter of its own runs."""
+    """A Node in a separate interpreter."""
 
 
 def main_here(program: types.ModuleType, *arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
-    """Run a program's `main` in this process, for tests of what it does and not of how it is started.
+    """Run the `main` function of a program in this process, for tests that do not depend on how it is started.
 
-    program  `control`, `node` or `server`; it does not configure logging
-    said     standard input
-    Returns exit status, standard output and standard error.
+    Args:
+        program: Module `control`, `node` or `server`. It does not configure logging.
+        *arguments: Command-line arguments.
+        said: Standard input.
+        **environment: Additional environment variables.
+
+    Returns:
+        Exit status, standard output and standard error.
     """
     out, told, interval_s, mask = io.StringIO(), io.StringIO(), sys.getswitchinterval(), os.umask(0o022)
     with (
@@ -170,12 +192,12 @@ def main_here(program: types.ModuleType, *arguments: str, said: str = "", **envi
         mock.patch("sys.stdin", io.StringIO(said)),
         mock.patch.object(program, "start_logging", create=True),
         mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
-        # What is installed on this machine has no part in a test.
+        # A test must not depend on what is installed on this machine.
         mock.patch("pigeonpost.core.config.SYSTEM_FOLDER", "/nonexistent"),
         mock.patch.object(program, "SERVICE_DATA", "/nonexistent", create=True),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", ResourceWarning)  # a store that failed to open leaves files unclosed
+        warnings.simplefilter("ignore", ResourceWarning)  # a store that cannot be opened leaves files open
         try:
             status = program.main(list(arguments))
         except SystemExit as end:
@@ -186,17 +208,38 @@ def main_here(program: types.ModuleType, *arguments: str, said: str = "", **envi
     return status, out.getvalue(), told.getvalue()
 
 
-_parser = functools.cache(control_program.make_parser)  # making it takes 9 ms, more than most commands
+_parser = functools.cache(control_program.make_parser)  # creating it takes 9 ms, longer than most commands
 
 
 def control_here(*arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
-    """As `control`, but in this process; with the commands that there are when it is first called."""
+    """Run `control.py` in this process; otherwise like `control`.
+
+    The parser is created on the first call and contains the commands of that time.
+
+    Args:
+        *arguments: Command-line arguments.
+        said: Standard input.
+        **environment: Additional environment variables.
+
+    Returns:
+        Exit status, standard output and standard error.
+    """
     with mock.patch.object(control_program, "make_parser", _parser):
         return main_here(control_program, *arguments, said=said, **environment)
 
 
 def control(test: unittest.TestCase, *arguments: str, said: str = "", **environment: str) -> tuple[int, str, str]:
-    """Run `control.py` to its end, `said` on its standard input: exit status, standard output, standard error."""
+    """Run `control.py` in a process.
+
+    Args:
+        test: The test for which a temporary working folder is created.
+        *arguments: Command-line arguments.
+        said: Standard input.
+        **environment: Additional environment variables.
+
+    Returns:
+        Exit status, standard output and standard error.
+    """
     done = subprocess.run(
         [sys.executable, os.path.join(ROOT, "control.py"), *arguments],
         input=said, capture_output=True, text=True, encoding="utf-8", timeout=3 * LIMIT_S, cwd=temp_folder(test),

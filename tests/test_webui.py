@@ -1,4 +1,4 @@
-"""Every address of the page, asked as browsers, terminals and programs ask it."""
+"""Every address of the web interface, requested as a browser, a terminal and a program."""
 
 import csv
 import gc
@@ -38,7 +38,7 @@ def setUpModule():
 
 
 class WebCase(unittest.TestCase):
-    """A house with one node, `basement`, that has brought two samples."""
+    """A server with one node, `basement`, that has sent two samples."""
 
     password = None
     samples = ({"temperature": 21.5, "light": 700}, {"temperature": 22.25, "light": 710})
@@ -72,7 +72,7 @@ class WebCase(unittest.TestCase):
         return json.loads(text)
 
     def press(self, path, **fields):
-        """Press a button: post its form with the token that the page has; status, headers, body."""
+        """Post the form of a button with the CSRF token of the page, and return status, headers and body."""
         browser = self.web.browser
         status, headers, body = self.web.post_form(path, {"csrf": self.web.csrf(browser), **fields}, browser)
         return status, headers, body.decode()
@@ -86,7 +86,7 @@ class WebCase(unittest.TestCase):
 
 
 class Front(WebCase):
-    def test_a_browser_gets_a_page(self):
+    def test_browser_gets_the_front_page_as_html(self):
         page = self.page("/")
         self.assertIn("Node basement is reporting; last sample", page)
         self.assertRegex(page, r'<b data-live="basement/temperature">22\.25</b> <span class="unit">°C</span>')
@@ -94,12 +94,12 @@ class Front(WebCase):
         self.assertIn('<img src="/chart.svg?node=basement&amp;sensor=light&amp;span=10m&amp;size=small"', page)
         self.assertEqual((self.headers["vary"], self.headers["cache-control"]), ("Accept", "no-store"))
 
-    def test_the_six_buttons(self):
+    def test_front_page_has_the_six_buttons(self):
         page = self.page("/")
         buttons = re.findall(r'<(?:button|a) class="(?:chosen|button|danger|)"[^>]*>([^<]+)</(?:button|a)>', page)
         self.assertEqual(buttons, ["Sensor On", "Sensor Off", "Status", "Log Check", "Log Download", "Exit"])
 
-    def test_the_button_of_what_is_stands_out(self):
+    def test_button_of_the_present_state_is_highlighted(self):
         browser = self.web.browser
         page = self.page("/", headers=browser)
         self.assertRegex(page, r'<button class="chosen" aria-label="Sensor On, basement">')
@@ -108,28 +108,28 @@ class Front(WebCase):
         page = self.page("/", headers=browser)
         self.assertRegex(page, r'<button class="chosen" aria-label="Sensor Off, basement">')
 
-    def test_a_node_that_is_away_cannot_be_switched(self):
+    def test_buttons_of_a_disconnected_node_are_disabled(self):
         self.link.state.connected = False
         self.web.store_samples("basement", [{"light": 1}])
         page = self.page("/", headers=self.web.browser)
         self.assertEqual(page.count(' title="Disabled: the node is not connected" disabled>'), 3)
 
-    def test_without_the_key_every_button_is_there_disabled_and_the_page_says_what_to_do(self):
+    def test_buttons_are_disabled_without_the_key_and_the_page_explains_it(self):
         for path, count in (("/", 4), ("/nodes/basement", 3)):
             page = self.page(path)
             self.assertEqual((page.count("<button"), page.count(" disabled>")), (count, count), path)
             self.assertIn("Open the address that the server printed when it started", page)
             self.assertIn(f"python3 control.py --data {self.web.folder} password", page)
             self.assertIn('the page was opened without the key" disabled>', page)
-            # Directly below the buttons; and being on this machine is no signing in.
-            self.assertRegex(page, r'</form></div>\n<p class="notice">Buttons are disabled')
+            # The notice is directly below the buttons. A connection from this machine alone is not a login.
+            self.assertRegex(page, r'</form></div>\n<p class="notice">The buttons are disabled')
             if path == "/":
-                self.assertIn("Reading from this machine; nobody is signed in.", page)
+                self.assertIn("Signed in from this machine (viewer).", page)
             with_key = self.page(path, headers=self.web.browser)
             self.assertNotIn(" disabled", with_key)
             self.assertNotIn("control.py", with_key)
 
-    def test_a_terminal_gets_text(self):
+    def test_terminal_gets_the_front_page_as_text(self):
         text = self.text("/")
         self.assertIn("Node basement is reporting; last sample 0 s ago.\n", text)
         self.assertRegex(text, r"basement  temperature    22\.25 °C    21\.5 to 22\.25\n")
@@ -138,19 +138,19 @@ class Front(WebCase):
         self.assertIn(f"curl http://{host}/log\n", text)
         self.assertIn(f"curl -O http://{host}/log.csv\n", text)
 
-    def test_a_page_is_the_same_as_long_as_nothing_changes(self):
+    def test_page_changes_only_after_a_commit(self):
         first = self.page("/")
         self.assertEqual(self.page("/"), first)
         self.web.store_samples("basement", [{"temperature": 30.5, "light": 1}])
         self.assertIn(">30.5</b>", self.page("/"))
 
-    def test_a_head_is_the_page_without_the_page(self):
+    def test_head_has_the_headers_of_the_page_and_no_body(self):
         status, headers, body = self.web.request("HEAD", "/", html=True)
         self.assertEqual((status, body, headers["content-type"]), (200, b"", HTML))
         self.assertGreater(int(headers["content-length"]), 1000)
 
-    def test_a_page_with_a_form_lets_browsers_say_that_it_is_ours(self):
-        """Under `no-referrer`, as the header has it, they say `Origin: null` with a form of our own."""
+    def test_pages_with_forms_allow_the_origin_header(self):
+        """With the policy `no-referrer` of the header, browsers would send `Origin: null` with forms of these pages."""
         for path in ("/", "/nodes/basement", "/login", "/log", "/nothing"):
             _, _, body = self.web.request("GET", path, html=True)
             self.assertIn(b'<meta name="referrer" content="same-origin">', body, path)
@@ -162,7 +162,7 @@ class Front(WebCase):
             headers = {**browser, "Origin": origin}
             self.assertEqual(self.web.post_form("/nodes/basement/off", fields, headers)[0], status, origin)
 
-    def test_whatever_a_node_says_is_text(self):
+    def test_text_from_a_node_is_escaped(self):
         self.link.state.sensors = [{"name": "temperature", "unit": "<u>°C</u>"}]
         self.link.state.details = {"version": "<script>alert(1)"}
         self.web.store_samples(
@@ -175,14 +175,14 @@ class Front(WebCase):
             self.assertNotIn("<script>", page)
         self.assertIn("&lt;img src=x onerror=y&gt;", page)
 
-    def test_a_nodes_page_shows_the_certificate_by_which_it_was_reached(self):
+    def test_node_page_shows_the_fingerprint_of_the_certificate(self):
         self.assertNotIn("SHA-256", self.page("/nodes/basement"))
         self.link.state.fingerprint = "5e" * 32
         self.web.store_samples("basement", [{"temperature": 1.5}])
         self.assertIn(f"TLS; SHA-256 of its certificate: {'5e' * 32}", self.page("/nodes/basement"))
 
-    def test_no_element_brings_its_own_style_or_script(self):
-        """The policy of every answer forbids both, so they would not work."""
+    def test_pages_have_no_inline_style_or_script(self):
+        """The Content-Security-Policy of every response forbids both."""
         self.web.store_samples("basement", [{"temperature": 1.5}] * 30)
         for path in ("/", "/nodes/basement", "/log", "/login", "/nothing"):
             _, headers, body = self.web.request("GET", path, html=True)
@@ -190,7 +190,7 @@ class Front(WebCase):
             self.assertIn("default-src 'none'", headers["content-security-policy"])
 
 
-class Many(WebCase):
+class SeveralNodes(WebCase):
     def setUp(self):
         self.links = [FakeLink("attic", UNITS), FakeLink("basement", UNITS), FakeLink("", connected=False)]
         self.web = WebHouse(self, links=self.links)
@@ -198,7 +198,7 @@ class Many(WebCase):
         self.web.store_samples("basement", [{"temperature": 12.5, "light": 6}], UNITS)
         self.web.store_samples("cellar", [{"humidity": 80}], {"humidity": "%"})
 
-    def test_every_node_has_its_row_and_its_buttons(self):
+    def test_every_node_has_a_row_and_buttons(self):
         page = self.page("/")
         rows = re.findall(r"<tr><td data-label=\"node\">(.*?)</td>.*?</tr>", page)
         names = [re.sub("<[^>]+>", "", row) for row in rows]
@@ -209,19 +209,19 @@ class Many(WebCase):
         self.assertNotIn('action="/nodes/cellar', page)
         self.assertEqual(page.count('action="/exit"'), 1)
 
-    def test_cards_name_their_node_and_the_past_has_none(self):
+    def test_cards_name_their_node_and_former_nodes_have_no_card(self):
         page = self.page("/")
         self.assertEqual(page.count('<a class="card'), 4)
         self.assertIn('<span class="of">attic</span>', page)
         self.assertNotIn("humidity", page)
         self.assertIn("80 %", self.text("/nodes/cellar"))
 
-    def test_each_in_text(self):
+    def test_text_lists_a_node_without_a_name_by_its_address(self):
         self.assertRegex(self.text("/"), r"192\.168\.1\.20:5003  not reached yet +– +none\n")
 
 
 class NodePage(WebCase):
-    def test_a_browser_gets_all_about_it(self):
+    def test_browser_gets_all_properties_of_the_node(self):
         self.link.state.details = {"held": 250, "slots": 65536, "version": "0.1.0"}
         self.link.state.offset_ms, self.link.state.round_trip_ms = -90_000, 1.25
         page = self.page("/nodes/basement")
@@ -232,19 +232,19 @@ class NodePage(WebCase):
         self.assertEqual(info["sampling interval"], "10 s")
         self.assertEqual(info["stored here"], "2 samples")
         self.assertEqual(info["missing"], "none")
-        self.assertEqual(info["in its outbox"], "250 of 65,536")
-        self.assertEqual(info["its clock"], "90 s behind")
-        self.assertEqual(info["answers in"], "1.2 ms")
+        self.assertEqual(info["outbox"], "250 of 65,536 slots used")
+        self.assertEqual(info["clock"], "90 s behind")
+        self.assertEqual(info["round trip"], "1.2 ms")
         self.assertEqual(info["version"], "0.1.0")
-        self.assertIn("Nothing of this node is missing.", page)
+        self.assertIn("No samples of this node are missing.", page)
 
-    def test_a_terminal_gets_all_about_it(self):
+    def test_terminal_gets_all_properties_of_the_node(self):
         text = self.text("/nodes/basement")
         self.assertTrue(text.startswith("basement: Reporting; last sample 0 s ago.\n"))
         self.assertIn("stored here         2 samples\n", text)
         self.assertIn("Off:  python3 control.py send basement off\n", text)
 
-    def test_what_is_missing_and_why(self):
+    def test_gaps_are_listed_with_their_reason(self):
         batch = Batch("basement", "0" * 16, "0123456789abcdef", 0, None, Gap(3, 9, 0, "overwritten"), UNITS,
                       lambda *_: None, print)  # fmt: skip
         self.web.ingestor.submit(batch)
@@ -253,22 +253,22 @@ class NodePage(WebCase):
         page = self.page("/nodes/basement")
         self.assertRegex(page, r"<td>3 to 9 of epoch 0123456789abcdef</td><td>\d\d:\d\d</td><td>overwritten</td>")
 
-    def test_spans_of_its_charts(self):
+    def test_time_range_of_the_charts_can_be_selected(self):
         for span in ("10m", "1h", "24h", "7d", "30d"):
             page = self.page(f"/nodes/basement?span={span}")
             self.assertEqual(page.count(f"span={span}&amp;size=small"), 2)
             self.assertEqual(page.count('aria-current="true"'), 1)
         self.assertEqual(self.page("/nodes/basement?span=99y").count("span=10m&amp;size=small"), 2)
 
-    def test_one_that_nobody_knows(self):
-        self.assertIn("There is no node of that name.", self.page("/nodes/attic", 404))
-        self.assertEqual(self.text("/nodes/attic", 404), "There is no node of that name.\n")
+    def test_unknown_node_is_not_found(self):
+        self.assertIn("There is no node with that name.", self.page("/nodes/attic", 404))
+        self.assertEqual(self.text("/nodes/attic", 404), "There is no node with that name.\n")
 
 
 class Buttons(WebCase):
-    def test_on_and_off(self):
+    def test_buttons_turn_the_node_off_and_on(self):
         for word, on, notice in (
-            ("off", False, "basement is off: it takes no samples. What it holds still comes."),
+            ("off", False, "basement is off: it takes no samples. Its stored samples are still delivered."),
             ("on", True, "basement is on: it samples."),
         ):
             status, headers, _ = self.press(f"/nodes/basement/{word}")
@@ -278,7 +278,7 @@ class Buttons(WebCase):
             self.assertIn(f'<p class="notice" role="status">{notice}</p>', page)
             self.assertIn("Switched off" if word == "off" else "Reporting", page)
 
-    def test_status(self):
+    def test_status_button_shows_the_reply_of_the_node(self):
         self.link.state.last_sent = "16:36:10"
         status, headers, _ = self.press("/nodes/basement/status")
         self.assertEqual((status, headers["location"]), (303, "/nodes/basement?notice=status"))
@@ -288,23 +288,23 @@ class Buttons(WebCase):
             self.page(headers["location"]),
         )
 
-    def test_one_that_does_not_answer(self):
+    def test_notice_states_that_the_node_did_not_reply(self):
         self.link.answers = False
         for word in ("on", "off", "status"):
             _, headers, _ = self.press(f"/nodes/basement/{word}")
             self.assertEqual(headers["location"], "/nodes/basement?notice=silent")
-        self.assertIn("basement did not answer. It will be asked again", self.page(headers["location"]))
+        self.assertIn("basement did not answer. Check its state below", self.page(headers["location"]))
 
-    def test_a_notice_is_one_of_ours(self):
+    def test_unknown_notices_are_not_shown(self):
         for notice in ("hacked", "<b>", "", "ON"):
             page = self.page(f"/nodes/basement?{urlencode({'notice': notice})}", headers=self.web.browser)
             self.assertNotIn("notice", page)
 
-    def test_one_that_nobody_knows(self):
+    def test_buttons_of_an_unknown_node_are_not_found(self):
         for word in ("on", "off", "status"):
             self.assertEqual(self.press(f"/nodes/attic/{word}")[0], 404)
 
-    def test_without_the_forms_token_nothing_happens(self):
+    def test_forms_without_a_csrf_token_are_rejected(self):
         for fields in ({}, {"csrf": ""}, {"csrf": "x" * 32}):
             for path in ("/nodes/basement/off", "/exit", "/logout"):
                 status, _, body = self.web.post_form(path, {**fields, "sure": "yes"}, self.web.browser)
@@ -312,13 +312,13 @@ class Buttons(WebCase):
                 self.assertIn(b"The form is out of date.", body)
         self.assertEqual((self.link.asked, self.web.stopped), ([], []))
 
-    def test_the_token_may_come_as_a_header(self):
+    def test_csrf_token_is_accepted_in_a_header(self):
         browser = self.web.browser
         headers = {**browser, "X-CSRF-Token": self.web.csrf(browser)}
         status, _, _ = self.web.request("POST", "/nodes/basement/off", headers)
         self.assertEqual((status, self.link.asked), (303, [("SEND", False)]))
 
-    def test_asking_for_them_changes_nothing(self):
+    def test_get_requests_of_actions_are_rejected(self):
         for path in ("/nodes/basement/on", "/nodes/basement/off", "/nodes/basement/status", "/exit", "/logout",
                      "/api/v1/nodes/basement/send", "/api/v1/nodes/basement/check"):  # fmt: skip
             self.get(path, 405)
@@ -327,29 +327,29 @@ class Buttons(WebCase):
 
 
 class Exit(WebCase):
-    def test_it_asks_first(self):
+    def test_exit_asks_for_confirmation(self):
         status, _, page = self.press("/exit")
         self.assertEqual((status, self.web.stopped), (200, []))
         self.assertIn("Stop this server?", page)
         self.assertIn('<input type="hidden" name="sure" value="yes"><button class="danger">Exit</button>', page)
-        self.assertIn('<a class="button" href="/">No, go back</a>', page)
+        self.assertIn('<a class="button" href="/">Cancel</a>', page)
         for answer in ("", "no", "YES", "1"):
             self.press("/exit", sure=answer)
         self.assertEqual(self.web.stopped, [])
 
-    def test_then_it_says_what_was_flushed_and_ends(self):
+    def test_confirmed_exit_reports_the_flushed_samples_and_stops(self):
         status, _, page = self.press("/exit", sure="yes")
-        self.assertEqual((status, self.web.stopped), (200, ["Exit, by one-time key at 127.0.0.1"]))
+        self.assertEqual((status, self.web.stopped), (200, ["Exit by one-time key at 127.0.0.1"]))
         self.assertIn("<h1>exited</h1>", page)
         name, size = os.path.basename(self.web.csv.whole()[0]), self.web.csv.whole()[1]
-        self.assertIn(f"Flushed: 2 samples of this run are stored; the log {name} is whole, {size} bytes.", page)
-        self.assertNotIn("data-now", page)  # nothing asks a server for news that is gone
+        self.assertIn(f"Flushed: 2 samples of this run stored; the log {name} is complete, {size} bytes.", page)
+        self.assertNotIn("data-now", page)  # the script must not send requests to a stopped server
 
-    def test_what_waits_is_flushed_first(self):
-        """The commit does not wait for its time."""
+    def test_exit_flushes_queued_samples(self):
+        """Exit commits immediately instead of waiting for the commit interval."""
         web = WebHouse(self, links=[self.link])
         web.ingestor._commit_s = 3600.0
-        web.store_samples("basement", [{"light": 1}])  # the first is committed at once
+        web.store_samples("basement", [{"light": 1}])  # the first sample is committed immediately
         for seq in (2, 3):
             values = {"light": seq}
             one = Sample(seq, WALL_MS, seq, values, {}, "")
@@ -361,42 +361,40 @@ class Exit(WebCase):
         self.assertIn(b"Flushed: 3 samples", body)
         self.assertEqual(web.store.nodes()[0]["samples"], 3)
 
-    def test_what_could_not_be_stored_is_said(self):
+    def test_exit_reports_samples_that_could_not_be_stored(self):
         self.web.ingestor.flush = lambda limit_s: False
         self.web.ingestor.fault = "nothing can be stored: disk full"
         _, _, page = self.press("/exit", sure="yes")
-        self.assertIn(
-            "Not everything could be stored (nothing can be stored: disk full); the nodes keep the rest.", page
-        )
+        self.assertIn("Some samples could not be stored (nothing can be stored: disk full); the nodes keep them.", page)
         self.assertEqual(len(self.web.stopped), 1)
 
-    def test_from_a_terminal(self):
+    def test_exit_from_a_terminal_needs_confirmation(self):
         def ask(body):
             kind = {"Content-Type": "application/x-www-form-urlencoded", **self.web.bearer}
             return self.web.request("POST", "/exit", kind, body)[2].decode()
 
-        self.assertEqual(ask(b"x=1"), "This stops the server. Are you sure? Then send the form field sure=yes.\n")
+        self.assertEqual(ask(b"x=1"), "This stops the server. To confirm, send the form field sure=yes.\n")
         self.assertEqual(self.web.stopped, [])
-        self.assertRegex(ask(b"sure=yes"), r"^exited\nFlushed: 2 samples .* is whole, \d+ bytes\.\n$")
-        self.assertEqual(self.web.stopped, ["Exit, by control.py at 127.0.0.1"])
+        self.assertRegex(ask(b"sure=yes"), r"^exited\nFlushed: 2 samples .* is complete, \d+ bytes\.\n$")
+        self.assertEqual(self.web.stopped, ["Exit by control.py at 127.0.0.1"])
 
-    def test_of_one_sample_it_speaks_in_the_singular(self):
+    def test_exit_report_uses_the_singular_for_one_sample(self):
         web = WebHouse(self, links=[self.link])
         web.store_samples("basement", [{"light": 1}])
         _, _, body = web.post_form("/exit", {"csrf": web.csrf(web.browser), "sure": "yes"}, web.browser)
-        self.assertIn(b"Flushed: 1 sample of this run is stored;", body)
+        self.assertIn(b"Flushed: 1 sample of this run stored;", body)
 
 
 class LogCheck(WebCase):
     samples = tuple({"temperature": 20 + number / 4, "light": number} for number in range(14))
 
-    def test_the_last_ten_of_this_run_newest_first(self):
+    def test_last_ten_samples_of_this_run_are_listed_newest_first(self):
         rows = re.findall(r"<tr><td>([\d:]+)</td><td>(\w+)</td><td>([^<]*)</td></tr>", self.page("/log"))
         self.assertEqual(len(rows), 10)
         self.assertEqual([int(values.rsplit(" ", 2)[1]) for _, _, values in rows], list(range(13, 3, -1)))
         self.assertEqual(rows[0][1:], ("basement", "temperature 23.25 °C, light 13 counts"))
 
-    def test_in_a_terminal(self):
+    def test_terminal_gets_the_last_ten_samples_as_text(self):
         first, empty, *lines, last = self.text("/log").split("\n")
         name = os.path.basename(self.web.csv.whole()[0])
         self.assertRegex(first, rf"^{re.escape(name)}, .*; its last 10 samples, newest first:$")
@@ -405,14 +403,14 @@ class LogCheck(WebCase):
             lines[0], r"^20\d\d-\d\d-\d\dT.*[+-]\d\d:\d\d  basement  temperature 23\.25 °C, light 13 counts$"
         )
 
-    def test_a_failed_reading(self):
+    def test_failed_reading_is_shown_as_failed(self):
         self.web.store_samples("basement", [{"temperature": None, "light": 5}])
         self.assertIn("temperature failed, light 5", self.page("/log"))
 
-    def test_samples_of_an_earlier_run_are_not_in_it(self):
+    def test_samples_of_an_earlier_run_are_not_listed(self):
         web = WebHouse(self)
         self.assertIn(
-            "No sample has come in this run yet.", html.unescape(web.request("GET", "/log", html=True)[2].decode())
+            "No sample has arrived in this run yet.", html.unescape(web.request("GET", "/log", html=True)[2].decode())
         )
         _, _, body = web.request("GET", "/log")
         self.assertRegex(body.decode(), r"^sensorlog_\d{6}_\d{4}.*\.csv, 28 bytes; its last 0 samples, newest first:\n")
@@ -430,7 +428,7 @@ class LogDownload(WebCase):
         self.assertEqual(found, status, body[:300])
         return body
 
-    def test_the_whole_file(self):
+    def test_log_is_downloaded_completely(self):
         body = self.ask(200)
         self.assertEqual(body, self.whole())
         rows = list(csv.reader(io.StringIO(body.decode(), newline="")))
@@ -443,7 +441,7 @@ class LogDownload(WebCase):
         self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
         self.assertEqual(self.headers["accept-ranges"], "bytes")
 
-    def test_a_row_that_is_being_written_is_not_in_it(self):
+    def test_incomplete_row_is_not_downloaded(self):
         whole = self.whole()
         with open(self.web.csv.whole()[0], "ab") as file:
             file.write(b"2026-11-20T16:36:10.123+01:00,basement,tempe")
@@ -452,11 +450,11 @@ class LogDownload(WebCase):
         self.end()
 
     def end(self):
-        """The log is not as it was left, and that is said."""
+        """Stop the ingestor; it logs a warning because the file was changed."""
         with self.assertLogs("csvbuffer", "WARNING"):
             self.web.ingestor.stop(LIMIT_S)
 
-    def test_parts_of_it(self):
+    def test_byte_ranges_are_supported(self):
         whole = self.whole()
         for said, start, end in (
             ("bytes=0-9", 0, 9),
@@ -468,44 +466,44 @@ class LogDownload(WebCase):
             self.assertEqual(self.ask(206, {"Range": said}), whole[start : end + 1], said)
             self.assertEqual(self.headers["content-range"], f"bytes {start}-{end}/{len(whole)}")
 
-    def test_a_part_that_is_not_there(self):
+    def test_range_beyond_the_end_is_rejected(self):
         whole = self.whole()
         self.ask(416, {"Range": f"bytes={len(whole)}-"})
         self.assertEqual(self.headers["content-range"], f"bytes */{len(whole)}")
 
-    def test_what_is_no_range_is_not_looked_at(self):
+    def test_invalid_ranges_are_ignored(self):
         for said in ("bytes=", "bytes=-", "bytes=5-1", "bytes=0-1,5-6", "lines=1-2", "x"):
             self.assertEqual(self.ask(200, {"Range": said}), self.whole())
 
-    def test_going_on_where_a_download_broke_off(self):
+    def test_interrupted_download_can_be_resumed(self):
         self.ask(200)
         tag = self.headers["etag"]
         first = self.ask(206, {"Range": "bytes=0-499"})
-        self.web.store_samples("basement", [{"temperature": 99.5}])  # it has grown meanwhile
+        self.web.store_samples("basement", [{"temperature": 99.5}])  # the log grows during the download
         rest = self.ask(206, {"Range": "bytes=500-", "If-Range": tag})
         self.assertEqual(first + rest, self.whole())
         self.assertEqual(self.ask(200, {"Range": "bytes=500-", "If-Range": '"another.csv"'}), self.whole())
 
-    def test_how_long_it_is(self):
+    def test_head_of_the_log_has_its_length(self):
         self.assertEqual(self.ask(200, method="HEAD"), b"")
         self.assertEqual(int(self.headers["content-length"]), len(self.whole()))
-        self.ask(200, {"Range": "bytes=0-4"}, method="HEAD")  # a range is for GET alone
+        self.ask(200, {"Range": "bytes=0-4"}, method="HEAD")  # Range applies only to GET
         self.assertEqual(int(self.headers["content-length"]), len(self.whole()))
 
-    def test_every_descriptor_is_given_back(self):
+    def test_downloads_leave_no_open_descriptors(self):
         self.ask(200)
         before = len(os.listdir("/proc/self/fd"))
         for headers in ({}, {"Range": "bytes=0-4"}, {"Range": "bytes=999999-"}, {"Range": "x"}) * 5:
             self.web.request("GET", "/log.csv", headers)
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no descriptor is left")
 
-    def test_a_log_that_is_gone(self):
+    def test_deleted_log_is_not_found(self):
         os.unlink(self.web.csv.whole()[0])
         self.assertIn(b"This run has no log yet", self.ask(404))
         self.end()
 
-    def test_a_log_that_could_not_be_begun(self):
-        """The folder is there, but the disk was full."""
+    def test_log_that_could_not_be_created_is_not_found(self):
+        """The folder exists, but the disk was full."""
         house = SimpleNamespace(
             csv=SimpleNamespace(whole=lambda: (os.path.join(temp_folder(self), ""), 0), fault="disk")
         )
@@ -515,7 +513,7 @@ class LogDownload(WebCase):
 
 
 class Nodes(WebCase):
-    def test_all(self):
+    def test_json_lists_all_nodes(self):
         self.link.state.details = {"held": 250, "slots": 65536, "version": "0.1.0"}
         found = self.json("/api/v1/nodes")
         self.assertEqual((found["server"], found["verdict"]), ("house", "Node basement is reporting."))
@@ -537,7 +535,7 @@ class Nodes(WebCase):
             "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {},
         })  # fmt: skip
 
-    def test_one(self):
+    def test_json_of_a_node_contains_details_and_gaps(self):
         self.link.state.details = {"held": 250, "taken": 7}
         found = self.json("/api/v1/nodes/basement")
         self.assertEqual((found["name"], found["details"], found["gaps"]), ("basement", {"held": 250, "taken": 7}, []))
@@ -552,14 +550,14 @@ class Nodes(WebCase):
             {"node": "basement", "epoch": "0123456789abcdef", "from": 3, "to": 9, "before": 0, "why": "overwritten"},
         )
 
-    def test_one_that_is_away(self):
+    def test_json_of_a_disconnected_node_contains_the_fault(self):
         self.link.state.connected, self.link.state.fault = False, "cannot be reached: Connection refused"
         self.web.store_samples("basement", [{"light": 1}])
         node = self.json("/api/v1/nodes/basement")
         self.assertEqual((node["state"], node["connected"], node["on"]), ("lost", False, True))
         self.assertEqual(node["fault"], "cannot be reached: Connection refused")
 
-    def test_one_that_nobody_knows(self):
+    def test_json_of_an_unknown_node_is_not_found(self):
         for path in ("/api/v1/nodes/attic", "/api/v1/samples?node=attic"):
             self.assertEqual(self.json(path, 404)["error"]["code"], "unknown-node")
 
@@ -567,7 +565,7 @@ class Nodes(WebCase):
 class Statistics(WebCase):
     def setUp(self):
         super().setUp()
-        start = 1_790_001_000_000  # ten minutes begin
+        start = 1_790_001_000_000  # start of a window of ten minutes
         self.web.store_samples("attic", [
             Sample(n, start + n * 60_000, n, {"temperature": n}, {}, "") for n in range(1, 16)
         ], UNITS)  # fmt: skip
@@ -579,7 +577,7 @@ class Statistics(WebCase):
         query = {key.rstrip("_"): value for key, value in query.items()}
         return self.json(f"/api/v1/statistics?{urlencode({'node': 'attic', 'sensor': 'temperature', **query})}", status)
 
-    def test_ten_minutes(self):
+    def test_windows_of_ten_minutes_are_closed_on_the_left_or_right(self):
         query = {"span": "10m", "from_": "2026-09-21T00:00:00Z", "to": "2026-09-22T00:00:00Z"}
         found = self.ask(**query)
         self.assertEqual((found["span_s"], found["closed"]), (600, "left"))
@@ -589,7 +587,7 @@ class Statistics(WebCase):
             {"time": "2026-09-21T14:50:00.000Z", "count": 6, "mean": 12.5, "median": 12.5, "mode": 10, "low": 10,
              "high": 15, "deviation": 1.707825127659933},
         ])  # fmt: skip
-        # As "multi-sensor" counted: a sample on the edge is in the window that ends there.
+        # As in "multi-sensor": a sample on the edge belongs to the window that ends there.
         found = self.ask(closed="right", **query)
         self.assertEqual((found["span_s"], found["closed"]), (600, "right"))
         self.assertEqual(found["windows"], [
@@ -599,7 +597,7 @@ class Statistics(WebCase):
              "high": 15, "deviation": 1.4142135623730951},
         ])  # fmt: skip
 
-    def test_an_hour_is_the_usual_span_and_csv_is_to_be_had(self):
+    def test_default_window_is_one_hour_and_csv_is_available(self):
         query = "node=attic&sensor=temperature&to=2026-09-21T15:00:00Z"
         text = self.get(f"/api/v1/statistics?{query}&format=csv")
         self.assertEqual(
@@ -608,7 +606,7 @@ class Statistics(WebCase):
              "4.320493798938574"],
         )  # fmt: skip
 
-    def test_what_cannot_be_asked(self):
+    def test_invalid_queries_for_statistics_are_rejected(self):
         for query in ({"node": ""}, {"sensor": ""}, {"span": "5m"}, {"closed": "both"},
                       {"from_": "2020-01-01T00:00:00Z"},
                       {"from_": "2027-01-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"}):  # fmt: skip
@@ -616,7 +614,7 @@ class Statistics(WebCase):
         self.assertEqual(self.ask(node="nobody")["windows"], [])
         self.assertEqual(self.ask(node="nobody", closed="right")["windows"], [])
 
-    def test_windows_whose_samples_are_deleted_say_which_edges_they_have(self):
+    def test_windows_whose_samples_are_deleted_contain_their_closed_end(self):
         edge = parse_rfc3339("2026-09-21T15:00:00Z")
         nodes = self.web.store.nodes
 
@@ -632,7 +630,7 @@ class Statistics(WebCase):
             found = self.ask(closed="left", **query)["windows"]
             self.assertEqual([(one["count"], one.get("closed")) for one in found], [(9, "right"), (6, None)])
 
-    def test_what_came_late_is_in_its_window_before_that_is_summed_up_again(self):
+    def test_late_samples_are_counted_before_the_rollup_is_renewed(self):
         query = {"span": "10m", "from_": "2026-09-21T00:00:00Z", "to": "2026-09-22T00:00:00Z"}
         late = [Sample(n, 1_790_001_000_000 + n, n, {"temperature": 100}, {}, "") for n in range(16, 18)]
         self.web.store_samples("attic", late, UNITS)
@@ -640,20 +638,20 @@ class Statistics(WebCase):
         self.assertEqual([(one["count"], one["high"], one["mode"]) for one in found], [(11, 100, 100), (6, 15, 10)])
         with mock.patch.object(statistics, "_MOST_RECOUNTED", 10):
             self.assertEqual(self.ask(503, **query)["error"]["code"], "busy")
-        with mock.patch.object(statistics, "current_rollups", side_effect=AssertionError):  # it counts for itself
+        with mock.patch.object(statistics, "current_rollups", side_effect=AssertionError):  # it counts the samples
             self.ask(closed="right", **query)
         worker = MaintenanceWorker(self.web.store, self.web.ingestor, self.web.app.clock)
         while worker.work():
             pass
         self.assertEqual(self.ask(**query)["windows"], found)
 
-    def test_too_many_samples_to_count_again(self):
+    def test_query_that_recounts_too_many_samples_is_rejected(self):
         with mock.patch.object(statistics, "_MOST_RECOUNTED", 14):
             self.ask(400, closed="right", span="10m", from_="2026-09-21T00:00:00Z", to="2026-09-22T00:00:00Z")
 
 
-class Edges(WebCase):
-    def test_a_sample_on_an_edge_counts_the_same_before_and_after_it_is_summed_up(self):
+class WindowEdges(WebCase):
+    def test_samples_on_window_edges_are_counted_equally_with_and_without_rollups(self):
         start = self.web.app.clock.wall_ms() // 3_600_000 * 3_600_000 - 7_200_000
         self.web.store_samples("attic", [
             Sample(n + 1, start + n * 10_000, n, {"temperature": float(n)}, {}, "") for n in range(180)
@@ -692,14 +690,14 @@ class Samples(WebCase):
     def refusal(self, **query):
         return self.ask(400, **query)["error"]["code"]
 
-    def test_all_oldest_first(self):
+    def test_samples_are_returned_oldest_first(self):
         self.assertEqual(self.seqs(), [("attic", 1), ("attic", 2), ("attic", 3), ("basement", 1), ("basement", 2)])
 
-    def test_also_those_dated_before_1970(self):
+    def test_samples_dated_before_1970_are_returned(self):
         self.web.store_samples("attic", [Sample(4, -1, 4, {"temperature": 1}, {}, "unset")], UNITS)
         self.assertEqual(self.seqs(node="attic"), [("attic", 4), ("attic", 1), ("attic", 2), ("attic", 3)])
 
-    def test_each_as_it_is_stored(self):
+    def test_samples_are_returned_as_they_are_stored(self):
         first, second, third = self.ask(node="attic")["samples"]
         self.assertEqual(
             first,
@@ -709,7 +707,7 @@ class Samples(WebCase):
         self.assertEqual((second["clock"], second["values"]), ("unset", {"temperature": None}))
         self.assertEqual(third["values"], {"temperature": 12.5, "humidity": 80})
 
-    def test_a_node_a_sensor_a_limit(self):
+    def test_samples_are_filtered_by_node_sensor_and_limit(self):
         self.assertEqual(self.seqs(node="attic"), [("attic", 1), ("attic", 2), ("attic", 3)])
         self.assertEqual(self.seqs(node="attic", limit=2), [("attic", 2), ("attic", 3)])
         self.assertEqual(self.seqs(sensor="humidity"), [("attic", 3)])
@@ -717,7 +715,7 @@ class Samples(WebCase):
         self.assertEqual(self.seqs(sensor="wind"), [])
         self.assertEqual(self.seqs(limit=3), [("attic", 3), ("basement", 1), ("basement", 2)])
 
-    def test_from_and_to(self):
+    def test_samples_are_filtered_by_time(self):
         for from_, to in (
             ("2026-09-21T14:14:20Z", "2026-09-21T14:23:20Z"),
             ("1790000060000", "1790000600000"),
@@ -727,7 +725,7 @@ class Samples(WebCase):
         self.assertEqual(self.seqs(from_="2026-09-21T14:14:20Z", node="attic"), [("attic", 2), ("attic", 3)])
         self.assertEqual(self.seqs(to="2026-09-21T14:14:20Z"), [("attic", 1)])
 
-    def test_what_is_wrong_with_a_question_is_said(self):
+    def test_invalid_queries_for_samples_are_rejected_with_a_code(self):
         for query, code in (
             ({"node": "<b>"}, "name"),
             ({"sensor": "Temperature"}, "name"),
@@ -754,7 +752,7 @@ class Samples(WebCase):
         self.assertEqual(self.json("/api/v1/samples?limit=1&limit=2", 400)["error"]["code"], "bad-request")
         self.assertEqual(self.json("/api/v1/samples?node=%zz", 400)["error"]["code"], "bad-request")
 
-    def test_as_csv(self):
+    def test_samples_are_returned_as_csv(self):
         text = self.get("/api/v1/samples?node=attic&format=csv")
         self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
         rows = list(csv.reader(io.StringIO(text, newline="")))
@@ -763,7 +761,7 @@ class Samples(WebCase):
         self.assertEqual([row[3:] for row in rows[2:]],
                          [["2", "temperature", ""], ["3", "temperature", "12.5"], ["3", "humidity", "80"]])  # fmt: skip
 
-    def test_summed_up(self):
+    def test_step_returns_one_summary_per_step(self):
         query = {
             "node": "attic",
             "sensor": "temperature",
@@ -781,37 +779,37 @@ class Samples(WebCase):
             column, {"time": "2026-09-21T14:00:00.000Z", "count": 2, "low": 10.5, "high": 12.5, "mean": 11.5}
         )
 
-    def test_summed_up_as_csv(self):
+    def test_summaries_are_returned_as_csv(self):
         text = self.get("/api/v1/samples?node=attic&sensor=temperature&step=1h&format=csv"
                         "&from=2026-09-21T14:10:00Z&to=2026-09-21T14:30:00Z")  # fmt: skip
         self.assertEqual(text, "time,count,low,high,mean\n2026-09-21T14:00:00.000Z,2,10.5,12.5,11.5\n")
 
-    def test_summed_up_without_from_it_is_the_last_day(self):
+    def test_default_range_of_summaries_is_24_hours(self):
         found = self.ask(step="1h", node="basement", sensor="light")
         self.assertEqual(sum(column["count"] for column in found["columns"]), 2)
         self.assertEqual(self.ask(step="1h", node="attic", sensor="temperature")["columns"], [])
 
-    def test_steps_begin_at_their_whole_multiples(self):
-        """Also where a day is no whole number of them, or less than one."""
+    def test_steps_start_at_multiples_of_their_length(self):
+        """A day can be shorter than a step, or not a multiple of it."""
         for step, step_ms in (("7h", 7 * 3_600_000), ("5d", 5 * 86_400_000), ("7m", 420_000)):
             columns = self.ask(step=step, node="basement", sensor="light")["columns"]
             self.assertEqual(sum(column["count"] for column in columns), 2, step)
             for column in columns:
                 self.assertEqual(parse_rfc3339(column["time"]) % step_ms, 0, step)
 
-    def test_from_the_beginning_of_time(self):
+    def test_summaries_can_start_in_1970(self):
         for begin in ("0", "1970-01-01T00:00:00Z"):
             columns = self.ask(step="90d", node="attic", sensor="temperature", from_=begin)["columns"]
             self.assertEqual([column["count"] for column in columns], [2])
 
 
-class Orders(WebCase):
-    def test_send(self):
+class NodeActions(WebCase):
+    def test_send_turns_the_node_on_or_off(self):
         for on in (False, True):
             self.assertEqual(self.post_json("/api/v1/nodes/basement/send", {"on": on}), {"node": "basement", "on": on})
         self.assertEqual(self.link.asked, [("SEND", False), ("SEND", True)])
 
-    def test_what_is_no_order(self):
+    def test_invalid_bodies_are_rejected(self):
         for value in ({}, {"on": 1}, {"on": "true"}, {"on": None}, {"off": True}):
             self.assertEqual(self.post_json("/api/v1/nodes/basement/send", value, 400)["error"]["code"], "on")
         for value in ([], "on", 1, None):
@@ -820,7 +818,7 @@ class Orders(WebCase):
             self.assertEqual(self.post_json("/api/v1/nodes/basement/send", None, 400, raw)["error"]["code"], "json")
         self.assertEqual(self.link.asked, [])
 
-    def test_check(self):
+    def test_check_returns_the_status_of_the_node(self):
         self.link.state.details, self.link.state.last_sent = {"held": 250}, "16:36:10"
         self.link.state.checked_ms, self.link.state.round_trip_ms = WALL_MS, 1.5
         self.assertEqual(self.post_json("/api/v1/nodes/basement/check", {}), {
@@ -828,7 +826,7 @@ class Orders(WebCase):
             "checked": "2026-11-20T15:36:10.123Z", "round_trip_ms": 1.5,
         })  # fmt: skip
 
-    def test_one_that_does_not_answer(self):
+    def test_node_that_does_not_reply_is_reported_as_not_connected(self):
         self.link.answers = False
         for path, value in (("send", {"on": True}), ("check", {})):
             found = self.post_json(f"/api/v1/nodes/basement/{path}", value, 503)
@@ -839,18 +837,18 @@ class Orders(WebCase):
         found = self.post_json("/api/v1/nodes/basement/check", {}, 503)
         self.assertEqual(found["error"]["text"], "The node did not answer: closed.")
 
-    def test_one_that_nobody_knows(self):
+    def test_actions_of_an_unknown_node_are_not_found(self):
         for path, value in (("send", {"on": True}), ("check", {})):
             self.assertEqual(self.post_json(f"/api/v1/nodes/attic/{path}", value, 404)["error"]["code"], "unknown-node")
 
-    def test_the_picture_is_another_one_afterwards(self):
+    def test_snapshot_is_renewed_after_an_action(self):
         self.assertEqual(self.json("/api/v1/nodes")["nodes"][0]["on"], True)
         self.post_json("/api/v1/nodes/basement/send", {"on": False})
         self.assertEqual(self.json("/api/v1/nodes")["verdict"], "Node basement is switched off.")
 
 
 class Health(WebCase):
-    def test_all_is_well(self):
+    def test_health_is_good_without_faults(self):
         found = self.json("/api/v1/health")
         disk = found.pop("disk")
         self.assertEqual(found, {"well": True, "verdict": "Node basement is reporting.", "faults": []})
@@ -860,28 +858,28 @@ class Health(WebCase):
         self.assertGreater(disk["stored_bytes"], 0)
         self.assertEqual(self.text("/healthz"), "ok\n")
 
-    def test_a_line_for_each_fault(self):
+    def test_health_contains_one_text_per_fault(self):
         self.web.store_samples("basement", [{"temperature": None, "light": 5}])
         self.assertEqual(self.json("/api/v1/health")["faults"], ["basement temperature: no reading"])
         self.link.state.connected, self.link.state.fault = False, "closed"
         self.web.csv.fault = "the CSV log waits: No space left on device"
-        self.web.store_samples("basement", [{"temperature": 5.5}])  # which also makes the picture a new one
+        self.web.store_samples("basement", [{"temperature": 5.5}])  # this also invalidates the snapshot
         self.web.csv.fault = "the CSV log waits: No space left on device"
         found = self.json("/api/v1/health")
         self.assertEqual(found["faults"], ["the CSV log waits: No space left on device", "basement: closed"])
         self.assertFalse(found["well"])
 
-    def test_a_server_that_cannot_store_is_not_healthy(self):
+    def test_healthz_fails_if_nothing_can_be_stored(self):
         self.web.ingestor.fault = "nothing can be stored: disk full"
         self.assertEqual(self.text("/healthz", 503), "nothing can be stored\n")
 
-    def test_one_that_is_switched_off_is_no_fault(self):
+    def test_node_that_is_switched_off_is_not_a_fault(self):
         self.post_json("/api/v1/nodes/basement/send", {"on": False})
         self.assertTrue(self.json("/api/v1/health")["well"])
 
 
 class Metrics(WebCase):
-    """Prometheus's text format, version 0.0.4: read here by its grammar."""
+    """Metrics, parsed by the grammar of the Prometheus text format 0.0.4."""
 
     _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
     _LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
@@ -912,7 +910,7 @@ class Metrics(WebCase):
             self.assertEqual(kind, "counter" if name.endswith("_total") else "gauge", name)
         return values
 
-    def test_they_read_and_are_right(self):
+    def test_metrics_are_well_formed_and_correct(self):
         values = self.read()
         self.assertEqual(values["pigeonpost_samples_stored_total", ""], 2)
         self.assertEqual(values["pigeonpost_node_connected", 'node="basement"'], 1)
@@ -926,39 +924,39 @@ class Metrics(WebCase):
         self.assertEqual(values["pigeonpost_fault", ""], 0)
         self.assertEqual(self.read()["pigeonpost_http_requests_total", 'status="200"'], 1)
 
-    def test_what_is_not_known_is_not_there(self):
+    def test_unknown_values_are_missing_in_the_metrics(self):
         self.link.state.on = None
         self.web.store_samples("basement", [{"temperature": None}])
         names = [key for key in self.read() if key[1].startswith('node="basement"')]
         self.assertNotIn(("pigeonpost_node_on", 'node="basement"'), names)
         self.assertNotIn(("pigeonpost_reading", 'node="basement",sensor="temperature",unit="°C"'), names)
 
-    def test_labels_are_escaped(self):
+    def test_metric_labels_are_escaped(self):
         self.link.state.sensors = [{"name": "temperature", "unit": 'a"b\\c'}]
         self.web.store_samples("basement", [{"temperature": 1.5}])
         self.assertIn(("pigeonpost_reading", r'node="basement",sensor="temperature",unit="a\"b\\c"'), self.read())
 
-    def test_a_house_in_which_nothing_has_happened(self):
+    def test_metrics_of_a_new_server_are_zero(self):
         self.web = WebHouse(self)
         self.assertEqual(self.read()["pigeonpost_samples_stored_total", ""], 0)
 
 
 class Charts(WebCase):
-    def test_a_chart(self):
+    def test_chart_is_a_small_svg_image(self):
         text = self.get("/chart.svg?node=basement&sensor=temperature&span=10m")
         self.assertEqual(self.headers["content-type"], "image/svg+xml")
         self.assertIn("temperature, °C", text)
         self.assertIn("sha256-", self.headers["content-security-policy"])
         self.assertLess(len(text.encode()), 20_000)
 
-    def test_one_of_nothing(self):
+    def test_invalid_chart_queries_are_rejected(self):
         self.get("/chart.svg", 404)
         self.get("/chart.svg?node=basement&sensor=temperature&span=never", 400)
-        self.assertIn("nothing stored", self.get("/chart.svg?node=basement&sensor=wind"))
+        self.assertIn("no data", self.get("/chart.svg?node=basement&sensor=wind"))
 
 
 class Events(WebCase):
-    def test_they_go_on(self):
+    def test_event_stream_continues_with_each_commit(self):
         with self.web.connect() as sock:
             sock.sendall(f"GET /events HTTP/1.1\r\nHost: 127.0.0.1:{self.web.address[1]}\r\n\r\n".encode())
             lines = sock.makefile("rb")
@@ -975,12 +973,12 @@ class Events(WebCase):
                 pass
             self.assertIn('"temperature":"30.5 °C"', line.decode())
 
-    def test_a_head_of_them_ends(self):
+    def test_head_of_the_event_stream_ends(self):
         status, headers, body = self.web.request("HEAD", "/events")
         self.assertEqual((status, headers["content-type"], body), (200, "text/event-stream; charset=utf-8", b""))
 
 
-class Door(WebCase):
+class AccessControl(WebCase):
     password = "correct horse"
     everything = (
         "/", "/nodes/basement", "/log", "/log.csv", "/chart.svg?node=basement&sensor=light", "/events",
@@ -991,7 +989,7 @@ class Door(WebCase):
         "/api/v1/nodes/basement/send", "/api/v1/nodes/basement/check",
     )  # fmt: skip
 
-    def test_without_a_session_nothing_is_shown_and_nothing_done(self):
+    def test_requests_without_a_session_are_rejected(self):
         for path in self.everything:
             status, headers, body = self.web.request("GET", path, html=True)
             if path.startswith(("/api/", "/events", "/chart.svg", "/metrics")):
@@ -1005,7 +1003,7 @@ class Door(WebCase):
             self.assertIn(status, (303, 401), path)
         self.assertEqual((self.link.asked, self.web.stopped), ([], []))
 
-    def test_what_anybody_may_have(self):
+    def test_login_style_and_health_need_no_session(self):
         for path, kind in (
             ("/login", HTML),
             ("/healthz", TEXT),
@@ -1017,7 +1015,7 @@ class Door(WebCase):
             self.assertEqual(headers["content-type"], kind)
             self.assertNotIn(b"basement", body)
 
-    def test_in_and_out_again(self):
+    def test_user_logs_in_acts_and_logs_out(self):
         session = self.web.log_in()
         page = self.page("/", headers=session)
         self.assertIn("Signed in as admin (operator).", page)
@@ -1031,21 +1029,21 @@ class Door(WebCase):
         status, headers, _ = self.web.request("GET", "/", session, html=True)
         self.assertEqual((status, headers["location"]), (303, "/login"))
 
-    def test_a_wrong_password(self):
+    def test_wrong_user_or_password_is_rejected_and_logged(self):
         with self.assertLogs("pigeonpost.web.access", "WARNING") as logged:
             for user, password in (("admin", "wrong horse"), ("nobody", "correct horse")):
                 status, headers, body = self.web.post_form("/login", {"user": user, "password": password})
                 self.assertEqual(status, 403)
-                self.assertIn(b"That is not the password of that user.", body)
+                self.assertIn(b"Wrong user name or password.", body)
                 self.assertNotIn("set-cookie", headers)
         self.assertEqual(logged.output, ["WARNING:pigeonpost.web.access:127.0.0.1: wrong user or password"])
 
-    def test_the_page_to_log_in(self):
+    def test_login_page_has_a_password_field(self):
         page = self.page("/login")
         self.assertIn('name="password" type="password"', page)
         self.assertIn("control.py needs no password", self.text("/login"))
 
-    def test_who_may_look_has_no_buttons(self):
+    def test_viewer_has_no_buttons_and_cannot_control(self):
         self.web.users.set_password("guest", "correct horse", "viewer")
         session = self.web.log_in("guest")
         page = self.page("/", headers=session)
@@ -1062,8 +1060,8 @@ class Door(WebCase):
         self.assertEqual((status, json.loads(body)["error"]["code"]), (403, "role"))
         self.assertEqual((self.link.asked, self.web.stopped), ([], []))
 
-    def test_pages_of_an_older_picture_are_not_kept(self):
-        """A picture holds the day of every sensor of every node."""
+    def test_old_snapshots_are_released(self):
+        """A snapshot contains the last 24 hours of every sensor of every node."""
 
         def there():
             gc.collect()
@@ -1075,14 +1073,14 @@ class Door(WebCase):
             self.page(f"/?{number}", headers=session)
         self.assertLess(there() - before, 4)
 
-    def test_a_page_is_kept_for_its_visitor_alone(self):
+    def test_cached_page_is_not_shown_to_another_user(self):
         self.web.users.set_password("guest", "correct horse", "viewer")
         admin, guest = self.web.log_in(), self.web.log_in("guest")
         for _ in range(2):
             self.assertIn("Sensor On", self.page("/", headers=admin))
             self.assertNotIn("Sensor On", self.page("/", headers=guest))
 
-    def test_a_stream_ends_with_its_session(self):
+    def test_event_stream_ends_with_its_session(self):
         session = self.web.log_in()
         self.web.web._live._heartbeat_s = 0.02
         with self.web.connect() as sock:
@@ -1096,42 +1094,42 @@ class Door(WebCase):
             while sock.recv(1 << 16):
                 pass
 
-    def test_the_key_of_control_py(self):
+    def test_key_of_control_py_is_accepted_as_a_bearer_token(self):
         self.assertEqual(self.json("/api/v1/nodes", headers=self.web.bearer)["server"], "house")
         self.json("/api/v1/nodes", 401, headers={"Authorization": "Bearer wrong"})
 
 
 class OneTimeKey(WebCase):
-    def test_it_lets_one_browser_in(self):
-        proxied = {"X-Forwarded-For": "192.168.1.7"}  # so that it does not count as this machine
+    def test_key_admits_one_browser_only(self):
+        proxied = {"X-Forwarded-For": "192.168.1.7"}  # so that the client does not count as this machine
         self.assertIn("No password is set", self.page("/", 403, headers=proxied))
         key = self.web.web.first_key
         status, headers, _ = self.web.request("GET", f"/?key={key}", proxied, html=True)
         self.assertEqual((status, headers["location"]), (303, "/"))
         session = {**proxied, "Cookie": headers["set-cookie"].partition(";")[0]}
         self.assertIn("Signed in with the one-time key (operator).", self.page("/", headers=session))
-        self.assertIn("lets in one browser, once", self.page(f"/?key={key}", 403, headers=proxied))
+        self.assertIn("admits one browser, once", self.page(f"/?key={key}", 403, headers=proxied))
 
-    def test_the_refusal_is_sentences_and_one_command(self):
+    def test_refusal_page_explains_the_remedy_with_one_command(self):
         page = self.page("/", 403, headers={"X-Forwarded-For": "192.168.1.7"})
         self.assertEqual(re.findall("<pre>(.*?)</pre>", page, re.DOTALL), ["python3 control.py --data FOLDER password"])
         self.assertIn("<p>Or open the address with the one-time key", page)
-        self.assertNotIn(self.web.folder, page)  # anybody may ask
+        self.assertNotIn(self.web.folder, page)  # any client can request this page
 
-    def test_an_old_key_when_a_password_is_set_leads_to_the_login(self):
+    def test_key_is_invalid_after_a_password_is_set(self):
         self.web.users.set_password("admin", "correct horse")
         page = self.page(f"/?key={self.web.web.first_key}", 403)
         self.assertIn("A password is set", page)
         self.assertIn('<a href="/login">Log in</a>', page)
 
-    def test_with_a_wrong_one_nobody_comes_in(self):
-        self.assertIn("may have been restarted", self.page("/?key=wrong", 403))
+    def test_wrong_one_time_key_is_rejected(self):
+        self.assertIn("If the server was restarted, it has printed a new address", self.page("/?key=wrong", 403))
         self.page("/?key=", 403)
         self.assertNotEqual(self.web.web.first_key, "")
 
 
 class Addresses(WebCase):
-    def test_what_is_not_there(self):
+    def test_unknown_addresses_are_not_found(self):
         for path in (
             "/index.html", "/pigeonpost.sqlite3", "/logs/", "/../etc/passwd", "/%2e%2e/etc/passwd", "//", "/nodes/",
             "/nodes/a/b/c", "/nodes/..", "/nodes/-x", f"/nodes/{'x' * 64}", "/nodes/b%61sement", "/api/v1/",
@@ -1139,32 +1137,32 @@ class Addresses(WebCase):
         ):  # fmt: skip
             self.get(path, 404)
 
-    def test_errors_are_json_for_programs_html_for_browsers_and_a_line_for_terminals(self):
+    def test_errors_are_json_for_programs_html_for_browsers_and_text_for_terminals(self):
         self.assertEqual(self.json("/api/v2", 404, html=True)["error"],
-                         {"code": "not-found", "text": "There is nothing at that address."})  # fmt: skip
-        self.assertIn("<h1>There is nothing at that address.</h1>", self.page("/x", 404))
-        self.assertEqual(self.text("/x", 404), "There is nothing at that address.\n")
+                         {"code": "not-found", "text": "There is no page at this address."})  # fmt: skip
+        self.assertIn("<h1>There is no page at this address.</h1>", self.page("/x", 404))
+        self.assertEqual(self.text("/x", 404), "There is no page at this address.\n")
 
-    def test_methods(self):
+    def test_unsupported_methods_are_rejected_with_allow(self):
         for method, path, allowed in (("POST", "/", "GET, HEAD"), ("PUT", "/log", "GET, HEAD"),
                                       ("DELETE", "/login", "GET, POST, HEAD"), ("POST", "/log.csv", "GET, HEAD"),
                                       ("HEAD", "/exit", "POST"), ("TRACE", "/metrics", "GET, HEAD")):  # fmt: skip
             status, headers, _ = self.web.request(method, path)
             self.assertEqual((status, headers["allow"]), (405, allowed), path)
 
-    def test_files(self):
-        """Those that Pis have dropped; test_files_page.py has the rest."""
+    def test_files_page_is_served_without_files(self):
+        """tests/compat/file_drop/test_page.py contains the other tests of this page."""
         self.assertIn("No Pi has sent a file yet.", self.page("/files"))
         self.get("/files/WORD", 404)
         self.assertEqual(self.web.request("POST", "/files/WORD/import", self.web.bearer)[0], 404)
 
-    def test_the_bus(self):
-        """test_bus.py has the rest."""
+    def test_json_of_a_disabled_bus_is_not_found(self):
+        """tests/compat/multicast_bus/test_bus.py contains the other tests of the bus."""
         found = self.json("/api/v1/bus", 404)
         self.assertEqual(found["error"]["code"], "no-bus")
 
-    def test_every_route_is_asked_for(self):
-        """Here, or in the file of its page."""
+    def test_every_route_is_requested_by_a_test(self):
+        """The test is in this file or in the file of the page."""
         ours = ""
         pages = ("chart_page", "front", "help_page", "openapi", "operators", "preferences", "saved_charts", "sensor",
                  "table_pages")  # fmt: skip
@@ -1176,13 +1174,13 @@ class Addresses(WebCase):
             path = route.path.replace("NAME", "basement").replace("WORD", "temperature")
             self.assertTrue(f'"{path}' in ours or f"/{path.rpartition('/')[2]}" in ours, route.path)
 
-    def test_server_and_handler_are_those_of_http_server(self):
+    def test_server_and_handler_are_classes_of_http_server(self):
         self.assertTrue(issubclass(webui.PageHandler, http.server.BaseHTTPRequestHandler))
         for listener in self.web.web._listeners:
             self.assertIsInstance(listener, http.server.ThreadingHTTPServer)
 
     def test_pipelined_requests_are_answered_in_order(self):
-        """Also behind a refused method, which leaves the connection open."""
+        """A rejected method leaves the connection open."""
         lines = ("GET /healthz", "PUT /about", "HEAD /style.css", "GET /nowhere", "OTHER /log", "GET /favicon.svg")
         data = "".join(f"{line} HTTP/1.1\r\nHost: localhost\r\n\r\n" for line in lines)
         answers, statuses = self.web.raw(data.encode(), ends=True), []
@@ -1191,7 +1189,7 @@ class Addresses(WebCase):
             statuses.append(status)
         self.assertEqual((statuses, answers), ([200, 405, 200, 404, 405, 200], b""))
 
-    def test_two_addresses(self):
+    def test_server_listens_on_two_addresses(self):
         web = webui.WebInterface([("127.0.0.1", 0), ("127.0.0.1", 0)], self.web.app)
         web.start()
         self.addCleanup(web.stop, 2.0)
@@ -1200,15 +1198,16 @@ class Addresses(WebCase):
                 sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
                 self.assertIn(b"200 OK", sock.recv(100))
 
-    def test_an_address_that_is_taken(self):
+    def test_address_in_use_is_reported_with_a_remedy(self):
         taken = self.web.address
         web = webui.WebInterface([("127.0.0.1", 0), taken], self.web.app)
         with self.assertRaises(SettingsError) as caught:
             web.start()
         self.assertEqual(
             str(caught.exception),
-            f"the page cannot be at 127.0.0.1:{taken[1]}: Address already in use."
-            " --web HOST:PORT takes another address. Does a server run here already, as the service pigeonpost-server?",
+            f"cannot listen on 127.0.0.1:{taken[1]} for the web page: Address already in use."
+            " Choose another address with --web HOST:PORT, or stop the program that uses it, for example"
+            " the service pigeonpost-server",
         )
 
 

@@ -1,10 +1,10 @@
-"""Draws the screenshots in this folder.
+"""Program that draws the screenshots in this folder.
 
     python3 -m docs.pictures.make            # in the root of the checkout; needs Playwright and Chromium
-    python3 -m docs.pictures.make FOLDER     # writes them elsewhere
+    python3 -m docs.pictures.make FOLDER     # writes them to FOLDER
 
-A server in this process shows one invented day of a node `demo`; the clock stands still, and local time is UTC. So the
-pictures change only when the pages, the fonts or the browser do.
+A server in this process shows one day of simulated values of the node `demo`. Its clock does not move, and local time
+is UTC. Therefore the screenshots change only if the pages, the fonts or the browser change.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from webui import WebInterface
 
 NOW_MS = 1_795_188_970_000  # 2026-11-20T15:36:10Z
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
-LIMIT_MS = 60_000  # for anything that the browser does
+LIMIT_MS = 60_000  # time limit for each action of the browser
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "device_scale_factor": 2}
-# file name: address, options of the browser's window
+# file name: (address, options of the browser window)
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "page.png": ("/", {"viewport": {"width": 1100, "height": 980}}),
     "dark.png": ("/", {"viewport": {"width": 1100, "height": 980}, "color_scheme": "dark"}),
@@ -54,14 +54,14 @@ UNITS = {
 
 
 class StoppedClock(Clock):
-    """A clock whose date does not move; waiting takes real time."""
+    """A clock whose date does not change, but whose waits take real time."""
 
     def wall_ms(self) -> int:
         return NOW_MS
 
 
 class DemoLink:
-    """The connection to the node as the pages read it; no node is contacted."""
+    """Link to the node, as the pages read it. No node is contacted."""
 
     def __init__(self) -> None:
         self.state = NodeState("192.168.1.20:5003", "demo")
@@ -76,11 +76,21 @@ class DemoLink:
         self.state.details = {"version": VERSION, "held": 65_536, "slots": 65_536, "machine": machine}
 
     def ask(self, word: str, *args: Any, limit_s: float = 5.0) -> bool:
+        """Return False, since there is no node to ask.
+
+        Args:
+            word: The command.
+            *args: Its arguments.
+            limit_s: Longest wait for the reply, in seconds.
+        """
         return False
 
 
 def values_at(time_ms: int) -> dict[str, float | None]:
-    """The values of the invented node at a time: functions of the time alone."""
+    """Return the simulated readings at `time_ms` (milliseconds since 1970, UTC) by sensor.
+
+    They depend only on the time.
+    """
     turn = 2 * math.pi * (time_ms % DAY_MS) / DAY_MS
     minute = time_ms // MINUTE_MS
     wave = math.sin(minute / 7) + math.sin(minute / 2.3) / 2
@@ -96,7 +106,10 @@ def values_at(time_ms: int) -> dict[str, float | None]:
 
 
 def fill(store: SqliteStore) -> None:
-    """Store one sample a minute for the 24 hours before NOW_MS, the last one a second before it."""
+    """Store one sample per minute in `store` for the 24 hours before NOW_MS.
+
+    The last one is one second before NOW_MS.
+    """
     times = range(NOW_MS - DAY_MS + MINUTE_MS - 1000, NOW_MS, MINUTE_MS)
     samples = [
         Sample(seq, time_ms, seq * MINUTE_MS, values_at(time_ms), {}, "") for seq, time_ms in enumerate(times, 1)
@@ -109,7 +122,7 @@ def fill(store: SqliteStore) -> None:
 
 @contextlib.contextmanager
 def served() -> Iterator[str]:
-    """Serve the pages on a free port of this machine; yields the address that lets one browser in."""
+    """Serve the pages on a free port of this machine, and yield the address with the key that admits one browser."""
     with contextlib.ExitStack() as stack:
         data = tempfile.mkdtemp(prefix="pigeonpost-pictures-")
         stack.callback(shutil.rmtree, data, ignore_errors=True)
@@ -136,7 +149,7 @@ def served() -> Iterator[str]:
 
 
 def draw(folder: str, browser: Any) -> None:
-    """Draw all PICTURES into `folder` with a started browser of Playwright."""
+    """Draw all PICTURES into `folder` with `browser`, a started browser of Playwright."""
     with served() as address:
         first = browser.new_context()
         first.new_page().goto(address)
@@ -157,16 +170,16 @@ def draw(folder: str, browser: Any) -> None:
 
 
 def main() -> None:
-    """Draw the pictures into the folder that is named, else into this one."""
+    """Draw the screenshots into the folder in the first command-line argument, or into this folder."""
     from playwright.sync_api import sync_playwright
 
     os.environ["TZ"] = "UTC"
     time.tzset()
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        sys.exit("no Chromium here: sudo apt install chromium")
+        sys.exit("Chromium is not installed; run: sudo apt install chromium")
     with sync_playwright() as playwright:
-        # As root Chromium does not start in its sandbox; containers have a small /dev/shm.
+        # As root, Chromium does not start in its sandbox. In containers, /dev/shm is too small for it.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         draw(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)), browser)
         browser.close()

@@ -1,4 +1,4 @@
-"""Axes of charts: round values on the left and on the right, round moments of local time below."""
+"""Axes of charts: round values on the left and on the right, round local times below."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pigeonpost.core.format import MONTHS
 if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
 
-Scale = Callable[[float], float]  # a value to its place from the top
+Scale = Callable[[float], float]  # converts a value to its distance from the top, in pixels
 
 
 class Frame(NamedTuple):
-    """Size of a chart in pixels: the whole, the margins of the plot, and the width of a column."""
+    """Dimensions of a chart in pixels: total size, margins around the plot, and width of a column."""
 
     width: int
     height: int
@@ -28,11 +28,12 @@ class Frame(NamedTuple):
 
     @property
     def columns(self) -> int:
+        """Number of columns that fit into the plot."""
         return (self.width - self.left - self.right) // self.column_px
 
     @property
     def plot(self) -> int:
-        """The width of the plot."""
+        """Width of the plot in pixels: that of all columns."""
         return self.columns * self.column_px
 
 
@@ -48,6 +49,7 @@ class Axis(NamedTuple):
     step: float
 
     def scale(self, frame: Frame) -> Scale:
+        """Return the function that converts a value to its distance from the top of `frame`, in pixels."""
         bottom = frame.height - frame.bottom
         return lambda value: bottom - (value - self.low) / (self.high - self.low) * (bottom - frame.top)
 
@@ -61,7 +63,7 @@ class Axis(NamedTuple):
 
 
 def axis_of(unit: str, columns: Sequence[Bucket]) -> Axis:
-    """Return the axis for all values of `columns`."""
+    """Return the axis of `unit` for all values of `columns`."""
     return Axis(unit, *_y_range(columns))
 
 
@@ -70,18 +72,18 @@ def _y_range(columns: Sequence[Bucket]) -> tuple[float, float, float]:
     low = min((column.low for column in columns), default=0.0)
     high = max((column.high for column in columns), default=1.0)
     most = max(abs(low), abs(high))
-    # At least so wide that the axis' ends differ, in spite of their rounding.
+    # At least wide enough for the ends of the axis to differ after rounding.
     span = max(high - low, most * 1e-12, 1e-290) if high > low else max(most * 0.02, 1e-9 if high else 1.0)
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 4 * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    if last == first:  # a value that stays the same: a line at half height, but nothing below zero for zero
+    if last == first:  # a constant value: a line at half height, but no negative axis for zero
         first, last = first - bool(first), last + 1
     return first * step, last * step, step
 
 
 def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:
-    """Draw a line across at each round value, and the value beside it."""
+    """Yield a horizontal line of `axis` for each round value, with its label, as SVG for `frame`."""
     y, right = axis.scale(frame), frame.width - frame.right
     for value, label in axis.labels():
         at = y(value)
@@ -90,7 +92,7 @@ def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:
 
 
 def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
-    """Draw a short line at each round value; lines across belong to the left axis."""
+    """Yield a short line of `axis` for each round value, as SVG for `frame`. Full lines belong to the left axis."""
     y, right = axis.scale(frame), frame.width - frame.right
     for value, label in axis.labels():
         at = y(value)
@@ -98,7 +100,7 @@ def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
 
 
 def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
-    """Draw a short line at each round moment, with its label."""
+    """Yield a short line for each round time from `from_ms` to `to_ms`, with its label, as SVG for `frame`."""
     plot, bottom = frame.plot, frame.height - frame.bottom
     for time_s, label in ticks(from_ms // 1000, to_ms // 1000, plot // 80):
         x = frame.left + (time_s * 1000 - from_ms) * plot / (to_ms - from_ms)
@@ -109,15 +111,15 @@ def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
 
 
 def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
-    """Return up to `most` round moments of local time in [from_s, to_s], with their labels.
+    """Return about `most` round local times in [from_s, to_s] (seconds since 1970, UTC), with their labels.
 
-    Steps up to half a day are found on the clock itself, at every quarter of an hour: so an hour that a
-    change to summer time leaves out has no mark, and one that comes twice has two.
+    For steps of up to half a day, the local time is checked at every quarter of an hour, or at every step if that is
+    shorter. Therefore an hour that is skipped at the change to summer time has no mark, and a repeated hour has two.
     """
     span_s = to_s - from_s
     step_s = next((step for step in _STEPS_S if span_s / step <= most), 0)
     if step_s:
-        grain_s = min(step_s, 900)  # offsets from UTC are whole quarters of an hour
+        grain_s = min(step_s, 900)  # offsets from UTC are multiples of a quarter of an hour
         times = range(-(-from_s // grain_s) * grain_s, to_s + 1, grain_s)
         return [(time_s, _hour(t)) for time_s in times if _into_day_s(t := time.localtime(time_s)) % step_s == 0]
     days = next((days for days in _STEPS_DAYS if span_s / 86_400 / days <= most), 0)
@@ -135,7 +137,7 @@ def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
 
 
 def _months(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
-    """Return the same for long spans, where only beginnings of months, or of years, are round enough."""
+    """Return the beginnings of months or years as `ticks` does, for ranges that are too long for steps of days."""
     step = next((step for step in _STEPS_MONTHS if (to_s - from_s) / 2_629_746 / step <= most), _STEPS_MONTHS[-1])
     t = time.localtime(from_s)
     first = -(-(t.tm_year * 12 + t.tm_mon - 1) // step) * step
@@ -160,4 +162,4 @@ def _hour(t: time.struct_time) -> str:
 _STEPS_S = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
 _STEPS_DAYS = (1, 2, 7, 14)
 _STEPS_MONTHS = (1, 2, 3, 6, 12, 24)
-_SUNDAY = 4  # from 1970-01-01, a Thursday: steps of weeks begin with one
+_SUNDAY = 4  # 1970-01-01 was a Thursday: with this offset, steps of 7 and 14 days begin on Sundays

@@ -8,15 +8,16 @@ from pigeonpost.core.html import Html
 from pigeonpost.storage.models import Bucket
 
 _SPARK_PLACES, _SPARK_HEIGHT = 48, 24
-_MOST = 1e290  # of a value that is drawn: sums of larger ones are infinite
+_MOST = 1e290  # the largest value that is drawn: sums of larger ones are infinite
 
 
 def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
-    """Draw columns as a small line of means, broken where there is nothing.
+    """Return the means of `columns` as a small line in SVG, interrupted where there are no values.
 
-    columns  those that are not empty, by place
-    count    how many places there are
-    colour   0 to 3, one of the series' colours
+    Args:
+        columns: The columns that are not empty, by place.
+        count: Number of places.
+        colour: Index of the series' colour, 0 to 3.
     """
     group = max(1, count // _SPARK_PLACES)
     sums: dict[int, tuple[float, int]] = {}
@@ -28,7 +29,7 @@ def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
     if len(means) < 2:
         return Html('<svg class="spark"></svg>')
     low, high = min(means.values()), max(means.values())
-    middle = (low + high) / 2  # a value that stays the same is a line at half height
+    middle = (low + high) / 2  # a constant value is a line at half height
     scale = (_SPARK_HEIGHT - 4) / max(high - low, max(high, -low) * 1e-12, 1e-290)
     path, before = [], -9
     for place, mean in sorted(means.items()):

@@ -1,7 +1,8 @@
-"""Charts as SVG: range and mean of each column, gaps, marks for late samples, and the series' names at their curves.
+"""Charts as SVG: range and mean of each column, gaps, marks for late samples, and the name of each series.
 
-The colours are those of Okabe and Ito that have a contrast of 3:1 on white, or darker ones of the same hue; for the
-dark scheme, others of theirs. The style is in the file itself, so that an <img> has it.
+The colours are from the palette of Okabe and Ito. Those with a contrast below 3:1 on white are replaced by darker ones
+of the same hue. The dark scheme uses the lighter colours. The style is in the file itself, so that it also applies in
+an <img>.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
-from pigeonpost.core.format import clock, number, with_unit
+from pigeonpost.core.format import clock, counted, number, with_unit
 from pigeonpost.core.html import escaped
 from pigeonpost.core.units import AS_MEASURED, Conversion
 from pigeonpost.storage.models import LateRange
@@ -19,9 +20,9 @@ from pigeonpost.storage.models import LateRange
 if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
 
-COLOURS = 4  # of one sensor alone; sensor 4 has the colour of sensor 0 again
-MOST_SERIES = 6  # each with a colour of its own
-_MOST_BANDS = 2  # of more series the means alone: bands would cover each other, and double the file
+COLOURS = 4  # colours of charts with one sensor; sensor 4 has the same one as sensor 0
+MOST_SERIES = 6  # in one chart; each series has its own colour
+_MOST_BANDS = 2  # with more series only means are drawn: bands would overlap and double the size
 _AXIS_PX, _LETTER_PX, _LINE_PX = 46, 6.7, 14
 
 STYLE = (
@@ -38,11 +39,21 @@ STYLE = (
 
 
 class Series(NamedTuple):
-    """A series to draw: its names, and those of `places` columns from `from_ms` to `to_ms` that have values.
+    """A series to draw: the values of one sensor in a time range.
 
-    name   of the sensor for people; empty: `sensor`
-    unit, columns  as they are shown, which `conversion` has made of what was measured
-    late  which of its samples came late, or have no sure time
+    Attributes:
+        node: Name of the node.
+        sensor: Name of the sensor.
+        unit: Unit to show.
+        colour: Index of the colour.
+        columns: The columns that have values, in the unit to show.
+        places: Number of columns from `from_ms` to `to_ms`, including empty ones.
+        from_ms: Start in ms since 1970 (UTC).
+        to_ms: End in ms since 1970 (UTC).
+        every_ms: Sampling interval in ms, or None if it is not known.
+        late: Time ranges with samples that arrived late, or whose times are not reliable.
+        conversion: Conversion from the measured unit.
+        name: Label of the sensor; empty for `sensor`.
     """
 
     node: str
@@ -60,12 +71,18 @@ class Series(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The sensor's name for people."""
+        """Label of the sensor."""
         return self.name or self.sensor.replace("_", " ")
 
 
 def fitted(frame: Frame, count: int, units: int) -> Frame:
-    """`frame` with room on the right for what several series need: their names, and a second axis."""
+    """Return `frame` with space on the right for the names of several series, and for a second axis.
+
+    Args:
+        frame: Frame for one series.
+        count: Number of series.
+        units: Number of different units.
+    """
     if count < 2:
         return frame
     names_px = 84 if frame.width < 700 else 130 if frame.width < 900 else 196
@@ -73,7 +90,13 @@ def fitted(frame: Frame, count: int, units: int) -> Frame:
 
 
 def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
-    """Return the chart as an SVG file. `frame` is `fitted`; the series have at most two units and the same columns."""
+    """Return a chart as an SVG file.
+
+    Args:
+        all_series: Series of the same time range and number of columns, with at most two units.
+        frame: Dimensions of the chart, from `fitted`.
+        now_ms: Present time in ms since 1970 (UTC). Times of the present day are written without a date.
+    """
     first, is_alone = all_series[0], len(all_series) == 1
     axes = _axes(all_series)
     right, middle = frame.width - frame.right, (frame.left + frame.width - frame.right) // 2
@@ -89,14 +112,14 @@ def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
         *x_axis(first.from_ms, first.to_ms, frame),
         *_late(all_series, frame),
         *(_curves(first, frame, axes[0].scale(frame), True) if is_alone else _many(all_series, axes, frame)),
-        f'<text x="{middle}" y="{frame.height // 2 - 6}" text-anchor="middle">nothing stored</text>'
+        f'<text x="{middle}" y="{frame.height // 2 - 6}" text-anchor="middle">no data</text>'
         if is_empty else "",
         "</svg>",
     ))  # fmt: skip
 
 
 def _axes(all_series: Sequence[Series]) -> list[Axis]:
-    """Return one axis for each unit, in the order of the series."""
+    """Return one axis per unit, in the order of the series."""
     units = dict.fromkeys(series.unit for series in all_series)
     return [
         axis_of(unit, [column for series in all_series if series.unit == unit for column in series.columns])
@@ -105,7 +128,7 @@ def _axes(all_series: Sequence[Series]) -> list[Axis]:
 
 
 def _head_of_one(series: Series, right: int) -> Iterator[str]:
-    """Draw the sensor's name with its unit on the left, and on the right as much of the node's as there is room for."""
+    """Draw the sensor's name with its unit on the left, and the node's name on the right, shortened if necessary."""
     name = f"{series.words}, {series.unit}" if series.unit else series.words
     yield f'<text x="0" y="12">{escaped(name)}</text>'
     node = _shortened(series.node, int(right / _LETTER_PX) - len(name) - 2)
@@ -113,7 +136,7 @@ def _head_of_one(series: Series, right: int) -> Iterator[str]:
 
 
 def _shortened(text: str, most: int) -> str:
-    """Return at most `most` letters of a text; nothing where that would say too little."""
+    """Return `text` cut to `most` characters with an ellipsis; empty if it is too long and `most` is less than 5."""
     if len(text) <= most:
         return text
     return f"{text[: most - 1]}…" if most > 4 else ""
@@ -144,18 +167,18 @@ def _many(all_series: Sequence[Series], axes: Sequence[Axis], frame: Frame) -> I
 
 
 def label(series: Series, others: Sequence[Series], with_its_unit: bool) -> str:
-    """Return the label that distinguishes a series from the others of its chart."""
+    """Return the label that distinguishes `series` from the `others` of its chart; `with_its_unit` adds the unit."""
     nodes, sensors = {one.node for one in others}, {one.sensor for one in others}
     name = series.words if len(nodes) == 1 else series.node if len(sensors) == 1 else f"{series.words} {series.node}"
     return f"{name}, {series.unit}" if with_its_unit and series.unit else name
 
 
-def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
-    """Return places for labels: as near to the wanted ones as possible, without overlap."""
-    order = sorted(range(len(wanted)), key=lambda k: wanted[k])
-    places, least = [0.0] * len(wanted), low
+def _spread(targets: Sequence[float], low: float, high: float) -> list[float]:
+    """Return vertical positions of labels between `low` and `high`, close to their targets and without overlap."""
+    order = sorted(range(len(targets)), key=lambda k: targets[k])
+    places, least = [0.0] * len(targets), low
     for k in order:
-        places[k] = least = max(wanted[k], least)
+        places[k] = least = max(targets[k], least)
         least += _LINE_PX
     most = high
     for k in reversed(order):
@@ -165,7 +188,7 @@ def _spread(wanted: Sequence[float], low: float, high: float) -> list[float]:
 
 
 def _late(all_series: Sequence[Series], frame: Frame) -> Iterator[str]:
-    """Draw a dotted line at the bottom where samples came late, or have uncertain times."""
+    """Draw a dotted line at the bottom for each time range with late samples or unreliable times."""
     first = all_series[0]
     scale = frame.plot / (first.to_ms - first.from_ms)
     parts = []
@@ -198,7 +221,7 @@ def _curves(series: Series, frame: Frame, y: Scale, with_band: bool) -> Iterator
 
 
 def _path(points: Sequence[tuple[int, float]]) -> str:
-    """Return a path of relative steps, in tenths of a pixel; rounding errors do not accumulate."""
+    """Return an SVG path of relative steps, rounded to 0.1 pixel. Rounding errors do not accumulate."""
     parts, at = [], round(points[0][1] * 10)
     for (x0, _), (x1, y1) in pairwise(points):
         to = round(y1 * 10)
@@ -209,7 +232,10 @@ def _path(points: Sequence[tuple[int, float]]) -> str:
 
 
 def runs(series: Series) -> Iterator[list[Bucket]]:
-    """Yield the columns between gaps: a gap is two and a half intervals without a value."""
+    """Yield the runs of columns of `series` between gaps. A gap is more than 2.5 sampling intervals without a value.
+
+    If the sampling interval is not known, the median distance between columns is used.
+    """
     columns = series.columns
     if not columns:
         return
@@ -230,7 +256,10 @@ def runs(series: Series) -> Iterator[list[Bucket]]:
 
 
 def title(all_series: Sequence[Series], now_ms: int) -> str:
-    """`temperature of basement, 19 Nov 15:36 to 15:36`; of more, all of them."""
+    """Return the title of the chart of `all_series`: `temperature of basement, 19 Nov 15:36 to 15:36`.
+
+    `now_ms` is the present time.
+    """
     nodes = dict.fromkeys(series.node for series in all_series)
     parts = []
     for node in nodes:
@@ -240,40 +269,43 @@ def title(all_series: Sequence[Series], now_ms: int) -> str:
 
 
 def description(all_series: Sequence[Series], now_ms: int) -> str:
-    """Return a description of the chart, for screen readers."""
+    """Return a description of the chart of `all_series` for screen readers; `now_ms` is the present time."""
     if len(all_series) == 1:
-        said = _series_label(all_series[0])
+        summary = _series_label(all_series[0])
     else:
-        told = [f"{label(series, all_series, False)}: {_small(_series_label(series))}" for series in all_series]
-        said = " ".join(text[:1].upper() + text[1:] for text in told)
+        texts = [f"{label(series, all_series, False)}: {_small(_series_label(series))}" for series in all_series]
+        summary = " ".join(text[:1].upper() + text[1:] for text in texts)
     late = " ".join(late_words(all_series, now_ms))
-    return f"{said} {late}" if late else said
+    return f"{summary} {late}" if late else summary
 
 
 def late_words(all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
-    """Yield sentences that explain the marks at the bottom."""
+    """Yield sentences that explain the marks at the bottom of the chart of `all_series`.
+
+    `now_ms` is the present time.
+    """
     spans = sorted({span for series in all_series for span in series.late})
-    for is_late, words in ((True, "came late"), (False, "have no sure time: the clock was not set")):
+    for is_late, words in ((True, "arrived late"), (False, "have unreliable times: the clock was not set")):
         found = [f"{clock(span.first_ms, now_ms)} to {clock(span.last_ms, now_ms)}"
                  for span in spans if span.is_late == is_late]  # fmt: skip
         if found:
-            more = f" and {len(found) - 3} more times" if len(found) > 3 else ""
-            yield f"Values of {', '.join(found[:3])}{more} {words}."
+            more = f" and {counted(len(found) - 3, 'more range')}" if len(found) > 3 else ""
+            yield f"Values from {', '.join(found[:3])}{more} {words}."
 
 
 def _series_label(series: Series) -> str:
     columns = series.columns
     if not columns:
-        return "Nothing is stored of that time."
+        return "No values are stored for this time range."
     count, mean, low, high = numbers(columns)
-    said = with_unit(f"From {number(low.low)} to {number(high.high)}, mean {number(mean)}", series.unit)
+    text = with_unit(f"From {number(low.low)} to {number(high.high)}, mean {number(mean)}", series.unit)
     gaps = sum(1 for _ in runs(series)) - 1
-    breaks = f", with {gaps} {'gap' if gaps == 1 else 'gaps'}" if gaps else ""
-    return f"{said}; {count} values{breaks}."
+    breaks = f", with {counted(gaps, 'gap')}" if gaps else ""
+    return f"{text}; {counted(count, 'value')}{breaks}."
 
 
 def numbers(columns: Sequence[Bucket]) -> tuple[int, float, Bucket, Bucket]:
-    """Return count and mean of all values in at least one column, and the columns of the minimum and the maximum."""
+    """Return count and mean of all values in `columns` (at least one), and the columns with minimum and maximum."""
     count = sum(column.values for column in columns)
     mean = sum(column.mean * (column.values / count) for column in columns)
     return count, mean, min(columns, key=lambda column: column.low), max(columns, key=lambda column: column.high)

@@ -1,1 +1,1 @@
-"""Pages of the web interface, and the JSON interface."""
+"""Pages of the web interface, and the JSON API."""

@@ -1,4 +1,4 @@
-"""About page: what this server is and promises, where its data is, how full the disk is, links to everything else."""
+"""About page: the promise of Pigeonpost, data about this server, licences, and links to other pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.container import in_container
-from pigeonpost.core.format import age, aligned, clock, size, zone_name
+from pigeonpost.core.format import age, aligned, clock, counted, size, zone_name
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
@@ -33,31 +33,31 @@ _LIBRARIES = (
     ("psycopg", "LGPL-3.0", "with a store in PostgreSQL"),
 )
 _MORE = (
-    ("/gaps", "What is missing, and why"),
-    ("/happenings", "Events: starts, nodes lost and found, faults"),
+    ("/gaps", "Gaps: missing samples, with reasons"),
+    ("/happenings", "Events: starts, lost and reconnected nodes, faults"),
     ("/log", "Log Check: the last ten samples of this run"),
-    ("/bus", "Bus watch: the multicast bus"),
+    ("/bus", "Multicast bus: components and packets"),
     ("/password", "Change your password"),
-    ("/api/v1/openapi.json", "The interface for programs, as OpenAPI"),
+    ("/api/v1/openapi.json", "JSON API, described by OpenAPI"),
     ("/metrics", "Metrics for Prometheus"),
 )
 
 
 def about(context: RequestContext) -> Response:
-    """`/about`, `/about.json`"""
+    """Return the page for `context`: `/about`, or `/about.json` for programs."""
     if context.request.path.endswith(".json"):
         return json_answer(_for_programs(context))
     info = list(_info(context))
-    more = [(path, words) for path, words in _MORE if _is_open(context, path)]
+    more = [(path, words) for path, words in _MORE if _is_useful(context, path)]
     if not context.request.wants_html:
         lines = [textwrap.fill(" ".join(PROMISE), 79), "", *(f"{name:<12}{value}" for name, value in info), ""]
         lines += [f"{path:<24}{words}" for path, words in more]
-        lines += ["", *aligned(("MADE WITH", "LICENCE", "USED"), _LIBRARIES, "<<<")]
+        lines += ["", *aligned(("LIBRARY", "LICENCE", "USED"), _LIBRARIES, "<<<")]
         return text_page("\n".join(lines) + "\n")
     body = Html(
         "<h1>About this server</h1>\n<blockquote><p>{promise}</p></blockquote>\n"
         '<ul class="ways">{ways}</ul>\n<h2>This server</h2>\n<table class="facts">{info}</table>\n'
-        '<h2>Made with</h2>\n<table class="list"><thead><tr><th>part</th><th>licence</th><th>used</th></tr></thead>'
+        '<h2>Libraries</h2>\n<table class="list"><thead><tr><th>library</th><th>licence</th><th>used</th></tr></thead>'
         "<tbody>{libraries}</tbody></table>\n"
     ).format(
         promise=" ".join(PROMISE),
@@ -71,8 +71,8 @@ def about(context: RequestContext) -> Response:
     return html_page("About", body, context)
 
 
-def _is_open(context: RequestContext, path: str) -> bool:
-    """Return True if the page at `path` is of use to this user."""
+def _is_useful(context: RequestContext, path: str) -> bool:
+    """Return True if the page at `path` is useful to this user."""
     if path == "/bus":
         return "bus" in context.app.transports
     return path != "/password" or context.app.users.find(context.user) is not None
@@ -91,30 +91,30 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     yield "checked", _checked(context)
     if (backups := app.transports.get("backup")) is not None:
         yield "backup", _last_backup(backups.report() or {}, now_ms)
-    yield "this run", f"{app.ingestor.stored:,} samples stored, {app.ingestor.repeated:,} came again"
+    yield "this run", f"{counted(app.ingestor.stored, 'sample')} stored, {app.ingestor.repeated:,} received again"
     yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
     if use.days is not None:
-        yield "room for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the pace of the last day"
+        yield "space for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the rate of the last day"
     if use.written is not None:
-        yield "written", f"{size(use.written)} a day"
+        yield "written", f"{size(use.written)} per day"
 
 
 def _last_backup(report: Mapping[str, Any], now_ms: int) -> str:
-    """Return when the last backup was made, and where it is."""
+    """Return the path and the time of the last backup, as text."""
     if report["made"] is None:
         return f"none yet in {report['to']}"
     made_ms = parse_rfc3339(report["made"])
     where = f"{report['file']}, checked; made {clock(made_ms, now_ms)}, {age((now_ms - made_ms) / 1000)} ago"
-    return where + ("; on the disk of the data, and lost with it" if report["same_disk"] else "")
+    return where + ("; on the same disk as the data: a disk failure would lose both" if report["same_disk"] else "")
 
 
 def _zone_hint() -> str:
-    """Return how a container gets another zone, where it has got none: images come with UTC."""
-    return ". Set TZ, as in TZ=Europe/Vienna" if in_container() and not os.environ.get("TZ") else ""
+    """Return a hint to set TZ, if the server runs in a container without it. Container images use UTC."""
+    return ". To change it, set TZ, for example TZ=Europe/Vienna" if in_container() and not os.environ.get("TZ") else ""
 
 
 def _checked(context: RequestContext) -> str:
-    """Return when everything stored was last read and checked, and what was found."""
+    """Return the time and the result of the last complete check of the stored data, as text."""
     app, now_ms = context.app, context.app.clock.wall_ms()
     present = app.faults.present()
     if damage := "; ".join(present[subject] for subject in (DATABASE_FAULT, LOGS_FAULT) if subject in present):

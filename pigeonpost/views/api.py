@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES, USUAL_SAMPLES = 10_000, 1000
 MOST_COLUMNS = 5000
-_USUAL_SPAN_MS = 24 * 3_600_000  # that is summed up
-_WINDOWS_MS = {"10m": 600_000, "1h": 3_600_000}  # of which there are statistics
-_FAR_MS = 1 << 52  # after every date
+_USUAL_SPAN_MS = 24 * 3_600_000  # default range of a query with `step`
+_WINDOWS_MS = {"10m": 600_000, "1h": 3_600_000}  # lengths of the windows with statistics
+_FAR_MS = 1 << 52  # a time after all samples
 
 
 # -------------------------------------------------------------------------------------------------------------- nodes
 
 
 def nodes(context: RequestContext) -> Response:
-    """`GET /api/v1/nodes`: how all nodes are."""
+    """Return the state of all nodes for `context`: `GET /api/v1/nodes`."""
     snapshot = context.snapshot()
     return json_answer({
         "server": context.app.name, "time": rfc3339(snapshot.now_ms), "verdict": f"{snapshot.summary}.",
@@ -40,10 +40,14 @@ def nodes(context: RequestContext) -> Response:
 
 
 def one_node(context: RequestContext) -> Response:
-    """`GET /api/v1/nodes/NAME`: the same of one, with what it says of itself and what is missing of it."""
+    """Return the state of one node for `context`, with its own report and its gaps: `GET /api/v1/nodes/NAME`.
+
+    Raises:
+        HTTPError: 404 if there is no such node.
+    """
     view = context.snapshot().node(context.args[0])
     if view is None or not view.name:
-        raise HTTPError(404, "There is no node of that name.", "unknown-node")
+        raise HTTPError(404, "There is no node with that name.", "unknown-node")
     state = next((link.state for link in context.app.links if link.state.name == view.name), None)
     gaps = [gap for gap in context.app.store.gaps(1000) if gap["node"] == view.name]
     for gap in gaps:
@@ -77,7 +81,7 @@ def _sensor(sensor: SensorView) -> dict[str, Any]:
     return {
         "name": sensor.name, "label": sensor.label, "unit": sensor.unit, "simulated": sensor.simulated,
         "value": sensor.value,
-        "verdicts": [{"kind": kind, "text": text} for kind, text in sensor.odd.items()],
+        "verdicts": [{"kind": kind, "text": text} for kind, text in sensor.flag_texts.items()],
         "verdict_counts": dict(sensor.counts), "limits": dict(sensor.limits),
         "fault": sensor.fault, "today": {
             "low": sensor.low, "high": sensor.high, "low_time": _time(sensor.low_ms),
@@ -94,9 +98,16 @@ def _time(time_ms: int | None) -> str | None:
 
 
 def samples(context: RequestContext) -> Response:
-    """`GET /api/v1/samples?node=&sensor=&from=&to=&limit=&step=&format=json|csv`: what is stored.
+    """Return stored samples: `GET /api/v1/samples?node=&sensor=&from=&to=&limit=&step=&format=json|csv`.
 
-    Without `step` the last `limit` samples of the span, oldest first; with it (`10m`, `1h`) one summary a step.
+    Without `step`, the response contains the last `limit` samples of the range, oldest first. With a duration as `step`
+    (`10m`, `1h`), it contains count, minimum, maximum and mean for each step that has values.
+
+    Args:
+        context: The request.
+
+    Raises:
+        HTTPError: 400 for an invalid query, 404 if nothing is stored of the node.
     """
     query, app = context.request.query, context.app
     node, sensor = _named(context)
@@ -105,9 +116,9 @@ def samples(context: RequestContext) -> Response:
     form = _form(query)
     known = [about["name"] for about in app.store.nodes()]
     if node and node not in known:
-        raise HTTPError(404, "Nothing of a node of that name is stored.", "unknown-node")
+        raise HTTPError(404, "No samples of a node with that name are stored.", "unknown-node")
     if "step" in query:
-        return _summed_up(context, node, sensor, from_ms, to_ms, form)
+        return _downsampled(context, node, sensor, from_ms, to_ms, form)
     limit, names = _limit(query), [node] if node else known
     start_ms = FIRST_MS if from_ms is None else from_ms
     found = [point for name in names for point in app.store.points(name, start_ms, to_ms, limit)]
@@ -118,17 +129,19 @@ def samples(context: RequestContext) -> Response:
     return json_answer({"samples": [_point(point) for point in points]})
 
 
-def _summed_up(context: RequestContext, node: str, sensor: str, from_ms: int | None, to_ms: int, form: str) -> Response:
+def _downsampled(
+    context: RequestContext, node: str, sensor: str, from_ms: int | None, to_ms: int, form: str
+) -> Response:
     if not node or not sensor:
-        raise HTTPError(400, "With a step one node and one sensor are to be named.", "step")
+        raise HTTPError(400, "With `step`, name one node and one sensor.", "step")
     step_ms, now_ms = span_ms(context.request.query["step"]), context.app.clock.wall_ms()
     to_ms = min(to_ms, now_ms // step_ms * step_ms + step_ms)
     if from_ms is None:
         from_ms = to_ms - _USUAL_SPAN_MS
-    from_ms = from_ms // step_ms * step_ms  # columns are whole steps, counted from 1970
+    from_ms = from_ms // step_ms * step_ms  # columns are complete steps, aligned to 1970
     count = -(-(to_ms - from_ms) // step_ms)
     if not 0 < count <= MOST_COLUMNS:
-        raise HTTPError(400, f"From `from` to `to` there are 1 to {MOST_COLUMNS} steps.", "step")
+        raise HTTPError(400, f"The range from `from` to `to` must have 1 to {MOST_COLUMNS} steps.", "step")
     columns = context.app.store.downsample(node, sensor, from_ms, from_ms + count * step_ms, count)
     rows = [(rfc3339(from_ms + column.place * step_ms), column) for column in columns]
     if form == "csv":
@@ -141,28 +154,35 @@ def _summed_up(context: RequestContext, node: str, sensor: str, from_ms: int | N
 
 
 def statistics(context: RequestContext) -> Response:
-    """`GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&format=json|csv`: the windows that
-    are over.
+    """Return the statistics of past windows, each identified by its end.
 
-    A window is [start, end) and has the time of its end; the last 1000 of those that end in (from, to]. With
-    `closed=right` it is (start, end], counted from the samples. Where these are deleted, it is what it was made as.
+    `GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&format=json|csv`. The response
+    contains the windows that end in (from, to], at most 10,000. By default `to` is the present time, and `from` is 1000
+    windows earlier. With `closed=left`, the default, a window is [start, end). With `closed=right` it is (start, end]
+    and is calculated from the samples. Where these are deleted, the stored window is returned, with its own `closed`.
+
+    Args:
+        context: The request.
+
+    Raises:
+        HTTPError: 400 for an invalid query.
     """
     query, store = context.request.query, context.app.store
     node, sensor = _named(context)
     window_ms, closed = _WINDOWS_MS.get(query.get("span", "1h"), 0), query.get("closed", "left")
     if not node or not sensor:
-        raise HTTPError(400, "One node and one sensor are to be named.", "node")
+        raise HTTPError(400, "Name one node and one sensor.", "node")
     if not window_ms:
-        raise HTTPError(400, "The span is 10m or 1h.", "span")
+        raise HTTPError(400, "`span` must be 10m or 1h.", "span")
     if closed not in ("left", "right"):
-        raise HTTPError(400, "Windows are closed on the left or on the right.", "closed")
+        raise HTTPError(400, "`closed` must be left or right.", "closed")
     to_ms = moment(query["to"]) if "to" in query else context.app.clock.wall_ms()
     from_ms = moment(query["from"]) if "from" in query else to_ms - USUAL_SAMPLES * window_ms
     if not 0 <= to_ms - from_ms <= MOST_SAMPLES * window_ms:
-        raise HTTPError(400, f"From `from` to `to` there are at most {MOST_SAMPLES} windows.", "span")
+        raise HTTPError(400, f"The range from `from` to `to` must have at most {MOST_SAMPLES} windows.", "span")
     about: dict[str, Any] = next((one for one in store.nodes() if one["name"] == node), {})
     kept_from_ms, now_ms = about.get("kept_from_ms", 0), context.app.clock.wall_ms()
-    # With closed=right only those whose samples are deleted: the others are counted from the samples.
+    # With closed=right, stored windows are used only where the samples are deleted.
     last_ms = min(to_ms, kept_from_ms) if closed == "right" and about else to_ms
     found = [
         (one, "right" if one.end_ms <= about.get("old_edges_ms", 0) else "left")
@@ -184,7 +204,7 @@ def statistics(context: RequestContext) -> Response:
 
 
 def _named(context: RequestContext) -> tuple[str, str]:
-    """Return the node, by its present name, and the sensor in a query; empty without one. Raises HTTPError 400."""
+    """Return the node (by its present name) and the sensor of a query, or empty strings. Raises HTTPError 400."""
     query = context.request.query
     node = name_in(query, "node", NODE_NAME)
     return context.app.ingestor.names.current(node), name_in(query, "sensor", SENSOR_NAME)
@@ -193,15 +213,15 @@ def _named(context: RequestContext) -> tuple[str, str]:
 def _form(query: Mapping[str, str]) -> str:
     form = query.get("format", "json")
     if form not in ("json", "csv"):
-        raise HTTPError(400, "The format is json or csv.", "format")
+        raise HTTPError(400, "`format` must be json or csv.", "format")
     return form
 
 
 def _limit(query: Mapping[str, str]) -> int:
-    said = query.get("limit", str(USUAL_SAMPLES))
-    if not (said.isascii() and said.isdigit() and len(said) < 9 and 1 <= int(said) <= MOST_SAMPLES):
-        raise HTTPError(400, f"The limit is a whole number from 1 to {MOST_SAMPLES}.", "limit")
-    return int(said)
+    text = query.get("limit", str(USUAL_SAMPLES))
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MOST_SAMPLES):
+        raise HTTPError(400, f"`limit` must be a whole number from 1 to {MOST_SAMPLES}.", "limit")
+    return int(text)
 
 
 def _only(sensor: str, point: StoredSample) -> StoredSample:
@@ -218,8 +238,8 @@ def _point(point: StoredSample) -> dict[str, Any]:
 
 def _cells(point: StoredSample) -> Iterator[str]:
     for name, value in point.values.items():
-        said = "" if value is None else repr(value)
-        yield f"{rfc3339(point.time_ms)},{point.node},{point.epoch},{point.seq},{name},{said}"
+        text = "" if value is None else repr(value)
+        yield f"{rfc3339(point.time_ms)},{point.node},{point.epoch},{point.seq},{name},{text}"
 
 
 def _column_cells(time_text: str, column: Bucket) -> Iterator[str]:
@@ -227,18 +247,18 @@ def _column_cells(time_text: str, column: Bucket) -> Iterator[str]:
 
 
 def _csv(head: str, rows: Iterable[Iterable[str]]) -> Response:
-    """Names match [a-z0-9_]..., so no cell of these needs quotes."""
+    """Return rows as CSV. No cell needs quotes, since names consist of letters, digits, dots, _ and -."""
     lines = [head, *(line for row in rows for line in row)]
     return Response(
         ("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}
     )
 
 
-# ------------------------------------------------------------------------------------------------------ how it goes
+# ------------------------------------------------------------------------------------------------------ health
 
 
 def health(context: RequestContext) -> Response:
-    """`GET /api/v1/health`: a line for each thing that is wrong, for control.py check."""
+    """Return the present faults for `context`, one text per fault, for `control.py check`: `GET /api/v1/health`."""
     snapshot = context.snapshot()
     faults = list(snapshot.faults)
     faults += [
@@ -260,7 +280,10 @@ def health(context: RequestContext) -> Response:
 
 
 def alive(context: RequestContext) -> Response:
-    """`GET /healthz`: whether this program does its work; says nothing else, since anybody may ask."""
+    """Return `ok`, or the status 503 if nothing can be stored, for `context`: `GET /healthz`.
+
+    The response contains nothing else, since any client may request it.
+    """
     if context.app.ingestor.fault:
         return text_page("nothing can be stored\n", 503)
     return text_page("ok\n")

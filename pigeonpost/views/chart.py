@@ -1,9 +1,10 @@
-"""Charts of up to six sensors over up to twelve years: the data, as SVG, as JSON and as CSV.
+"""Charts of up to six sensors over up to twelve years: data, SVG, JSON and CSV.
 
-May be used by any thread. `_lock` guards the cache of recent charts; `_drawing` allows two to be drawn at once, since
-each reads all samples of its span. Errors: HTTPError.
+Any thread may use it. `_lock` guards the cache of recent charts. The semaphore `_drawing` limits the charts drawn at
+the same time to two, since each one may read all samples of its range. Errors: HTTPError.
 
-The style is in the SVG file itself, so that an <img> has it; the response's Content-Security-Policy names its hash.
+The style is part of the SVG file, so that it also applies in an <img>. The Content-Security-Policy of the response
+contains its hash.
 """
 
 from __future__ import annotations
@@ -33,23 +34,26 @@ if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeLink
     from pigeonpost.storage.models import Bucket
 
-SPAN = "24h"  # where nothing is said
+SPAN = "24h"  # default length of the range
 _YEAR_10_000_MS = 253_402_300_800_000
-_MOST = 1e300  # of a value that is drawn
-_LEAST = 1e-300  # what is nearer to 0 is drawn at 0
+_MOST = 1e300  # the largest value that is drawn
+_LEAST = 1e-300  # smaller values are drawn as 0
 LONGEST_MS = 12 * 366 * 86_400_000
-_KEPT = 64  # series, drawn charts, lists of numbers; up to 6 x 450 columns each
+_KEPT = 64  # cached results: series, or charts as SVG, JSON or CSV; each has up to 6 x 450 columns
 _FRAMES = {"small": SMALL, "large": LARGE}
 _AS_MEASURED: Mapping[str, str] = {}
 T = TypeVar("T")
 
 
-class Asked(NamedTuple):
-    """The request for a chart.
+class ChartRequest(NamedTuple):
+    """A request for a chart.
 
-    names  node and sensor of each series
-    span   as it was asked for; empty: from `from_ms` on
-    ends   whether `to_ms` was asked for; else it is now
+    Attributes:
+        names: Node and sensor of each series.
+        from_ms: Start in ms since 1970 (UTC).
+        to_ms: End in ms since 1970 (UTC).
+        span: The requested length, such as `24h`; empty if the query contains a start.
+        ends: True if the query contains an end; otherwise the chart ends with the present time.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -59,27 +63,32 @@ class Asked(NamedTuple):
     ends: bool
 
     def query(self, **more: str) -> str:
-        """Return the query string of the same chart."""
-        said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in self.names)}
+        """Return the query string of this chart, with the further fields `more`."""
+        fields = {"series": ",".join(f"{node}/{sensor}" for node, sensor in self.names)}
         if self.span:
-            said["span"] = self.span
+            fields["span"] = self.span
         else:
-            said["from"] = _written(self.from_ms)
+            fields["from"] = _written(self.from_ms)
         if self.ends:
-            said["to"] = _written(self.to_ms)
-        return urlencode(said | more, safe="/,:")
+            fields["to"] = _written(self.to_ms)
+        return urlencode(fields | more, safe="/,:")
 
 
 def _written(time_ms: int) -> str:
-    """Return a moment for a query string. RFC 3339 ends with the year 9999."""
+    """Return a time for a query string: in RFC 3339, or after the year 9999, where RFC 3339 ends, in ms since 1970."""
     return rfc3339(time_ms) if time_ms < _YEAR_10_000_MS else str(time_ms)
 
 
 class Charts:
-    """Draws charts, and caches recent ones."""
+    """Renderer of charts, with a cache of recent ones."""
 
     def __init__(self, clock: Clock, links: Sequence[NodeLink] = ()) -> None:
-        """links: all nodes that are collected from; it may grow"""
+        """Create an empty cache.
+
+        Args:
+            clock: Clock of the server.
+            links: All nodes from which this server collects; the sequence may grow.
+        """
         self.late = LateDataTracker(clock, links)
         self._lock = threading.Lock()
         self._kept: dict[object, tuple[float, object]] = {}
@@ -89,9 +98,10 @@ class Charts:
         self._headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
 
     def answer(self, context: RequestContext) -> Response:
-        """`/chart.svg?node=&sensor=&span=24h`, or `series=NODE/SENSOR,NODE/SENSOR`; also `from=`, `to=`.
+        """Return the chart that `context` requests as SVG: `/chart.svg?node=&sensor=&span=24h`.
 
-        `size=small` is for a phone, or for two side by side; `size=large` for a page of its own.
+        Several series are requested with `series=NODE/SENSOR,NODE/SENSOR`, and a range with `from=` and `to=`.
+        `size=small` is for phones and for charts side by side, `size=large` for the page of the chart.
         """
         svg = self._made(
             context, "svg", lambda all_series, frame, now_ms: draw(all_series, frame, now_ms).encode(),
@@ -100,25 +110,36 @@ class Charts:
         return Response(svg, "image/svg+xml", headers=self._headers)
 
     def as_json(self, context: RequestContext) -> Response:
-        """`/chart.json?...`: the columns that the same `/chart.svg?...` draws, and where in it they are.
+        """Return the data of the chart that `context` requests as JSON: `/chart.json?...`.
 
-        Values are as measured; with `units=shown` in the units that the user has chosen, like the picture.
+        It contains the position of the plot in the picture. Values are in the measured units. With `units=shown`, they
+        are in the units that the user has chosen, as in the SVG. The other fields of the query are those of
+        `/chart.svg`.
         """
         units = context.preferences.units if context.request.query.get("units") == "shown" else _AS_MEASURED
         body = self._made(context, "json", _json, units)
         return Response(body, "application/json", headers={"Cache-Control": "no-store"})
 
     def as_csv(self, context: RequestContext) -> Response:
-        """`/chart.csv?...`: the same, a line a column of each series; as measured."""
+        """Return the data of the chart that `context` requests as CSV: `/chart.csv?...`.
+
+        There is one line per column of each series. Values are in the measured units.
+        """
         body = self._made(context, "csv", _csv, _AS_MEASURED)
         return Response(body, "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"})
 
-    def series(self, context: RequestContext, what: Asked, frame: Frame, units: Mapping[str, str]) -> list[Series]:
-        """Return the series of the chart, from the cache or from the store.
+    def series(
+        self, context: RequestContext, chart: ChartRequest, frame: Frame, units: Mapping[str, str]
+    ) -> list[Series]:
+        """Return the series of a chart, from the cache or from the store.
 
-        units  in which they are shown, as Preferences.units
+        Args:
+            context: The request.
+            chart: The requested chart.
+            frame: Dimensions of the chart.
+            units: Units to convert to, as Preferences.units.
         """
-        measured = self._once(context, "series", what, frame, lambda: self._read(context, what, frame))
+        measured = self._once(context, "series", chart, frame, lambda: self._read(context, chart, frame))
         return [_in_units(one, units) for one in measured]
 
     def _made(
@@ -128,18 +149,20 @@ class Charts:
         make: Callable[[Sequence[Series], Frame, int], bytes],
         units: Mapping[str, str],
     ) -> bytes:
-        what, frame = asked(context, _FRAMES.get(context.request.query.get("size", ""), WIDE), units)
+        chart, frame = read_chart_request(context, _FRAMES.get(context.request.query.get("size", ""), WIDE), units)
         now_ms = context.app.clock.wall_ms()
         return self._once(
-            context, (kind, *sorted(units.items())), what, frame,
-            lambda: make(self.series(context, what, frame, units), frame, now_ms),
+            context, (kind, *sorted(units.items())), chart, frame,
+            lambda: make(self.series(context, chart, frame, units), frame, now_ms),
         )  # fmt: skip
 
-    def _once(self, context: RequestContext, kind: object, what: Asked, frame: Frame, make: Callable[[], T]) -> T:
-        """Return the result of `make`, cached for a quarter of a column's time, at most a minute."""
+    def _once(
+        self, context: RequestContext, kind: object, chart: ChartRequest, frame: Frame, make: Callable[[], T]
+    ) -> T:
+        """Return the result of `make`, cached for a quarter of the duration of a column (1 s to 60 s)."""
         now_s = context.app.clock.monotonic()
-        key = kind, what.names, what.from_ms, what.to_ms, frame
-        keep_s = max(1.0, min(60.0, (what.to_ms - what.from_ms) // frame.columns / 4000))
+        key = kind, chart.names, chart.from_ms, chart.to_ms, frame
+        keep_s = max(1.0, min(60.0, (chart.to_ms - chart.from_ms) // frame.columns / 4000))
         with self._lock:
             made_s, made = self._kept.get(key, (-1.0, None))
         if made is not None and 0 <= now_s - made_s < keep_s:
@@ -152,36 +175,40 @@ class Charts:
                 del self._kept[next(iter(self._kept))]
         return found
 
-    def _read(self, context: RequestContext, what: Asked, frame: Frame) -> list[Series]:
+    def _read(self, context: RequestContext, chart: ChartRequest, frame: Frame) -> list[Series]:
         if not self._drawing.acquire(timeout=5):
-            raise HTTPError(503, "Too many charts at once; try again in a moment.", "busy", {"Retry-After": "2"})
+            raise HTTPError(
+                503, "Too many charts are being drawn; try again in a moment.", "busy", {"Retry-After": "2"}
+            )
         try:
             store, found = context.app.store, {}
-            for node in dict.fromkeys(node for node, _ in what.names):
-                sensors = [sensor for other, sensor in what.names if other == node]
-                found[node] = store.downsample_several(node, what.from_ms, what.to_ms, frame.columns, sensors)
+            for node in dict.fromkeys(node for node, _ in chart.names):
+                sensors = [sensor for other, sensor in chart.names if other == node]
+                found[node] = store.downsample_several(node, chart.from_ms, chart.to_ms, frame.columns, sensors)
             return [
-                self._one(context, what, frame, place, found[node][sensor])
-                for place, (node, sensor) in enumerate(what.names)
+                self._one(context, chart, frame, place, found[node][sensor])
+                for place, (node, sensor) in enumerate(chart.names)
             ]
         finally:
             self._drawing.release()
 
-    def _one(self, context: RequestContext, what: Asked, frame: Frame, place: int, found: Sequence[Bucket]) -> Series:
-        node, sensor = what.names[place]
+    def _one(
+        self, context: RequestContext, chart: ChartRequest, frame: Frame, place: int, found: Sequence[Bucket]
+    ) -> Series:
+        node, sensor = chart.names[place]
         view = context.snapshot().node(node)
         assert view is not None, "looked up before"
         known = next((one for one in view.sensors if one.name == sensor), None)
         columns = [
-            column if column.high < _MOST and column.low > -_MOST and not _is_tiny(column) else _tamed(column)
+            column if column.high < _MOST and column.low > -_MOST and not _is_tiny(column) else _limited(column)
             for column in found
         ]
         every_ms = view.every_s * 1000 if view.every_s else None
         unit, number = (known.unit, known.number) if known else ("", 0)
-        late = self.late.within(node, what.from_ms, what.to_ms) if columns else ()
+        late = self.late.within(node, chart.from_ms, chart.to_ms) if columns else ()
         return Series(
-            node, sensor, unit, place if len(what.names) > 1 else number % COLOURS, columns, frame.columns,
-            what.from_ms, what.to_ms, every_ms, late, name=known.label if known else "",
+            node, sensor, unit, place if len(chart.names) > 1 else number % COLOURS, columns, frame.columns,
+            chart.from_ms, chart.to_ms, every_ms, late, name=known.label if known else "",
         )  # fmt: skip
 
 
@@ -193,8 +220,11 @@ def _in_units(series: Series, units: Mapping[str, str]) -> Series:
     return series._replace(unit=to.unit, columns=columns, conversion=to)
 
 
-def _tamed(column: Bucket) -> Bucket:
-    """Limit a bucket to values that an axis can be calculated for: near the ends of floats it is infinite, or 0."""
+def _limited(column: Bucket) -> Bucket:
+    """Limit a bucket to values for which an axis can be calculated.
+
+    Near the limits of floats they would become infinite or 0.
+    """
     if _is_tiny(column):
         return column._replace(low=0.0, high=0.0, mean=0.0)
     low, high = (min(max(value, -_MOST), _MOST) for value in (column.low, column.high))
@@ -205,21 +235,27 @@ def _is_tiny(column: Bucket) -> bool:
     return -_LEAST < column.low <= column.high < _LEAST and (column.low != 0 or column.high != 0)
 
 
-# ------------------------------------------------------------------------------------------------- what is asked for
+# ------------------------------------------------------------------------------------------------------ the request
 
 
-def asked(
+def read_chart_request(
     context: RequestContext,
     frame: Frame,
     units: Mapping[str, str],
     query: Mapping[str, str] | None = None,
     when: Callable[[str], int] = moment,
-) -> tuple[Asked, Frame]:
-    """Return the chart that is requested, and its frame. Raises HTTPError.
+) -> tuple[ChartRequest, Frame]:
+    """Return the request for a chart that a query contains, and the frame of the chart.
 
-    units  in which it is shown, as Preferences.units: each has an axis
-    query  None: that of the request
-    when   reads a time
+    Args:
+        context: The request.
+        frame: Frame for one series.
+        units: Units to convert to, as Preferences.units. Each unit of the chart has an axis.
+        query: The query, or None for that of `context`.
+        when: Function that parses a time.
+
+    Raises:
+        HTTPError: 400 for an invalid range, or too many series or units; 404 for an unknown node.
     """
     query = context.request.query if query is None else query
     current, now_ms = context.app.ingestor.names.current, context.app.clock.wall_ms()
@@ -228,56 +264,66 @@ def asked(
     to_ms = when(query["to"]) if "to" in query else now_ms
     from_ms = when(query["from"]) if "from" in query else to_ms - span_ms(query.get("span", SPAN))
     if not 0 <= from_ms < to_ms or to_ms - from_ms > LONGEST_MS:
-        raise HTTPError(400, f"A chart shows up to {LONGEST_MS // 86_400_000} days, from before to.", "span")
+        raise HTTPError(
+            400, f"A chart shows at most {LONGEST_MS // 86_400_000} days, and `from` must be before `to`.", "span"
+        )
     width_ms = max(1, (to_ms - from_ms) // frame.columns)
-    if "to" not in query:  # whole columns, so that the same chart is asked for until the next one begins
+    if "to" not in query:  # complete columns, so that the cached chart is valid until the next column begins
         to_ms = -(-to_ms // width_ms) * width_ms
     from_ms = to_ms - width_ms * frame.columns if "from" not in query else from_ms
     span = "" if "from" in query else query.get("span", SPAN)
-    return Asked(names, from_ms, to_ms, span, "to" in query), frame
+    return ChartRequest(names, from_ms, to_ms, span, "to" in query), frame
 
 
 def names_in(query: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return node and sensor of each series in a query. Raises HTTPError."""
+    """Return the node and the sensor of each series in `query`.
+
+    Raises HTTPError 400 if a name is invalid or there are too many series.
+    """
     if "series" not in query:
         return ((name_in(query, "node", NODE_NAME), name_in(query, "sensor", SENSOR_NAME)),)
     parts = [part.partition("/") for part in query["series"].split(",")]
     names = tuple(dict.fromkeys((node, sensor) for node, _, sensor in parts))
     if len(names) > MOST_SERIES:
-        raise HTTPError(400, f"A chart has at most {MOST_SERIES} series.", "series")
+        raise HTTPError(400, f"A chart can have at most {MOST_SERIES} series.", "series")
     if not all(NODE_NAME(node) and SENSOR_NAME(sensor) for node, sensor in names):
-        raise HTTPError(400, "Series are NODE/SENSOR, with a comma between two.", "series")
+        raise HTTPError(400, "`series` must be a list of NODE/SENSOR, separated by commas.", "series")
     return names
 
 
 def _units(context: RequestContext, names: Sequence[tuple[str, str]], shown: Mapping[str, str]) -> set[str]:
-    """Return the units of the series, one per axis. Raises HTTPError for an unknown node, and for too many units."""
+    """Return the units of the series, one per axis. Raises HTTPError for an unknown node or too many units."""
     snapshot, units = context.snapshot(), set()
     for node, sensor in names:
         view = snapshot.node(node) if sensor else None
         if view is None:
-            raise HTTPError(404, "A chart is of a node and a sensor: /chart.svg?node=NAME&sensor=NAME", "unknown-node")
+            raise HTTPError(
+                404, "There is no such node, or no sensor was named: use /chart?series=NODE/SENSOR", "unknown-node"
+            )
         measured = next((one.unit for one in view.sensors if one.name == sensor), "")
         units.add(conversion(measured, shown).unit)
     if len(units) > 2:
-        raise HTTPError(400, "A chart has two axes, so its series have at most two units.", "units")
+        raise HTTPError(400, "A chart has two axes, so its series can have at most two units.", "units")
     return units
 
 
 def plain_query(text: str) -> str:
-    """Return the normal form of a chart's query, without unknown fields. Raises HTTPError."""
+    """Return the query string `text` of a chart in its normal form, without unknown fields.
+
+    Raises HTTPError 400 if it has no series, or an invalid field.
+    """
     query = parse_form(text)
-    said = {"series": ",".join(f"{node}/{sensor}" for node, sensor in names_in(query) if sensor)}
-    if not said["series"]:
-        raise HTTPError(400, "A graph has at least one series.", "series")
+    fields = {"series": ",".join(f"{node}/{sensor}" for node, sensor in names_in(query) if sensor)}
+    if not fields["series"]:
+        raise HTTPError(400, "A graph must have at least one series.", "series")
     for key in ("from", "to"):
         if key in query:
-            said[key] = _written(moment(query[key]))
+            fields[key] = _written(moment(query[key]))
     if "from" not in query:
         span = query.get("span", SPAN)
         span_ms(span)
-        said["span"] = span
-    return urlencode(said, safe="/,:")
+        fields["span"] = span
+    return urlencode(fields, safe="/,:")
 
 
 # ------------------------------------------------------------------------------------------------------- for programs
@@ -304,7 +350,7 @@ def _json(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
 
 
 def _csv(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
-    """No cell needs quotes: names have neither commas nor quotation marks."""
+    """Return the series as CSV. No cell needs quotes: names have neither commas nor quotation marks."""
     lines = ["time,node,sensor,count,low,high,mean"]
     for one in all_series:
         about = f"{one.node},{one.sensor}"
@@ -316,5 +362,5 @@ def _csv(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
 
 
 def _time_ms(series: Series, place: int) -> int:
-    """Return the time at which a column begins."""
+    """Return the start of the column at `place` in ms since 1970."""
     return series.from_ms + place * (series.to_ms - series.from_ms) // series.places

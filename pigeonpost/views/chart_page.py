@@ -1,7 +1,7 @@
-"""Page of a chart: the chart, links to other spans, statistics, the same as numbers, and a form to save it.
+"""Page of a chart: the chart, links to other ranges, statistics, a table of values, and a form to save it.
 
-Errors: HTTPError. The page is complete without its script; with zoom.js a span can be selected in the chart, and values
-can be read there.
+The page is complete without its script. With zoom.js, a range can be selected in the chart, and values are shown at the
+pointer. Errors: HTTPError.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.storage.csv.format import local_time
 from pigeonpost.storage.models import Bucket
-from pigeonpost.views.chart import LONGEST_MS, Asked, Charts, asked
+from pigeonpost.views.chart import LONGEST_MS, ChartRequest, Charts, read_chart_request
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import disabled, html_page, key_notice, sensor_path, span_links, text_page
 from pigeonpost.views.models import SensorView
@@ -45,50 +45,63 @@ _LOCAL = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:\d\d)?").fullmatch
 
 
 class ChartPage:
-    """The page of a chart."""
+    """Page of a chart."""
 
     def __init__(self, charts: Charts, statistics: StatisticsReader) -> None:
         self._charts = charts
         self._statistics = statistics
 
     def answer(self, context: RequestContext) -> Response:
-        """`/chart?series=NODE/SENSOR,...&span=24h`, or `from=` and `to=`: local time here, if no zone is said."""
+        """Return the page for `context`: `/chart?series=NODE/SENSOR,...&span=24h`, or with `from=` and `to=`.
+
+        Times without a zone are in the local time of the server.
+        """
         query = {key: value for key, value in context.request.query.items() if value or key not in ("from", "to")}
         units, now_ms = context.preferences.units, context.app.clock.wall_ms()
-        what, frame = asked(context, LARGE, units, query, local_moment)
-        all_series = self._charts.series(context, what, frame, units)
+        chart, frame = read_chart_request(context, LARGE, units, query, local_moment)
+        all_series = self._charts.series(context, chart, frame, units)
         name = title(all_series, now_ms)
         if not context.request.wants_html:
-            return text_page("\n".join(self._text(context, what, all_series, now_ms)) + "\n")
+            return text_page("\n".join(self._text(context, chart, all_series, now_ms)) + "\n")
         body = join_html((
             Html("<h1>{}</h1>").format(heading(all_series)),
-            _span_links(what),
-            _chart_image(what, all_series, now_ms),
-            _ways(what, now_ms),
-            _from_to(what),
+            _span_links(chart),
+            _chart_image(chart, all_series, now_ms),
+            _time_links(chart, now_ms),
+            _from_to(chart),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>{}</p></section>').format(
-                statistics_table("series", list(self._rows(all_series)), now_ms), _links(what)),
-            Html('<details><summary>The same in numbers</summary><div data-piece="numbers">{}</div></details>').format(
+                statistics_table("series", list(self._rows(all_series)), now_ms), _links(chart)),
+            Html('<details><summary>Values as a table</summary><div data-piece="numbers">{}</div></details>').format(
                 _numbers(all_series, now_ms)),
-            _choice(context, what),
-            _save_form(context, what, heading(all_series)),
+            _choice(context, chart),
+            _save_form(context, chart, heading(all_series)),
             Html('<script src="/zoom.js" defer></script>'),
         ), "\n")  # fmt: skip
-        return html_page(name, body, context, live=not what.ends)
+        return html_page(name, body, context, live=not chart.ends)
 
     def part(self, context: RequestContext, node: str, sensor: str, span: str) -> Html:
-        """Return the chart of one sensor, for the page about it. Raises HTTPError for an invalid span."""
+        """Return the chart of one sensor with its links, for the page of the sensor.
+
+        Args:
+            context: The request.
+            node: Name of the node.
+            sensor: Name of the sensor.
+            span: Length of the range, such as `24h`.
+
+        Raises:
+            HTTPError: 400 for an invalid span.
+        """
         query = {"series": f"{node}/{sensor}", "span": span}
         units, now_ms = context.preferences.units, context.app.clock.wall_ms()
-        what, frame = asked(context, LARGE, units, query)
-        all_series = self._charts.series(context, what, frame, units)
+        chart, frame = read_chart_request(context, LARGE, units, query)
+        all_series = self._charts.series(context, chart, frame, units)
         return Html("{}\n{}<p class=links>{}</p>{}").format(
-            _chart_image(what, all_series, now_ms), _ways(what, now_ms), _links(what),
+            _chart_image(chart, all_series, now_ms), _time_links(chart, now_ms), _links(chart),
             Html('<script src="/zoom.js" defer></script>'),
         )  # fmt: skip
 
     def _rows(self, all_series: Sequence[Series]) -> Iterator[Row]:
-        """Yield name, statistics and unit of each series, as `statistics_table` takes them."""
+        """Yield name, statistics and unit of each series for `statistics_table`."""
         for series in all_series:
             text = label(series, all_series, False) if len(all_series) > 1 else series.words
             link = Html('<a href="{}">{}</a>').format(sensor_path(series.node, series.sensor), text)
@@ -99,7 +112,9 @@ class ChartPage:
         found = statistics_in(found, series.conversion)
         return found or statistics_of_buckets(series.columns, series.from_ms, series.to_ms, series.places)
 
-    def _text(self, context: RequestContext, what: Asked, all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
+    def _text(
+        self, context: RequestContext, chart: ChartRequest, all_series: Sequence[Series], now_ms: int
+    ) -> Iterator[str]:
         yield f"{title(all_series, now_ms)}."
         yield ""
         yield description(all_series, now_ms)
@@ -112,12 +127,16 @@ class ChartPage:
         for row in rows:
             yield "  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip()
         yield ""
-        here = context.request.site
-        yield f"Every column:  curl '{here}/chart.csv?{what.query(size='large')}'"
+        site = context.request.site
+        yield f"All columns:  curl '{site}/chart.csv?{chart.query(size='large')}'"
 
 
 def local_moment(text: str) -> int:
-    """Return a time like query.moment; without a zone it is local time here, as browsers' date fields send it."""
+    """Return the time `text` in ms since 1970, as query.moment does.
+
+    A time without a zone, as the date fields of browsers send it, is in the local time of the server. Raises HTTPError
+    400 if the time is invalid.
+    """
     found = _LOCAL(text)
     if not found:
         return moment(text)
@@ -125,30 +144,30 @@ def local_moment(text: str) -> int:
         t = datetime.fromisoformat(text)
         return int(time.mktime((*t.timetuple()[:6], 0, 0, -1))) * 1000
     except (ValueError, OverflowError):
-        raise HTTPError(400, "A time is like 2026-11-20T15:36.", "time") from None
+        raise HTTPError(400, "A time must be like 2026-11-20T15:36.", "time") from None
 
 
 def heading(all_series: Sequence[Series]) -> str:
-    """Return the heading, without the span: `temperature and light of basement`."""
+    """Return the title of the chart of `all_series` without the range: `temperature and light of basement`."""
     return title(all_series, 0).rpartition(", ")[0]
 
 
-def _chart_image(what: Asked, all_series: Sequence[Series], now_ms: int) -> Html:
-    """Return the chart, the meaning of its marks, and where zoom.js finds its numbers."""
+def _chart_image(chart: ChartRequest, all_series: Sequence[Series], now_ms: int) -> Html:
+    """Return the chart, its legend, the explanation of its marks, and the address of its page for zoom.js."""
     return Html(
         '<section class="charts single" aria-label="Chart">'
         '<figure class="plot" data-page="{page}"><picture>'
         '<source media="(max-width: 40rem)" srcset="/chart.svg?{small}" width="420" height="190">'
-        '<img src="/chart.svg?{large}" alt="{said}" width="960" height="340"></picture></figure></section>'
+        '<img src="/chart.svg?{large}" alt="{text}" width="960" height="340"></picture></figure></section>'
         '{key}<p class="late" data-piece="late">{late}</p>'
     ).format(
-        large=what.query(size="large"), small=what.query(size="small"), page=what.query(),
-        said=description(all_series, now_ms), late=" ".join(late_words(all_series, now_ms)), key=_key(all_series),
+        large=chart.query(size="large"), small=chart.query(size="small"), page=chart.query(),
+        text=description(all_series, now_ms), late=" ".join(late_words(all_series, now_ms)), key=_key(all_series),
     )  # fmt: skip
 
 
 def _key(all_series: Sequence[Series]) -> Html:
-    """Return the names of several series in their colours, for narrow screens: the chart itself shortens them there."""
+    """Return the legend of several series in their colours, for narrow screens, where the chart shortens the names."""
     if len(all_series) < 2:
         return Html("")
     names = join_html(
@@ -157,58 +176,58 @@ def _key(all_series: Sequence[Series]) -> Html:
     return Html('<ul class="key">{}</ul>').format(names)
 
 
-def _span_links(what: Asked) -> Html:
+def _span_links(chart: ChartRequest) -> Html:
     links = (
-        (f"/chart?{what._replace(span=key, ends=False).query()}", words, key == what.span and not what.ends)
+        (f"/chart?{chart._replace(span=key, ends=False).query()}", words, key == chart.span and not chart.ends)
         for key, words in SPANS
     )
     return span_links(links, "chart")
 
 
-def _ways(what: Asked, now_ms: int) -> Html:
-    """Return links to earlier, later, wider and narrower spans."""
-    wide_ms = what.to_ms - what.from_ms
+def _time_links(chart: ChartRequest, now_ms: int) -> Html:
+    """Return links to earlier, later, longer and shorter ranges."""
+    wide_ms = chart.to_ms - chart.from_ms
     more_ms = min(wide_ms // 2, (LONGEST_MS - wide_ms) // 2)
-    middle_ms, quarter_ms = what.from_ms + wide_ms // 2, max(wide_ms // 4, 1)
-    ways = [("← Earlier", what.from_ms - wide_ms, what.from_ms)] if what.from_ms >= wide_ms else []
-    if what.to_ms < now_ms:
-        ways.append(("Later →", what.to_ms, what.to_ms + wide_ms))
-    if more_ms > 0 and what.from_ms > more_ms:
-        ways.append(("Zoom out", what.from_ms - more_ms, min(what.to_ms + more_ms, max(now_ms, what.to_ms))))
+    middle_ms, quarter_ms = chart.from_ms + wide_ms // 2, max(wide_ms // 4, 1)
+    ways = [("← Earlier", chart.from_ms - wide_ms, chart.from_ms)] if chart.from_ms >= wide_ms else []
+    if chart.to_ms < now_ms:
+        ways.append(("Later →", chart.to_ms, chart.to_ms + wide_ms))
+    if more_ms > 0 and chart.from_ms > more_ms:
+        ways.append(("Zoom out", chart.from_ms - more_ms, min(chart.to_ms + more_ms, max(now_ms, chart.to_ms))))
     if wide_ms > 10_000:
         ways.append(("Zoom in", middle_ms - quarter_ms, middle_ms + quarter_ms))
     links = join_html((
         Html('<a class="button" href="/chart?{}">{}</a>').format(
-            what._replace(span="", from_ms=from_ms, to_ms=to_ms, ends=True).query(), words)
+            chart._replace(span="", from_ms=from_ms, to_ms=to_ms, ends=True).query(), words)
         for words, from_ms, to_ms in ways
     ), " ")  # fmt: skip
-    return Html('<nav class="buttons" aria-label="Through time">{}</nav>').format(links)
+    return Html('<nav class="buttons" aria-label="Time navigation">{}</nav>').format(links)
 
 
-def _from_to(what: Asked) -> Html:
+def _from_to(chart: ChartRequest) -> Html:
     return Html(
         '<form class="fields" method="get" action="/chart"><input type="hidden" name="series" value="{}">'
         '<label>From <input type="datetime-local" name="from" value="{}" required></label>'
         '<label>to <input type="datetime-local" name="to" value="{}"></label><button>Show</button></form>'
-    ).format(",".join(f"{node}/{sensor}" for node, sensor in what.names), _field(what.from_ms), _field(what.to_ms))
+    ).format(",".join(f"{node}/{sensor}" for node, sensor in chart.names), _field(chart.from_ms), _field(chart.to_ms))
 
 
 def _field(time_ms: int) -> str:
-    """Return a moment as the value of a browser's date field, in local time."""
+    """Return a time as the value of a date field, in local time; empty after the year 9999."""
     t = time.localtime(time_ms // 1000)
     return time.strftime("%Y-%m-%dT%H:%M", t) if t.tm_year < 10_000 else ""
 
 
-def _links(what: Asked) -> Html:
-    query = what.query(size="large")
+def _links(chart: ChartRequest) -> Html:
+    query = chart.query(size="large")
     return Html(
-        'Download: <a href="/chart.csv?{0}">CSV</a> · <a href="/chart.csv?{0}&amp;for=excel">for Excel</a>'
-        ' · <a href="/chart.json?{0}">JSON</a> · <a href="/chart.svg?{0}">SVG</a>'
+        'Download: <a href="/chart.csv?{0}">CSV</a> · <a href="/chart.json?{0}">JSON</a>'
+        ' · <a href="/chart.svg?{0}">SVG</a> · <a href="/chart.csv?{0}&amp;for=excel">CSV for Excel</a>'
     ).format(query)
 
 
 def _numbers(all_series: Sequence[Series], now_ms: int) -> Html:
-    """Return a table with mean and range of every series, one row for each round span of time."""
+    """Return a table with the mean and the range of each series; its rows begin at round local times."""
     names = [label(series, all_series, True) if len(all_series) > 1 else series.words for series in all_series]
     head = join_html(Html("<th scope=col>{}</th>").format(name) for name in ("from", *names))
     rows = join_html(
@@ -243,46 +262,47 @@ def _cell(columns: Sequence[Bucket]) -> str:
     return number(mean) if low.low == high.high else f"{number(mean)} ({number(low.low)} to {number(high.high)})"
 
 
-def _choice(context: RequestContext, what: Asked) -> Html:
-    """Return links that remove a shown sensor, or add one whose unit has an axis or can get one."""
-    links = join_html(Html("<li>{}</li>").format(link) for link in islice(_choices(context, what), _MOST_OFFERED))
+def _choice(context: RequestContext, chart: ChartRequest) -> Html:
+    """Return links that remove a series, or add one. A series of a third unit is not offered: a chart has two axes."""
+    links = join_html(Html("<li>{}</li>").format(link) for link in islice(_choices(context, chart), _MOST_OFFERED))
     if not links:
         return Html("")
     return Html(
-        '<details class="choice"><summary>Add or take away a series</summary><ul data-piece="choice">{}</ul></details>'
+        '<details class="choice"><summary>Add or remove a series</summary><ul data-piece="choice">{}</ul></details>'
     ).format(links)
 
 
-def _choices(context: RequestContext, what: Asked) -> Iterator[Html]:
-    """Yield these links: to remove one first, since of many sensors only some are offered.
+def _choices(context: RequestContext, chart: ChartRequest) -> Iterator[Html]:
+    """Yield the links of `_choice`. Those that remove a series come first, since the number of links is limited.
 
-    A day is read of the shown nodes alone; of thousands that takes seconds.
+    For other nodes than those in the chart, only the last sample is used: reading the last day of thousands of nodes
+    takes seconds.
     """
-    snapshot, preferred, names = context.snapshot(), context.preferences.units, dict(what.names)
+    snapshot, preferred, names = context.snapshot(), context.preferences.units, dict(chart.names)
     nodes = [node for name in names if (node := snapshot.node(name))]
     known = {(node.name, one.name): one for node in nodes for one in node.sensors}
-    shown = {key: known[key] for key in what.names if key in known}
+    shown = {key: known[key] for key in chart.names if key in known}
     units = {conversion(one.unit, preferred).unit for one in shown.values()}
-    if len(what.names) > 1:
+    if len(chart.names) > 1:
         for key, one in shown.items():
-            yield _choice_link(what, "–", one, tuple(other for other in what.names if other != key))
-    if len(what.names) < MOST_SERIES:
+            yield _choice_link(chart, "–", one, tuple(other for other in chart.names if other != key))
+    if len(chart.names) < MOST_SERIES:
         others = (one for node in snapshot.nodes if node.name and node.name not in names for one in node.readings)
         for one in chain(known.values(), others):
             key, fits = (one.node, one.name), len(units) < 2 or conversion(one.unit, preferred).unit in units
-            if fits and key not in what.names:
-                yield _choice_link(what, "+", one, (*what.names, key))
+            if fits and key not in chart.names:
+                yield _choice_link(chart, "+", one, (*chart.names, key))
 
 
-def _choice_link(what: Asked, sign: str, sensor: SensorView, names: tuple[tuple[str, str], ...]) -> Html:
+def _choice_link(chart: ChartRequest, sign: str, sensor: SensorView, names: tuple[tuple[str, str], ...]) -> Html:
     words = f"{sign} {sensor.label or sensor.name} of {sensor.node}"
-    return Html('<a href="/chart?{}">{}</a>').format(what._replace(names=names).query(), words)
+    return Html('<a href="/chart?{}">{}</a>').format(chart._replace(names=names).query(), words)
 
 
-def _save_form(context: RequestContext, what: Asked, name: str) -> Html:
+def _save_form(context: RequestContext, chart: ChartRequest, name: str) -> Html:
     return Html(
         '<form class="fields" method="post" action="/graphs"><input type="hidden" name="csrf" value="{}">'
         '<input type="hidden" name="query" value="{}">'
-        '<label>Name <input name="name" maxlength="60" value="{}" required></label><button{}>Save this graph</button>'
+        '<label>Name <input name="name" maxlength="60" value="{}" required></label><button{}>Save graph</button>'
         ' <a href="/graphs">Saved graphs</a></form>{}'
-    ).format(context.csrf, what.query(), name[:60], disabled(context), key_notice(context))
+    ).format(context.csrf, chart.query(), name[:60], disabled(context), key_notice(context))

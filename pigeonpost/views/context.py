@@ -1,6 +1,6 @@
-"""What a page is given: the parts of the server (WebContext), and one request (RequestContext); the type of a route.
+"""Input of pages: the parts of the server (WebContext), one request (RequestContext), and the type of a route.
 
-Every request has its thread; the parts in a WebContext may be used by all of them.
+Every request has its own thread. All of them may use the parts in a WebContext.
 """
 
 from __future__ import annotations
@@ -33,26 +33,33 @@ if TYPE_CHECKING:
 
 
 class WebContext(NamedTuple):
-    """The parts of the server that pages use. They get nothing from anywhere else.
+    """The parts of the server that pages use.
 
-    name        this server's name
-    data        the folder of its data
-    links       one for each node it collects from: `state` to read, `ask` to send
-    users       who may sign in; without any, only this machine may
-    api_tokens  the tokens of programs
-    control     the key by which control.py on this machine is known (Authorization: Bearer ...)
-    names       by which browsers may call this server, beside the usual ones; names_origin: where they are set
-    proxies     addresses and networks of proxies on other machines that are trusted
-    prefix      path below which a proxy has this server; empty: none, or the proxy tells
-    stop        asks the program to end; the reason is logged
-    disk        how full the disk is
-    faults      what is wrong with this server
-    throttle    counts failed attempts with every kind of secret
-    transports  the server's transports beside TCP, by name: `report` returns their state
-    quality     the quality checks; None: there are none
-    check       the check of what is stored; None: there is none
-    rules       the alert rules of the settings
-    admin       renames, retires and relabels nodes; None: nobody may
+    Attributes:
+        name: Name of this server.
+        data: Path of the data folder.
+        clock: Clock of the server.
+        store: The store.
+        csv: The CSV log of this run.
+        ingestor: The ingestor.
+        links: One link per node from which it collects: `state` to read, `ask` to send.
+        users: Users with a password. If there are none, only clients on this machine have access.
+        api_tokens: Tokens of programs.
+        control: Key of control.py on this machine (`Authorization: Bearer ...`).
+        started_ms: Start of the program in ms since 1970.
+        names: Host names that browsers may use for this server, in addition to those of this machine.
+        stop: Function that requests the program to stop; its argument is the reason, for the log.
+        disk: Monitor of the disk usage.
+        faults: Present faults of this server.
+        throttle: Counter of failed attempts with every kind of secret.
+        transports: Transports other than TCP, and components such as the backup, by name.
+        names_origin: Origin of `names` in the settings.
+        proxies: Addresses and networks of trusted proxies on other machines.
+        prefix: Path prefix of this server behind a proxy; empty if there is none, or the proxy sends it in a header.
+        quality: Quality checks, or None.
+        check: Check of the stored data for damage, or None.
+        rules: Alert rules in the settings.
+        admin: Component that renames, retires and relabels nodes; None if this is not allowed.
     """
 
     name: str
@@ -82,15 +89,18 @@ class WebContext(NamedTuple):
 
 
 class RequestContext(NamedTuple):
-    """One authorized request to one page.
+    """One authorised request to one page.
 
-    args      what the route's pattern found in the path
-    snapshot  returns the status snapshot
-    role      "viewer", "writer" (programs only) or "operator"
-    user      name of the user, for people
-    csrf      what forms carry; empty where none is needed
-    needs_key this client may read only, until it shows the one-time key: buttons are shown, disabled
-    store     the preferences of all users; None: there are none, and none can be saved
+    Attributes:
+        app: The parts of the server.
+        request: The request.
+        args: Variable parts of the path.
+        snapshot: Function that returns the status snapshot.
+        role: "viewer", "writer" (programs only) or "operator".
+        user: Name of the client, as Principal.name.
+        csrf: CSRF token for forms; empty if none is needed.
+        needs_key: True if this client may only read until it presents the one-time key; buttons are shown disabled.
+        store: Preferences of all users; None if all users have the defaults and cannot change them.
     """
 
     app: WebContext
@@ -109,9 +119,9 @@ class RequestContext(NamedTuple):
         return self.store.of(self.user) if self.store is not None else DEFAULTS
 
     def save_preferences(self, change: Callable[[Preferences], Preferences]) -> None:
-        """Change the preferences of the user of this request, see PreferenceStore.save.
+        """Apply `change` to the preferences of the user of this request, as PreferenceStore.save does.
 
-        Raises HTTPError 503 where the disk takes no change.
+        Raises HTTPError 503 if the disk does not accept the change.
         """
         if self.store is not None:
             self.store.save(self.user, change)
@@ -120,11 +130,13 @@ class RequestContext(NamedTuple):
 class Route(NamedTuple):
     """One address.
 
-    path     NAME in it stands for a node's name, WORD for letters, digits, dots, _ and -
-    role     required role: "viewer", "operator", or none ("")
-    answer   makes the answer
-    kept     the answer is the same for the same user as long as the snapshot is
-    changes  the snapshot changes with the request
+    Attributes:
+        method: HTTP method.
+        path: Path. NAME in it stands for a node's name, WORD for letters, digits, dots, _ and -.
+        role: Required role: "viewer", "operator", or an empty string for a page without login.
+        answer: Function that returns the response.
+        kept: True if the response for a user changes only with the snapshot, so that it is cached.
+        changes: True if the request may change what a snapshot contains, so that a new one must be made.
     """
 
     method: str

@@ -1,7 +1,8 @@
-"""Downloads of CSV as Excel reads them: any address of CSV with `for=excel`.
+"""CSV downloads in a form that Excel opens correctly: any address of a CSV file with `for=excel`.
 
-Decimals are written as the browser's language has them; `decimal=point` or `decimal=comma` chooses. What is in a file
-is converted into a temporary one, which is gone when it is sent: a log may be longer than memory.
+Decimal numbers have a point or a comma, depending on the language of the browser; `decimal=point` or `decimal=comma`
+overrides this. A file is converted to a temporary file, which is deleted after it was sent, since a log may be larger
+than the memory.
 Errors: HTTPError 400; OSError of the disk.
 """
 
@@ -14,19 +15,22 @@ from collections.abc import Iterator
 from pigeonpost.http.message import FilePart, HTTPError, Request, Response
 from pigeonpost.storage.csv.excel import for_excel, has_comma
 
-_LINES_BYTES = 1 << 16  # converted together
+_LINES_BYTES = 1 << 16  # size of the parts of a file that are converted
 
 
 def is_wanted(request: Request, response: Response) -> bool:
-    """Return True for a whole CSV that is asked for in this form."""
+    """Return True if `request` contains `for=excel` and `response` is a complete CSV file."""
     return request.query.get("for") == "excel" and response.kind.startswith("text/csv") and response.status == 200
 
 
 def as_excel(request: Request, response: Response, folder: str) -> Response:
-    """Return a response with CSV, converted. `folder`: where a temporary file may be made."""
+    """Return the CSV `response` to `request`, converted for Excel. Temporary files are created in `folder`.
+
+    Raises HTTPError 400 if `decimal` in the query is invalid.
+    """
     decimal = request.query.get("decimal", "")
     if decimal not in ("", "point", "comma"):
-        raise HTTPError(400, "The decimal is point or comma.", "decimal")
+        raise HTTPError(400, "`decimal` must be point or comma.", "decimal")
     comma = decimal == "comma" if decimal else has_comma(request.headers.get("accept-language", ""))
     headers = {key: value for key, value in response.headers.items() if key not in ("ETag", "Accept-Ranges")}
     if response.file is None:
@@ -41,7 +45,7 @@ def as_excel(request: Request, response: Response, folder: str) -> Response:
 
 
 def _lines(fd: int, part: FilePart) -> Iterator[str]:
-    """Yield the text of a part of a file, some whole lines at a time."""
+    """Yield the text of a part of a file, several complete lines at a time."""
     at, end, rest = part.start, part.start + part.length, b""
     while at < end and (block := os.pread(fd, min(_LINES_BYTES, end - at), at)):
         at += len(block)

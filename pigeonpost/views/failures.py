@@ -1,7 +1,7 @@
-"""Tracks since when the sensors fail that have no value now.
+"""Tracker of the time at which each failing sensor began to fail.
 
-`on_commit` is called in the Ingestor's writer thread, `since_ms` in those of the pages. `_lock` guards what is kept,
-and is held for a moment. Errors of `since_ms`: those of the store.
+`on_commit` is called in the Ingestor's writer thread, `since_ms` in the threads of the pages. `_lock` guards the times,
+and is held only for single lookups and changes. Errors of `since_ms`: those of the store.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
     from protocol import Number
 
-_LOOKED_AT = 500  # samples in the store, the last ones; before that the last hour with a value counts
-_DAYS = 30
+_LOOKED_AT = 500  # last samples that are read; before these, only the last hour with a value is searched
+_DAYS = 30  # range of this search
 _HOUR_MS = 3_600_000
-_FAR_MS = 1 << 52  # after every date
+_FAR_MS = 1 << 52  # a time after all samples
 
 
 class FailureTracker:
-    """Since when each failing sensor fails, by its node's clock."""
+    """Start times of the present failures of sensors, by the clocks of their nodes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._since: dict[str, dict[str, int]] = {}  # by node and sensor
+        self._since: dict[str, dict[str, int]] = {}  # start of each failure by node and sensor, in ms since 1970
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Record the sensors that begin to fail, and forget those that work again; for Ingestor.subscribe."""
+        """Record the sensors that begin to fail in `epoch_commits`, and remove those that work again.
+
+        It is subscribed to the commits of the Ingestor.
+        """
         for epoch_commit in epoch_commits:
             for item in epoch_commit.items:
                 if isinstance(item, SampleBatch):
@@ -49,16 +52,18 @@ class FailureTracker:
             found = {sensor: since_ms for sensor, since_ms in known.items() if sensor not in columns}
             for sensor in failing:
                 since_ms = _first_failure_ms(samples, columns[sensor], known.get(sensor))
-                if since_ms is not None:  # else it fails for longer than we have looked: the store knows
+                if since_ms is not None:  # otherwise the failure began earlier: it is in the store
                     found[sensor] = since_ms
             self._since.pop(node, None)
             if found:
                 self._since[node] = found
 
     def since_ms(self, node: str, sensor: str) -> int | None:
-        """Return the time of the first failure since the last value, or the earliest that is known of them.
+        """Return the time of the first sample without a value of `sensor` of `node` since its last value.
 
-        None: nothing of the node is stored.
+        It is in ms since 1970. If the failure is older than the last 500 samples, it is exact to the hour; if no value
+        is found at all, it is the time of the oldest sample that was read. None if nothing is stored of the node, or if
+        its last stored sample has a value.
         """
         with self._lock:
             found = self._since.get(node, {}).get(sensor)
@@ -85,9 +90,12 @@ class FailureTracker:
 
 
 def _first_failure_ms(samples: SampleBatch, column: Sequence[Number | None], known_ms: int | None) -> int | None:
-    """Return since when a sensor fails that has no value in the last of these samples: `column` is its values.
+    """Return the start of the failure of a sensor that has no value in the last one of these samples.
 
-    known_ms  since when it has failed before these; None: it did not, or nobody knows
+    Args:
+        samples: Samples of the node.
+        column: Values of the sensor in these samples.
+        known_ms: Start of the failure if it began before these samples; None if it did not, or this is unknown.
     """
     for place in range(len(column) - 2, -1, -1):
         if column[place] is not None:

@@ -1,4 +1,4 @@
-"""Charts of sensors side by side; on the front page each can be folded and moved, and stays so for its user."""
+"""Charts of sensors, side by side. On the front page, each user can move and hide charts; this choice is saved."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pigeonpost.views.models import UNWATCHED, SensorView
 from pigeonpost.views.node_table import NodeList, choose_nodes
 from pigeonpost.views.preferences import Preferences
 
-MOST_CHARTS = 200  # on the front page, of nodes that fit on one page,
-CHARTS_OF_MANY = 12  # and of more nodes
+MOST_CHARTS = 200  # charts on the front page, if the nodes fit on one page
+CHARTS_OF_MANY = 12  # charts on each page, if they do not
 _SPANS_MS = {"24h": 86_400_000, "7d": 7 * 86_400_000, "30d": 30 * 86_400_000}
 
 
 def chart_images(sensors: Sequence[SensorView], span: str = "") -> Html:
-    """Return charts of the last `span`; where nothing is said, of the time that there is something of."""
+    """Return charts of `sensors` for the last `span`. If it is empty, each chart has a range that contains values."""
     charts = [_image(sensor, span or default_span(sensor)) for sensor in sensors]
     return Html('<section class="charts" aria-label="Charts">{}</section>').format(join_html(charts))
 
@@ -36,7 +36,7 @@ def _image(sensor: SensorView, span: str) -> Html:
 
 
 def default_span(sensor: SensorView) -> str:
-    """Return the shortest usual span that shows what there is of a sensor: of a new one, or of one long lost."""
+    """Return the shortest selectable range that contains values of `sensor`, even if it is new or its node is lost."""
     if sensor.columns or sensor.taken_ms is None:
         return {600_000: "10m", 3_600_000: "1h"}.get(sensor.span_ms, "24h")
     age_ms = sensor.now_ms - sensor.taken_ms
@@ -47,10 +47,16 @@ def default_span(sensor: SensorView) -> str:
 
 
 def front_charts(context: RequestContext, listed: NodeList, query: FrontQuery) -> Html:
-    """Return the section of charts of the nodes on this page, in the user's order, with a span to choose for all."""
+    """Return the charts of the listed nodes in the user's order, with links that set the range of all charts.
+
+    Args:
+        context: The request.
+        listed: The nodes on this page.
+        query: The query of the front page.
+    """
     shown = _shown(listed, context.preferences.order)
     if not shown:
-        return Html('<section id="charts"></section>')  # the script fills it when there are some
+        return Html('<section id="charts"></section>')  # the script fills it once there are charts
     spans = [query.span or default_span(sensor) for sensor in shown]
     current = spans[0] if len(set(spans)) == 1 else ""
     links = span_links(((query.path(span=key) + "#charts", words, key == current) for key, words in SPANS), "charts")
@@ -67,7 +73,7 @@ def front_charts(context: RequestContext, listed: NodeList, query: FrontQuery) -
 
 
 def _shown(listed: NodeList, order: Sequence[str]) -> list[SensorView]:
-    """Return the sensors whose charts this page has: first those that the user has put in order, then the others."""
+    """Return the sensors with a chart on this page: first those in `order`, then the others."""
     most = CHARTS_OF_MANY if listed.is_paged else MOST_CHARTS
     found: list[SensorView] = []
     for node in listed.nodes:
@@ -102,13 +108,17 @@ def _tool(action: str, key: str, label: str, text: str) -> Html:
 
 
 def arrange(context: RequestContext) -> Response:
-    """`POST /charts` with one of `up`, `down`, `fold`, `unfold`, each a NODE/SENSOR; leads back to the front page."""
+    """Move, hide or show a chart of the front page for `context`: `POST /charts`.
+
+    The form field `up`, `down`, `fold` or `unfold` contains NODE/SENSOR. Return a redirect to the front page. Raises
+    HTTPError 400 for an unknown action or chart.
+    """
     fields = form_of(context.request)
     query = read_query(parse_form(fields.get("back", "")))
     action = next((name for name in ("up", "down", "fold", "unfold") if name in fields), "")
     listed, key = choose_nodes(context.snapshot(), query), fields.get(action, "")
     if not action or key not in map(_key, _shown(listed, ())):
-        raise HTTPError(400, "A chart is moved up or down, folded or unfolded.", "chart")
+        raise HTTPError(400, "The action must be up, down, fold or unfold, with a chart of this page.", "chart")
     context.save_preferences(lambda preferences: _arranged(preferences, listed, action, key))
     return see_other(query.path() + "#charts")
 
@@ -122,11 +132,11 @@ def _arranged(preferences: Preferences, listed: NodeList, action: str, key: str)
 
 
 def _moved(shown: Sequence[str], key: str, is_up: bool, order: Sequence[str]) -> tuple[str, ...]:
-    """Return the whole order after one chart has changed places with its neighbour."""
+    """Return the complete order after one chart has changed places with its neighbour."""
     moved = list(shown)
     place = moved.index(key)
     other = place - 1 if is_up else place + 1
     if 0 <= other < len(moved):
         moved[place], moved[other] = moved[other], moved[place]
     known = set(moved)
-    return (*moved, *(one for one in order if one not in known))  # those of other pages keep their order
+    return (*moved, *(one for one in order if one not in known))  # charts of other pages keep their order

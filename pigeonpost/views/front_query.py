@@ -1,7 +1,4 @@
-"""The part of the front page that is asked for: search, state, page, span of the charts, chosen node.
-
-An address that makes no sense shows the page as without it.
-"""
+"""Query of the front page: search, state, page, range of the charts, and chosen node. Invalid fields are ignored."""
 
 from __future__ import annotations
 
@@ -12,19 +9,20 @@ from urllib.parse import urlencode
 from protocol import NODE_NAME
 
 SPANS = (("10m", "10 minutes"), ("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"))
-STATES = ("lost", "trouble", "waiting", "off", "reporting", "past")  # of nodes, those with a fault first
-_LONGEST_SEARCH = 63  # letters, as the longest name has
+STATES = ("lost", "trouble", "waiting", "off", "reporting", "past")  # faults first, as on the pages
+_LONGEST_SEARCH = 63  # characters: the length of the longest name
 _LAST_PAGE = 9999
 
 
 class FrontQuery(NamedTuple):
-    """What is asked for.
+    """Query of the front page.
 
-    q      part of the names of the nodes; empty: all
-    state  one of STATES; empty: all
-    page   of the nodes, from 1 on
-    span   one of SPANS, for all charts; empty: each has one that shows something
-    node   the node that the buttons are for; empty: that of the preferences
+    Attributes:
+        q: Text that the names of the nodes must contain; empty for all nodes.
+        state: State of the nodes, one of STATES; empty for all.
+        page: Number of the page of nodes, from 1.
+        span: Range of all charts, one of SPANS; if empty, each chart has a range that contains values.
+        node: Node that the buttons control; empty for the one in the preferences.
     """
 
     q: str = ""
@@ -34,15 +32,15 @@ class FrontQuery(NamedTuple):
     node: str = ""
 
     def path(self, **changes: object) -> str:
-        """Return the address of the front page with these changes."""
-        said = {
+        """Return the address of the front page with these `changes`."""
+        fields = {
             key: value for key, value in (self._asdict() | changes).items() if value and (key, value) != ("page", 1)
         }
-        return f"/?{urlencode(said)}" if said else "/"
+        return f"/?{urlencode(fields)}" if fields else "/"
 
 
 def read_query(query: Mapping[str, str]) -> FrontQuery:
-    """Return what a query string asks for."""
+    """Return the front page's query from the fields `query`."""
     page, state, span, node = (query.get(key, "") for key in ("page", "state", "span", "node"))
     is_number = page.isascii() and page.isdigit() and len(page) < 5
     return FrontQuery(

@@ -1,7 +1,7 @@
-"""Gaps page (`/gaps`) and events page (`/happenings`), of all nodes, the latest first.
+"""Gaps page (`/gaps`) and events page (`/happenings`) of all nodes, latest first.
 
-Two kinds of events are durable: gaps, which are in the store, and starts of the server, each of which began a CSV log.
-All others are of this run, and the page says so.
+Two kinds of events are permanent: gaps, which are in the store, and starts of the server, which are known from the
+names of the CSV logs. All other events are kept in memory since the last start, as the page states.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import LOGS
-from pigeonpost.core.format import clock
+from pigeonpost.core.format import clock, counted
 from pigeonpost.http.message import Response
 from pigeonpost.server.event_log import Event
 from pigeonpost.storage.csv.checksums import logs_in
@@ -28,21 +28,21 @@ SHOWN = 500
 
 
 def gaps(context: RequestContext) -> Response:
-    """`/gaps`: samples of all nodes that are known to be lost for ever."""
+    """Return the list of gaps, which are the samples that are permanently lost, for `context`: `/gaps`."""
     found, now_ms = context.app.store.gaps(SHOWN), context.app.clock.wall_ms()
     count = sum(_count(gap) for gap in found)
-    more = f" These are the latest {SHOWN} stretches." if len(found) == SHOWN else ""
-    lead = f"{_samples(count)} known to be lost, in {_stretches(len(found))}: numbered, with the reason.{more}"
+    more = f" The latest {SHOWN} gaps are shown." if len(found) == SHOWN else ""
+    lead = f"{_samples(count)} permanently lost, in {counted(len(found), 'gap')}.{more}"
     return render_table(context, TablePage(
-        title="What is missing, and why",
-        lead=lead if found else "Every sample that a node has accepted is here, or still on its card.",
-        head=("known since", "node", "samples", "which", "why"),
+        title="Gaps",
+        lead=lead if found else "Every accepted sample is stored here, or still on the card of its node.",
+        head=("recorded", "node", "samples", "numbers", "reason"),
         rows=[(clock(gap["noted_ms"], now_ms), gap["node"], f"{_count(gap):,}", gap_text(gap), gap["why"])
               for gap in found],
         keys=("noted", "node", "epoch", "from", "to", "before", "count", "why"),
         data=[(rfc3339(gap["noted_ms"]), gap["node"], gap["epoch"], gap["from"], gap["to"], gap["before"], _count(gap),
                gap["why"]) for gap in found],
-        none="Nothing is missing.",
+        none="No samples are missing.",
         live=True,
     ))  # fmt: skip
 
@@ -52,20 +52,16 @@ def _count(gap: Mapping[str, Any]) -> int:
 
 
 def _samples(count: int) -> str:
-    return "One sample is" if count == 1 else f"{count:,} samples are"
-
-
-def _stretches(count: int) -> str:
-    return "one stretch" if count == 1 else f"{count:,} stretches"
+    return f"{counted(count, 'sample')} {'is' if count == 1 else 'are'}"
 
 
 def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
-    """`/happenings`: nodes reached and lost, turned on and off, restarted; faults; starts of the server; gaps."""
+    """Return the function for `/happenings`, the list of events. `event_log` contains those since the start."""
 
     def answer(context: RequestContext) -> Response:
         app, now_ms = context.app, context.app.clock.wall_ms()
         missing = [
-            Event(gap["noted_ms"], gap["node"], "gap", f"{_count(gap):,} of its samples are lost: {gap['why']}")
+            Event(gap["noted_ms"], gap["node"], "gap", f"{counted(_count(gap), 'sample')} lost: {gap['why']}")
             for gap in app.store.gaps(SHOWN)
         ]
         own = Event(app.started_ms, "", "started", "this server was started")
@@ -74,13 +70,13 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
         found = found[:SHOWN]
         return render_table(context, TablePage(
             title="Events",
-            lead="Starts of the server and missing samples are kept for ever; the rest is told since the last start, at"
+            lead="Starts of the server and gaps are kept permanently, all other events since the last start at"
                  f" {clock(app.started_ms, now_ms)}.",
-            head=("when", "who", "what"),
+            head=("time", "source", "event"),
             rows=[(_when(one, now_ms), one.node or "this server", one.words) for one in found],
             keys=("time", "node", "kind", "text"),
             data=[(rfc3339(one.time_ms), one.node, one.kind, one.words) for one in found],
-            none="Nothing has happened yet.",
+            none="There are no events yet.",
             live=True,
         ))  # fmt: skip
 
@@ -88,18 +84,18 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
 
 
 def _when(one: Event, now_ms: int) -> str:
-    """Return the time of an event: to the second, of an earlier start to the minute."""
-    said = clock(one.time_ms, now_ms)
-    return said + time.strftime(":%S", time.localtime(one.time_ms // 1000)) if one.time_ms % 60_000 else said
+    """Return the time of an event to the second. Only the minute is known of earlier starts."""
+    text = clock(one.time_ms, now_ms)
+    return text + time.strftime(":%S", time.localtime(one.time_ms // 1000)) if one.time_ms % 60_000 else text
 
 
 def _starts(folder: str, started_ms: int) -> Sequence[Event]:
-    """Return the starts of this server before `started_ms`, by the names of its logs: to the minute."""
+    """Return the starts of this server before `started_ms`, to the minute, from the names of the logs in `folder`."""
     found = []
     for name in logs_in(folder):
-        told = _LOG(name)
+        match = _LOG(name)
         try:
-            time_ms = int(time.mktime(time.strptime(told[1], "%d%m%y_%H%M"))) * 1000 if told else 0
+            time_ms = int(time.mktime(time.strptime(match[1], "%d%m%y_%H%M"))) * 1000 if match else 0
         except (ValueError, OverflowError):
             continue
         if 0 < time_ms < started_ms - started_ms % 60_000:
@@ -111,7 +107,7 @@ _LOG = re.compile(r"sensorlog_([0-9]{6}_[0-9]{4})(?:_[0-9]+)?\.csv").fullmatch
 
 
 def gap_text(gap: Mapping[str, Any]) -> str:
-    """Return the samples that a gap of the store leaves out, in words."""
+    """Return the sequence numbers of the missing samples in `gap` as text; of earlier epochs only their number."""
     own = [f"{gap['from']} to {gap['to']} of epoch {gap['epoch']}"] if gap["to"] >= gap["from"] else []
     earlier = [f"{gap['before']} of earlier epochs"] if gap["before"] else []
     return " and ".join(own + earlier)

@@ -1,6 +1,6 @@
-"""Help page (`/help`): buttons and words of the pages, where data is, how to add a node, and the manual.
+"""Help page (`/help`): buttons and terms of the pages, adding a node, location of the data, and the manual.
 
-Errors: HTTPError for a page of the manual that is not there.
+Errors: HTTPError for an unknown page of the manual.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pigeonpost.views.html import html_page, text_page
 from pigeonpost.web.access import password_command
 
 _BUTTONS = (
-    ("Sensor On, Sensor Off", "start and stop the sampling of a node; what it holds is still delivered"),
-    ("Status", "asks a node how it is; the answer is on the node's page"),
+    ("Sensor On, Sensor Off", "start and stop sampling on a node; its stored samples are still delivered"),
+    ("Status", "asks a node for its status, and shows the reply on the node's page"),
     ("Log Check", "shows the last ten samples of this run"),
     ("Log Download", "downloads the log of this run as CSV, for any spreadsheet"),
-    ("Exit", "stops this server, after a question; the nodes go on and keep their samples"),
+    ("Exit", "stops this server after a confirmation; the nodes keep sampling, and keep their samples"),
 )
 _WORDS = (
     ("node", "a computer with sensors, on which node.py runs"),
-    ("sample", "the values that a node took at one moment, with a number that no other sample of the node has"),
-    ("outbox", "a file on the node's card, in which each sample waits until this server has stored it"),
-    ("missing", "samples that will never come, with the reason: the Gaps page lists them"),
-    ("late", "a node that has sent nothing for three intervals; or a value that came after its time"),
-    ("simulated", "a value that no sensor measured: the node was started with --simulate or as a demonstration"),
+    ("sample", "the readings that a node took at one time, with a unique number"),
+    ("outbox", "a file on the node's card that keeps samples, at least until this server has stored them"),
+    ("missing", "samples that are permanently lost; the Gaps page lists them with the reasons"),
+    ("late", "a node that has sent nothing for three intervals, or a value that arrived late"),
+    ("simulated", "a value that no sensor measured: the node was started with --simulate or --demo"),
     ("reporting", "connected, and its last sample is on time"),
 )
 _MANUAL = (
@@ -37,26 +37,27 @@ _MANUAL = (
     ("settings.md", "Settings of both programs"),
     ("data.md", "Back up, restore, import and export the data"),
     ("alerts.md", "Alerts by e-mail and webhook, reports"),
-    ("web.md", "Pages, the interface for programs, metrics, who may do what"),
+    ("web.md", "Pages, JSON API, metrics, users and permissions"),
     ("limits.md", "Limits, with their reasons"),
 )
 
 
 def help_page(context: RequestContext) -> Response:
-    """`/help`"""
+    """Return the help page for `context`: `/help`."""
     shipped = manual.pages()
     listed = [(name, words) for name, words in _MANUAL if name in shipped]
     if not context.request.wants_html:
         return text_page("\n".join(_text(context, listed)) + "\n")
     body = Html(
-        "<h1>Help</h1>\n<h2>Buttons</h2>\n{buttons}<h2>Words</h2>\n{words}"
+        "<h1>Help</h1>\n<h2>Buttons</h2>\n{buttons}<h2>Terms</h2>\n{words}"
         "<h2>Add a node</h2>\n<p>Copy the folder of Pigeonpost to the other computer, and start the node there:</p>\n"
-        "<pre>python3 node.py --name NAME</pre>\n<p>It prints the address at which it listens. Start this server with"
-        " that address, or put it into <code>server.toml</code> as <code>nodes</code>:</p>\n"
+        "<pre>python3 node.py --name NAME</pre>\n<p>It prints the address on which it listens. Start this server with"
+        " that address, or add it to <code>nodes</code> in <code>server.toml</code>:</p>\n"
         "<pre>python3 server.py --node NAME@HOST:5003</pre>\n"
-        '<h2>Where the data is</h2>\n<p>In the folder <code>{data}</code> of the server: the database, and under'
-        ' <a href="/logs">Logs</a> a CSV file for each run. A copy of all of it:</p>\n<pre>{backup}</pre>\n'
-        "<h2>Password</h2>\n<p>With one, other computers can read these pages, too:</p>\n<pre>{password}</pre>\n"
+        '<h2>Where the data is</h2>\n<p>In the folder <code>{data}</code> on the server: the database, and one CSV'
+        ' <a href="/logs">log</a> per run. To make a backup of all data:</p>\n<pre>{backup}</pre>\n'
+        "<h2>Password</h2>\n<p>With a password, these pages can be used from other computers. To set one:</p>\n"
+        "<pre>{password}</pre>\n"
         "{manual}"
     ).format(
         buttons=_terms(_BUTTONS), words=_terms(_WORDS), data=context.app.data, backup=_backup_command(context),
@@ -66,10 +67,13 @@ def help_page(context: RequestContext) -> Response:
 
 
 def manual_page(context: RequestContext) -> Response:
-    """`/help/NAME.md`: a page of the manual."""
+    """Return a page of the manual for `context`: `/help/NAME.md`.
+
+    Raises HTTPError 404 if it is missing or unreadable.
+    """
     name, known = context.args[0], manual.pages()
     if name not in known:  # so no path leads out of the folder
-        raise HTTPError(404, "There is no page of that name in this server's manual; /help lists them.", "no-page")
+        raise HTTPError(404, "The manual has no page with that name; /help lists all pages.", "no-page")
     try:
         text = manual.read_page(name)
     except OSError as error:
@@ -90,7 +94,7 @@ def _terms(terms: tuple[tuple[str, str], ...]) -> Html:
 
 def _manual(listed: list[tuple[str, str]]) -> Html:
     if not listed:
-        return Html("<h2>Manual</h2>\n<p>It is in the folder <code>docs</code> of the program's source.</p>")
+        return Html("<h2>Manual</h2>\n<p>The manual is in the folder <code>docs</code> of the source code.</p>")
     return Html('<h2>Manual</h2>\n<ul class="ways">{}</ul>').format(
         join_html(Html('<li><a href="/help/{}">{}</a></li>\n').format(*page) for page in listed)
     )
@@ -101,7 +105,7 @@ def _backup_command(context: RequestContext) -> str:
 
 
 def _text(context: RequestContext, listed: list[tuple[str, str]]) -> Iterator[str]:
-    for title, terms in (("BUTTONS", _BUTTONS), ("WORDS", _WORDS)):
+    for title, terms in (("BUTTONS", _BUTTONS), ("TERMS", _WORDS)):
         yield title
         for name, words in terms:
             yield from textwrap.wrap(words, 79, initial_indent=f"  {name:<24}", subsequent_indent=" " * 26)
@@ -110,7 +114,7 @@ def _text(context: RequestContext, listed: list[tuple[str, str]]) -> Iterator[st
     yield "  python3 node.py --name NAME                  on the other computer"
     yield "  python3 server.py --node NAME@HOST:5003      on this one"
     yield ""
-    yield f"The data is in {context.app.data}; a copy of it: {_backup_command(context)}"
+    yield f"The data is in {context.app.data}; backup: {_backup_command(context)}"
     if listed:
         yield ""
         yield "MANUAL"

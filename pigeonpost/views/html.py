@@ -1,6 +1,6 @@
-"""HTML, text and JSON responses: the frame of a page, buttons, redirects.
+"""HTML, text and JSON responses: frame of a page with its menu, buttons, redirects.
 
-Errors: HTTPError 400 for a request body that is no JSON object.
+Errors: HTTPError 400 for a request body that is not a JSON object.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pigeonpost.http.message import HTML, JSON, TEXT, HTTPError, Request, Respon
 from pigeonpost.views.context import RequestContext
 from pigeonpost.web.access import password_command
 
-# The meta element named referrer: under `no-referrer`, as the header has it, browsers say `Origin: null` with our own
-# forms (Fetch standard, "append a request Origin header"), and AccessControl would take each button for another site's.
-# Other sites still hear nothing.
+# The meta element `referrer` is necessary for forms: with `no-referrer`, as in the header, browsers send `Origin: null`
+# with them (Fetch standard, "append a request Origin header"), and the server would refuse each button as a request
+# from another site. Other sites still receive no referrer.
 _FRAME = Html(
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title} – Pigeonpost</title>\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -29,9 +29,9 @@ _FRAME = Html(
     "<main>\n{body}\n</main>\n{foot}</body></html>\n"
 )
 
-# Address and words of each part; then other addresses of pages that belong to it.
+# Address and label of each menu entry, and other addresses that belong to it.
 _MENU = (
-    ("/", "Now"),
+    ("/", "Dashboard"),
     ("/graphs", "Graphs", "/chart"),
     ("/logs", "Logs", "/log"),
     ("/files", "Files"),
@@ -43,9 +43,9 @@ _MENU = (
 )
 
 _KEY_NOTICE = Html(
-    '<p class="notice">Buttons are disabled, as this page was opened without the key. Open the address that the'
-    " server printed when it started (<code>/?key=...</code>, a new one at each start), or set a password:"
-    " <code>{}</code></p>"
+    '<p class="notice">The buttons are disabled because this page was opened without the key. Open the address'
+    " that the server printed when it started (<code>/?key=...</code>, new at each start), or set a password with"
+    " <code>{}</code>.</p>"
 )
 
 
@@ -59,8 +59,13 @@ def html_page(
 ) -> Response:
     """Return an HTML page.
 
-    context  the request; None: the client is not signed in, and sees nothing of the server
-    live     the script keeps the page up to date
+    Args:
+        title: Title of the browser window.
+        body: Content.
+        context: The request; None if the client is not signed in. The page then has no menu and no name of the server.
+        live: True if the script keeps the page up to date.
+        foot: Foot of the page; by default the time zone.
+        status: HTTP status.
     """
     text = _FRAME.format(
         title=title, body=body, foot=foot or (_zone_foot(context) if context else ""),
@@ -72,12 +77,12 @@ def html_page(
 
 
 def _zone_foot(context: RequestContext) -> Html:
-    """Return the foot of a page that has no other: the zone of its times."""
-    return Html("<footer>Times are {}.</footer>\n").format(zone_name(context.app.clock.wall_ms()))
+    """Return the default foot of a page: the time zone."""
+    return Html("<footer>Time zone: {}.</footer>\n").format(zone_name(context.app.clock.wall_ms()))
 
 
 def _menu(path: str) -> Html:
-    """Return the links to all parts of the page, with that of the shown page marked."""
+    """Return the menu. The entry of the present page is marked."""
     links = join_html((
         Html('<a href="{}"{}>{}</a>').format(
             to, Html(' aria-current="page"') if path == to or path in others else "", words)
@@ -87,50 +92,59 @@ def _menu(path: str) -> Html:
 
 
 def key_notice(context: RequestContext) -> Html:
-    """Return why all buttons are disabled, to stand directly below them; nothing where they are not."""
+    """Return the notice that all buttons are disabled without the key; empty if `context` needs no key."""
     return _KEY_NOTICE.format(password_command(context.app.data)) if context.needs_key else Html("")
 
 
 def disabled(context: RequestContext, why: str = "") -> Html:
-    """Return the attributes of a button that cannot be pressed: without the key none can, else for the reason `why`."""
+    """Return the attributes of a button that is disabled because `context` needs the key, or for the reason `why`.
+
+    The result is empty if neither applies.
+    """
     why = "Disabled: the page was opened without the key" if context.needs_key else why
     return Html(' title="{}" disabled').format(why) if why else Html("")
 
 
 def text_page(text: str, status: int = 200) -> Response:
-    """Return a text page for a terminal."""
+    """Return `text` with `status` as a page for a terminal."""
     return Response(text.encode(), TEXT, status, PAGE_HEADERS)
 
 
 def see_other(path: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a redirect (303) after a change, so that reloading the page at `path` repeats nothing."""
+    """Return a redirect (303) to `path` with `headers`. After it, reloading the page does not repeat the change."""
     return text_page(f"see {path}\n", 303)._replace(headers={**PAGE_HEADERS, "Location": path, **(headers or {})})
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
-    """Return `value` as a JSON response."""
+    """Return `value` as a JSON response with `status`."""
     return Response(write_json(value).encode() + b"\n", JSON, status, {"Cache-Control": "no-store"})
 
 
 def json_body(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request. Raises HTTPError 400 when it is none."""
+    """Return the JSON object in the body of `request`. Raises HTTPError 400 if there is none."""
     try:
         value = read_json(request.body.decode("utf-8").strip())
     except (BadArgument, UnicodeDecodeError) as error:
-        raise HTTPError(400, f"The body does not read as JSON: {error}.", "json") from None
+        raise HTTPError(400, f"The body is not valid JSON: {error}.", "json") from None
     if not isinstance(value, dict):
-        raise HTTPError(400, "The body is a JSON object.", "json")
+        raise HTTPError(400, "The body must be a JSON object.", "json")
     return value
 
 
-# Pages carry who is logged in, so nobody between keeps them.
+# Pages contain the name of the user, so they must not be cached by proxies.
 PAGE_HEADERS: Mapping[str, str] = {"Vary": "Accept", "Cache-Control": "no-store"}
 
 
 def button(path: str, label: str, context: RequestContext, what: str = "", kind: str = "", off: str = "") -> Html:
-    """Return a button for a change: a form of its own. `what` is added for screen readers.
+    """Return a button that makes a change, in its own form.
 
-    off  why it is disabled; empty: it is not
+    Args:
+        path: Address of the POST request.
+        label: Text on the button.
+        context: The request.
+        what: Text that screen readers read after the label.
+        kind: CSS class.
+        off: Reason why the button is disabled; empty if it is not.
     """
     return Html(
         '<form method="post" action="{path}"><input type="hidden" name="csrf" value="{csrf}">'
@@ -143,17 +157,22 @@ def button(path: str, label: str, context: RequestContext, what: str = "", kind:
 
 
 def span_links(links: Iterable[tuple[str, str, bool]], what: str) -> Html:
-    """Return links to other spans of `what`, the chart or the charts of a page.
+    """Return links to other time ranges of the chart or the charts of a page.
 
-    links  path and words of each, and whether it is the span that is shown
+    Args:
+        links: Path and text of each link, and True for the range that is shown.
+        what: "chart" or "charts", for screen readers.
     """
     anchors = join_html((
         Html('<a href="{}"{}>{}</a>').format(path, Html(' aria-current="true"') if is_shown else "", words)
         for path, words, is_shown in links
     ), " ")  # fmt: skip
-    return Html('<nav class="spans" aria-label="Span of the {}">{}</nav>').format(what, anchors)
+    return Html('<nav class="spans" aria-label="Range of the {}">{}</nav>').format(what, anchors)
 
 
 def sensor_path(node: str, sensor: str) -> str:
-    """Return the path of a sensor's page. Three of these paths belong to buttons of its node."""
+    """Return the path of the page of `sensor` of `node`.
+
+    For sensors called `on`, `off` or `status` it ends with `.html`, because the path without it belongs to a button.
+    """
     return f"/nodes/{node}/{sensor}{'.html' if sensor in ('on', 'off', 'status') else ''}"

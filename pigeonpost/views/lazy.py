@@ -1,6 +1,6 @@
-"""Sequences that are made when somebody looks at them, and then kept: of thousands of nodes a page shows some.
+"""Sequences whose items are created at the first access, since a page shows only some of thousands of nodes.
 
-May be used by any thread. Two that look first at the same moment may both make the same items, which is harmless.
+Any thread may use them. Two threads may create the same item at the same time, which is harmless.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 class _Lazy(Sequence[T], Generic[T]):
     @abstractmethod
     def _at(self, place: int) -> T:
-        """Return the item at a place, counted from 0."""
+        """Return the item at an index."""
 
     @overload
     def __getitem__(self, place: int) -> T: ...
@@ -28,10 +28,10 @@ class _Lazy(Sequence[T], Generic[T]):
 
 
 class LazyItems(_Lazy[T]):
-    """A sequence of which each item is made by itself."""
+    """Sequence whose items are created one by one, each at its first access."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
-        """make: returns the item at a place, counted from 0"""
+        """Create a sequence of `count` items; `make` returns the item at an index."""
         self._items: list[T | None] = [None] * count
         self._make = make
 
@@ -46,7 +46,7 @@ class LazyItems(_Lazy[T]):
 
 
 class LazyWhole(_Lazy[T]):
-    """A sequence that is made as a whole."""
+    """Sequence whose items are all created at the first access."""
 
     def __init__(self, make: Callable[[], Sequence[T]]) -> None:
         self._items: Sequence[T] | None = None

@@ -1,7 +1,7 @@
 """Pages of the manual (`/help/NAME.md`): the Markdown files of the folder `docs`, as HTML.
 
-Only what these files use is known: headings, paragraphs, quotes, lists, tables, indented code; in a line code, bold
-text, emphasis and links. Everything else, markup too, is shown as it is written.
+Only the elements in these files are supported: headings, paragraphs, quotes, lists, tables and indented code; within a
+line code, bold text, emphasis and links. Everything else, including HTML, is shown as written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from pigeonpost.core.html import Html, join_html
 
-# Where the folder of the program was copied, the manual is beside the package.
+# In a copy of the source folder, the manual is next to the package.
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "docs")
 PAGE_BYTES = 1 << 20
 
@@ -30,7 +30,7 @@ _LINK = re.compile(r"([a-z0-9-]{1,60}\.md)?(#[a-z0-9-]{1,100})?").fullmatch
 
 
 def pages() -> list[str]:
-    """Return the names of all pages; none where the manual was not copied along, as with a .pyz file."""
+    """Return the names of all pages; an empty list if the manual is missing, as in a .pyz file."""
     try:
         return sorted(name for name in os.listdir(FOLDER) if name.endswith(".md"))
     except OSError:
@@ -38,16 +38,13 @@ def pages() -> list[str]:
 
 
 def read_page(name: str) -> str:
-    """Return the text of one of `pages`. Raises OSError."""
+    """Return the text of the page `name`, one of `pages`. Raises OSError."""
     with open(os.path.join(FOLDER, name), encoding="utf-8", errors="replace") as file:
         return file.read(PAGE_BYTES)
 
 
 def render(text: str, known: Collection[str] = ()) -> Html:
-    """Return a page as HTML.
-
-    known  names of pages that links may lead to
-    """
+    """Return the Markdown `text` as HTML. `known` contains the names of the pages to which links may lead."""
     parts: list[Html] = []
     items: list[str] = []
     for kind, lines in (*_blocks(text.split("\n")), ("", [])):
@@ -62,7 +59,7 @@ def render(text: str, known: Collection[str] = ()) -> Html:
 
 
 def _blocks(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the kind of each block, and its lines."""
+    """Yield the kind and the lines of each block: a paragraph, heading, list item, table, quote or code block."""
     before = ""
     block: list[str] = []
     for line in lines:
@@ -78,10 +75,10 @@ def _blocks(lines: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _kind(line: str, before: str) -> str:
-    """Return the kind of a line, empty for an empty one; `before` is that of the line before."""
+    """Return the kind of a line, or an empty string for an empty line; `before` is the kind of the previous line."""
     if not line.strip():
         return ""
-    if line.startswith(" ") and before in ("item", "text"):  # it goes on
+    if line.startswith(" ") and before in ("item", "text"):  # a continuation line
         return before
     if line.startswith("    "):
         return "code"
@@ -137,7 +134,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _inline(text: str, known: Collection[str]) -> Html:
-    """Return the text of a line, everything escaped that is none of the marks."""
+    """Return a line as HTML; all characters outside the supported marks are escaped."""
     parts: list[object] = []
     at = 0
     for found in _INLINE.finditer(text):
@@ -155,7 +152,7 @@ def _marked(found: re.Match[str], known: Collection[str]) -> object:
         return Html("<em>{}</em>").format(_inline(found["emphasis"], known))
     words = _inline(found["words"], known)
     link = _LINK(found["to"])
-    if link is None or (link[1] and link[1] not in known):  # it leads elsewhere
+    if link is None or (link[1] and link[1] not in known):  # not a page of the manual
         return words
     return Html('<a href="{}">{}</a>').format(f"/help/{found['to']}" if link[1] else found["to"], words)
 

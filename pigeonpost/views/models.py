@@ -1,4 +1,4 @@
-"""State of all nodes and sensors at one moment, as the pages show it."""
+"""State of all nodes and sensors at one time, as shown by the pages."""
 
 from __future__ import annotations
 
@@ -12,29 +12,44 @@ if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
     from protocol import Sample
 
-# waiting: for its first sample; past: nobody collects from it any more; retired: an operator has said so
+# waiting: no sample has arrived yet; past: this server no longer collects from the node; retired: by an operator
 NodeStatus = Literal["reporting", "waiting", "late", "off", "lost", "past", "retired"]
-UNWATCHED = ("past", "retired")  # states in which nothing is expected of a node
-Level = Literal["good", "wait", "bad"]  # wait: nothing is wrong, but something is missing
+UNWATCHED = ("past", "retired")  # states in which no samples are expected
+Level = Literal["good", "wait", "bad"]  # bad: a fault of the server or a node; wait: a sensor fails, or no samples yet
 
 
 class SensorView(NamedTuple):
-    """One sensor now, and its last day in columns.
+    """Present state of one sensor, and its last day in columns.
 
-    value    of its last sample; None: it failed, and `fault` says how
-    low, high  of today; None: nothing today
-    low_ms, high_ms  when that was: where the column of the day begins that it fell into
-    trend    1 rising, -1 falling, 0 steady, None not known
-    columns  places 0 to `span_ms // width_ms` - 1, the last of them now; empty ones are absent
-    number   of the sensor in its node, for its colour
-    odd      what is odd about the value, by kind, in words; counts of each kind in this run; the limits that it is
-             judged by. A sensor without limits has none of them
-    label    text for people; empty: there is none, and `name` is shown
-    flags    the quality flags of the value, of which `odd` is made
-    since_ms since when it has failed, by this server's clock, at least; None: it has not, or nobody knows
-    taken_ms time_ms by this server's clock
-    now_ms   of the snapshot
-    resting  why no new value is expected, in a word or two; empty: one is
+    Attributes:
+        node: Name of the node.
+        name: Name of the sensor.
+        unit: Unit of its values.
+        number: Index of the sensor in its node, which selects its colour.
+        simulated: True if its values are simulated.
+        value: Value in the last sample of the node; None if there is none.
+        fault: Reason why there is no value; empty if there is one.
+        time_ms: Time of the last sample by the node's clock, in ms since 1970.
+        is_late: True if a newer sample should have arrived.
+        low: Lowest value of today; None if there is none.
+        high: Highest value of today; None if there is none.
+        trend: 1 rising, -1 falling, 0 steady, None unknown.
+        columns: Buckets at places 0 to `span_ms // width_ms` - 1; the last place contains the present time. Empty ones
+            are left out.
+        width_ms: Duration of a column in ms.
+        span_ms: Duration of all columns in ms.
+        flag_texts: Texts of the present quality flags, by kind.
+        counts: Number of values with each flag in this run.
+        limits: Limits of the quality checks; a sensor without limits has neither flags nor counts.
+        low_ms: Start of the column with `low`.
+        high_ms: Start of the column with `high`.
+        label: Label that an operator has set; empty if there is none.
+        flags: Present quality flags, from which `flag_texts` is made.
+        since_ms: Start of the failure, or the earliest known time of it, by this server's clock; None if the sensor
+            works or the time is unknown.
+        taken_ms: `time_ms` by this server's clock.
+        now_ms: Time of the snapshot.
+        resting: Reason why no new value is expected, in one or two words; empty if one is expected.
     """
 
     node: str
@@ -52,7 +67,7 @@ class SensorView(NamedTuple):
     columns: Sequence[Bucket]
     width_ms: int
     span_ms: int
-    odd: Mapping[str, str] = MappingProxyType({})
+    flag_texts: Mapping[str, str] = MappingProxyType({})
     counts: Mapping[str, int] = MappingProxyType({})
     limits: Mapping[str, Any] = MappingProxyType({})
     low_ms: int | None = None
@@ -66,12 +81,18 @@ class SensorView(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The label, else the name, for people."""
+        """The label, or the name with spaces instead of underscores if there is no label."""
         return self.label or self.name.replace("_", " ")
 
 
 class Trouble(NamedTuple):
-    """A sensor that fails or is out of range, of a node that reports. `sensor` and `words` are for people."""
+    """A sensor of a reporting node that fails or is out of range.
+
+    Attributes:
+        node: Name of the node.
+        sensor: Label of the sensor.
+        words: Description of the fault.
+    """
 
     node: str
     sensor: str
@@ -79,22 +100,34 @@ class Trouble(NamedTuple):
 
 
 class NodeView(NamedTuple):
-    """One node now.
+    """Present state of one node.
 
-    name     empty while a node that the settings do not name was not reached
-    state    NodeStatus
-    words    the same for people, with the reason
-    since_ms when that began, where it is known
-    shift_ms its clock minus ours        held, slots  samples in its outbox, and how many have room
-    missing  samples that are known to be lost for ever
-    machine  of its computer: cpu_temperature (°C), load, memory_free, disk_free (MiB), as far as it tells them
-    warnings   what is wrong with it though it may be reporting, with the remedy
-    last_sent  when it last sent one, HH:MM:SS by its own clock, as STATUS said; empty: not asked, or none yet
-    certificate  SHA-256 of the one that it showed to this server; empty: the link to it is not encrypted
-    waiting  samples in its outbox that this server has not acknowledged; None: not known
-    troubles of its sensors, while it reports
-    readings  its sensors by their last sample alone, which reads nothing of the store: without columns and trend, and
-             with lowest and highest of that sample
+    Attributes:
+        name: Name; empty if the settings contain only the address, and the node was not reached yet.
+        address: Address, HOST:PORT.
+        state: State.
+        words: Text about the state and its reason.
+        since_ms: Start of the state in ms since 1970, if known.
+        connected: True if the node is connected.
+        on: True if sampling is on; None if unknown.
+        every_s: Sampling interval in seconds, if known.
+        last_ms: Time of its last sample by this server's clock.
+        age_s: Age of its last sample in seconds.
+        held: Number of samples in its outbox.
+        slots: Capacity of its outbox in samples.
+        samples: Number of its stored samples.
+        missing: Number of its permanently lost samples.
+        shift_ms: Its clock minus this server's clock, in ms.
+        round_trip_ms: Round-trip time of the last request to the node, in ms.
+        version: Version of its program.
+        last_sent: Time of its last transmission before its last STATUS, HH:MM:SS by its own clock; empty if unknown.
+        sensors: Its sensors.
+        machine: Reported values of its computer: cpu_temperature (°C), load, memory_free and disk_free (MiB).
+        warnings: Faults that do not prevent it from reporting, with remedies.
+        certificate: SHA-256 of its certificate; empty if the link is not encrypted.
+        waiting: Number of samples in its outbox that this server has not acknowledged; None if unknown.
+        troubles: Faults of its sensors while it reports.
+        readings: Its sensors without columns and trend, made from the last sample without a query of the store.
     """
 
     name: str
@@ -125,13 +158,20 @@ class NodeView(NamedTuple):
 
 
 class NodeNow(NamedTuple):
-    """How one node is now: the cheap part of a snapshot, made for every node.
+    """State of one node: the part of a snapshot that is cheap enough to be made for every node.
 
-    state     its link's; None: nobody collects from it
-    sample    the last one received; after a restart the stored one with the latest date
-    last_ms   when that was taken, by this server's clock
-    condition, words, since_ms   NodeStatus, the same for people with the reason, and since when
-    warnings  what is wrong with it though it may be reporting; of a retired node nothing is
+    Attributes:
+        name: Name.
+        address: Address.
+        state: State of its link; None if this server does not collect from it.
+        sample: Last sample received; after a restart the stored one with the latest time.
+        last_ms: Time of that sample by this server's clock.
+        is_late: True if a newer sample should have arrived.
+        condition: State as shown on the pages.
+        words: Text about the state and its reason.
+        since_ms: Start of the state in ms since 1970, if known.
+        warnings: Faults that do not prevent it from reporting; none for a retired node.
+        troubles: Faults of its sensors while it reports.
     """
 
     name: str
@@ -148,24 +188,27 @@ class NodeNow(NamedTuple):
 
     @property
     def is_connected(self) -> bool:
-        """Whether the node can be asked now."""
+        """True if a request can be sent to the node now."""
         state = self.state
         return state is not None and state.connected and (state.takes_orders or not state.calls_in)
 
     def age_s(self, now_ms: int) -> float | None:
-        """Return the age of its last sample."""
+        """Return the age of its last sample in seconds at `now_ms`, or None if there is none."""
         return max(0.0, (now_ms - self.last_ms) / 1000) if self.last_ms is not None else None
 
 
 class StatusSnapshot(NamedTuple):
-    """State of all nodes and of the server at one moment.
+    """State of all nodes and of the server at one time.
 
-    summary  one sentence, without its last full stop and without the age of the last sample
-    level    Level
-    faults   of this server itself
-    nodes    made when they are looked at: of thousands a page shows some
-    summaries  one for each node, in the same order
-    places   of the nodes in both, by name
+    Attributes:
+        now_ms: The time in ms since 1970.
+        summary: One sentence about the nodes, or about the faults of the server; without full stop.
+        level: Level of the summary.
+        last_ms: Time of the last sample.
+        faults: Faults of this server.
+        nodes: The nodes, each made at the first access, since a page shows only some of thousands.
+        summaries: Present state of each node, in the same order.
+        places: Index of each node by name.
     """
 
     now_ms: int
@@ -178,5 +221,6 @@ class StatusSnapshot(NamedTuple):
     places: Mapping[str, int]
 
     def node(self, name: str) -> NodeView | None:
+        """Return the node called `name`, or None."""
         place = self.places.get(name)
         return self.nodes[place] if place is not None else None

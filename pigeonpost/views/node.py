@@ -1,4 +1,4 @@
-"""Page of one node (`/nodes/NAME`): its sensors, its state, what it lacks."""
+"""Page of one node (`/nodes/NAME`): its sensors, state and gaps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.format import age, aligned, clock, size, zone_minutes
+from pigeonpost.core.format import age, aligned, clock, counted, size, zone_minutes
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
@@ -26,18 +26,18 @@ from pigeonpost.views.sensor_units import in_units
 
 _NOTICES = {
     "on": "{node} is on: it samples.",
-    "off": "{node} is off: it takes no samples. What it holds still comes.",
+    "off": "{node} is off: it takes no samples. Its stored samples are still delivered.",
     "status": "{node} answered: sampling is {on}, its last sample was sent at {sent} by its own clock.",
-    "silent": "{node} did not answer. It will be asked again when it is connected.",
+    "silent": "{node} did not answer. Check its state below, and try again when it is connected.",
 }
 
 
 def node_page(context: RequestContext) -> Response:
-    """`/nodes/NAME`: the same of one node, all that it says of itself, and what is missing of it."""
+    """Return the page of a node for `context`: `/nodes/NAME`. Raises HTTPError 404 if there is no such node."""
     snapshot = context.snapshot()
     node = snapshot.node(context.args[0])
     if node is None or not node.name:
-        raise HTTPError(404, "There is no node of that name.", "unknown-node")
+        raise HTTPError(404, "There is no node with that name.", "unknown-node")
     units = context.preferences.units
     node = node._replace(sensors=[in_units(sensor, units) for sensor in node.sensors])
     missing = [gap for gap in context.app.store.gaps(200) if gap["node"] == node.name]
@@ -48,7 +48,7 @@ def node_page(context: RequestContext) -> Response:
     body = join_html((
         Html("<h1>{}</h1>").format(node.name),
         _notice(context, node),
-        Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(_level(node), _says(node)),
+        Html('<p class="verdict {}" data-piece="verdict">{}.</p>').format(_level(node), _sentence(node)),
         Html('<div class="buttons" data-piece="buttons">{}</div>').format(node_buttons(context, node)),
         key_notice(context),
         cards_section(
@@ -65,12 +65,12 @@ def node_page(context: RequestContext) -> Response:
 
 
 def _usual_span(node: NodeView) -> str:
-    """Return the span of the charts where none is asked for: that of a sensor with values, if there is one."""
+    """Return the default range of the charts: that of a sensor with values, if there is one."""
     shown = next((sensor for sensor in node.sensors if sensor.columns), None)
     return default_span(shown) if shown is not None else "24h"
 
 
-_NO_SENSOR = Html("<p>No sensor of this node is known yet. It tells them when it is connected.</p>")
+_NO_SENSOR = Html("<p>No sensors of this node are known yet. The node reports them when it connects.</p>")
 
 
 def _about(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Html:
@@ -82,7 +82,7 @@ def _about(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Html:
 
 def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
     if not gaps:
-        return Html("<p>Nothing of this node is missing.</p>")
+        return Html("<p>No samples of this node are missing.</p>")
     rows = join_html(
         Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(
             gap_text(gap), clock(gap["noted_ms"], now_ms), gap["why"]
@@ -90,13 +90,13 @@ def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
         for gap in gaps
     )
     return Html(
-        '<section><h2>What is missing, and why</h2><table class="facts"><thead><tr><th>samples</th><th>known since</th>'
-        "<th>why</th></tr></thead><tbody>{}</tbody></table></section>"
+        '<section><h2>Gaps</h2><table class="facts"><thead><tr><th>numbers</th><th>recorded</th>'
+        "<th>reason</th></tr></thead><tbody>{}</tbody></table></section>"
     ).format(rows)
 
 
 def _notice(context: RequestContext, node: NodeView) -> Html:
-    """Return the result of the button just pressed: one of our own sentences, never text of the address."""
+    """Return the result of the button that was just pressed. The address only selects one of the fixed texts."""
     words = _NOTICES.get(context.request.query.get("notice", ""))
     if not words:
         return Html("")
@@ -105,15 +105,15 @@ def _notice(context: RequestContext, node: NodeView) -> Html:
 
 
 def _level(node: NodeView) -> str:
-    """Return the class of the sentence about a node: a node that reports may have a fault, and its sensors as well."""
+    """Return the CSS class of the sentence about a node. A reporting node can have a warning or a failing sensor."""
     level = node_level(node)
     if level != "good":
         return level
     return "bad" if node.warnings else "wait" if node.troubles else "good"
 
 
-def _says(node: NodeView) -> str:
-    """Return the sentence about a node, without its full stop; with the first of its sensors' troubles."""
+def _sentence(node: NodeView) -> str:
+    """Return a sentence about a node without full stop, including the first fault of its sensors."""
     last = f"; last sample {age(node.age_s)} ago" if node.age_s is not None else ""
     trouble = f"; {trouble_words(node)}" if node.troubles else ""
     return f"{node.words[:1].upper()}{node.words[1:]}{trouble}{last}"
@@ -124,42 +124,42 @@ def _info(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Iterator[tup
     yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
     yield from (("warning", text) for text in node.warnings)
     yield "sampling", ON_OFF[node.on]
-    yield "last sent", f"{node.last_sent} by its own clock" if node.last_sent else "–"
+    yield "last sent", f"{node.last_sent} by its own clock, at its last status report" if node.last_sent else "–"
     yield "sampling interval", f"{node.every_s:g} s" if node.every_s else "–"
     yield "last sample", rfc3339(node.last_ms) if node.last_ms is not None else "–"
-    yield "stored here", f"{node.samples:,} samples"
-    yield "missing", f"{node.missing:,} samples" if node.missing else "none"
-    room = f" of {node.slots:,}" if node.slots else ""
-    yield "waiting to be sent", backlog(node)
-    yield "in its outbox", f"{node.held:,}{room}" if node.held is not None else "–"
-    yield "its clock", clock_offset(node.shift_ms)
-    yield "answers in", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
+    yield "stored here", counted(node.samples, "sample")
+    yield "missing", counted(node.missing, "sample") if node.missing else "none"
+    room = f" of {node.slots:,} slots used" if node.slots else " slots used"
+    yield "unsent", backlog(node)
+    yield "outbox", f"{node.held:,}{room}" if node.held is not None else "–"
+    yield "clock", clock_offset(node.shift_ms)
+    yield "round trip", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
     if node.machine:
-        yield "its computer", ", ".join(_of_machine(node, units))
+        yield "computer", ", ".join(_of_machine(node, units))
     if node.certificate:
         yield "link", f"TLS; SHA-256 of its certificate: {node.certificate}"
     yield "version", node.version or "–"
 
 
 def _of_machine(node: NodeView, units: Mapping[str, str]) -> Iterator[str]:
-    told = node.machine
-    if "cpu_temperature" in told:
+    machine = node.machine
+    if "cpu_temperature" in machine:
         to = conversion("°C", units)
-        yield f"processor at {to.value(told['cpu_temperature']):.0f} {to.unit}"
-    if "load" in told:
-        yield f"load {told['load']:.2f}"
+        yield f"CPU temperature {to.value(machine['cpu_temperature']):.0f} {to.unit}"
+    if "load" in machine:
+        yield f"load {machine['load']:.2f}"
     for key, words in (("memory_free", "memory"), ("disk_free", "disk")):
-        if key in told:
-            yield f"{size(told[key] * 2**20)} of {words} free"
+        if key in machine:
+            yield f"{words} free {size(machine[key] * 2**20)}"
 
 
 def _node_text(
     context: RequestContext, snapshot: StatusSnapshot, node: NodeView, missing: Sequence[dict[str, Any]]
 ) -> str:
-    lines = [f"{node.name}: {_says(node)}.", "", *sensor_lines(node.sensors), ""]
+    lines = [f"{node.name}: {_sentence(node)}.", "", *sensor_lines(node.sensors), ""]
     lines += [f"{name:<20}{value}" for name, value in _info(node, snapshot.now_ms, context.preferences.units)]
-    judged = [(sensor.name, limits_of(sensor), flag_counts(sensor)) for sensor in node.sensors if sensor.limits]
-    lines += ["", *aligned(("SENSOR", "LIMITS", "BEYOND THEM, IN THIS RUN"), judged, "<<<")] if judged else []
+    judged = [(sensor.title, limits_of(sensor), flag_counts(sensor)) for sensor in node.sensors if sensor.limits]
+    lines += ["", *aligned(("SENSOR", "LIMITS", "FLAGS IN THIS RUN"), judged, "<<<")] if judged else []
     lines += ["", "Missing:", *(f"  {gap_text(gap)}: {gap['why']}" for gap in missing)] if missing else []
     lines += ["", f"Off:  python3 control.py send {node.name} off"]
     return "\n".join(lines) + "\n"

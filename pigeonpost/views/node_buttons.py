@@ -1,4 +1,4 @@
-"""The buttons of nodes: three beside a node, and the row on top of the front page, with a chooser of several nodes."""
+"""Buttons that control nodes: three for each node, and the row of six on the front page with a list of nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _ACTIONS = {"on": node_actions.switch_on, "off": node_actions.switch_off, "statu
 
 
 def node_buttons(context: RequestContext, node: NodeView) -> Html:
-    """Return the three buttons of one node, each a form of its own."""
+    """Return the three buttons of `node`, each in its own form; empty for a viewer, or a former or retired node.
+
+    Without the one-time key, `context` gets disabled buttons.
+    """
     if not has_buttons(context) or not node.name or node.state in UNWATCHED:
         return Html("")
     path, away = f"/nodes/{quote(node.name)}", "" if node.connected else _AWAY
@@ -34,16 +37,20 @@ def node_buttons(context: RequestContext, node: NodeView) -> Html:
 
 
 def has_buttons(context: RequestContext) -> bool:
-    """Return True for who may control, and for who needs to show the key first: then the buttons are disabled."""
+    """Return True if `context` may control nodes, or could with the one-time key: its buttons are then disabled."""
     return context.role == "operator" or context.needs_key
 
 
 def server_buttons(
     context: RequestContext, snapshot: StatusSnapshot, listed: Sequence[NodeView], query: FrontQuery
 ) -> Html:
-    """Return the row of six buttons; with several nodes the first three are for the one that is chosen.
+    """Return the row of six buttons. With several nodes, the first three control the chosen node.
 
-    listed  the nodes on this page, which can be chosen
+    Args:
+        context: The request.
+        snapshot: State of all nodes.
+        listed: The nodes on this page, from which one can be chosen.
+        query: The query of the front page.
     """
     own = Html("")
     watched = [one.name for one in snapshot.summaries if one.name and one.condition not in UNWATCHED]
@@ -59,13 +66,16 @@ def server_buttons(
 
 
 def _chosen(context: RequestContext, query: FrontQuery, watched: Sequence[str]) -> str:
-    """Return the node that the buttons are for: the one asked for, the one chosen last, or the first."""
+    """Return the node for the buttons: the requested one, the last chosen one, or the first."""
     known = set(watched)
     return next((name for name in (query.node, context.preferences.node) if name in known), watched[0])
 
 
 def _chooser(context: RequestContext, node: NodeView, names: Sequence[str], query: FrontQuery) -> Html:
-    """Return one form: so a button acts on the node that the list shows, whether the page has followed it or not."""
+    """Return one form with the list and the buttons, so that a button controls the node that the list shows.
+
+    The rest of the page may still show another node as the chosen one.
+    """
     away = "" if node.connected else _AWAY
     options = join_html(
         Html("<option{}>{}</option>").format(Html(" selected") if name == node.name else "", name)
@@ -90,25 +100,26 @@ def _chooser(context: RequestContext, node: NodeView, names: Sequence[str], quer
 
 
 def act(context: RequestContext) -> Response:
-    """`POST /nodes` with `node` and `do`: on, off, status, or choose, which shows the buttons of that node.
+    """Control or choose a node of the front page for `context`: `POST /nodes` with `node` and `do`. Return a redirect.
 
-    The node of each is kept as the chosen one. The disk may refuse that: only `choose` fails then.
+    `do` is on, off, status or choose. Each action saves the node as the chosen one. If it cannot be saved, only
+    `choose` fails. Raises HTTPError 404 for an unknown node, 400 for an unknown action.
     """
     fields = form_of(context.request)
     query = read_query(parse_form(fields.get("back", "")))
     name, action = fields.get("node", ""), fields.get("do", "")
     if name not in context.snapshot().places:
-        raise HTTPError(404, "There is no node of that name.", "unknown-node")
+        raise HTTPError(404, "There is no node with that name.", "unknown-node")
     if action == "choose":
         _choose(context, name)
         return see_other(query.path(node=name))
     if action not in _ACTIONS:
-        raise HTTPError(400, "A node is turned on or off, asked for its status, or chosen.", "do")
+        raise HTTPError(400, "`do` must be on, off, status or choose.", "do")
     answer = _ACTIONS[action](context._replace(args=(name,)))
     try:
         _choose(context, name)
     except HTTPError as error:
-        log.warning("%s: the choice of node %s is not kept: %s", context.request.peer, name, error)
+        log.warning("%s: cannot save the choice of node %s: %s", context.request.peer, name, error)
     return answer
 
 

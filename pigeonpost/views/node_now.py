@@ -1,6 +1,6 @@
-"""How one node is now: its state, in words, and which of its sensors are in trouble. The cheap part of a snapshot.
+"""Present state of one node, and the faults of its sensors: the part of a snapshot that is made for every node.
 
-Made for every node whenever a page is, so of thousands: it reads no store, and nothing that a page may not need.
+It is made for each of possibly thousands of nodes whenever a page is rendered, and therefore does not query the store.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ if TYPE_CHECKING:
     from pigeonpost.server.quality import QualityFlag
     from protocol import Sample
 
-_USUAL_EVERY_S = 60.0  # for a node that was not reached, so that nobody knows its interval
-_CALLS_EVERY_S = 3600.0  # and for one that calls in, and has called once so far
-_OUT_OF_RANGE = ("range", "rail", "stuck", "stale")  # a jump is over with the next sample
+_USUAL_EVERY_S = 60.0  # assumed sampling interval of a node that was not reached yet
+_CALLS_EVERY_S = 3600.0  # assumed interval of a node that connects to this server, until its interval is known
+_OUT_OF_RANGE = ("range", "rail", "stuck", "stale")  # without "jump", which ends with the next sample
 
 
 def node_now(name: str, state: NodeState | None, sample: Sample | None, retired_ms: int | None, now_ms: int) -> NodeNow:
-    """Return how a node is, without its troubles.
+    """Return the state of a node, without faults of its sensors.
 
-    retired_ms  since when it is retired; None: it is not
+    Args:
+        name: Name of the node.
+        state: State of its link; None if this server does not collect from it.
+        sample: Its last sample, or None.
+        retired_ms: Time when it was retired in ms since 1970, or None.
+        now_ms: Present time in ms since 1970.
     """
     last_ms = sample.time_ms - ((state.offset_ms if state else None) or 0) if sample else None
     is_late = last_ms is None or now_ms - last_ms > wait_ms(state)
@@ -47,9 +52,9 @@ def _retired(retired_ms: int) -> str:
 def _condition(
     state: NodeState | None, last_ms: int | None, is_late: bool, now_ms: int
 ) -> tuple[NodeStatus, str, int | None]:
-    """Return a node's state, its text, and its beginning."""
+    """Return the state of a node, the text about it, and its start."""
     if state is None:
-        return "past", "nobody collects from it now", last_ms
+        return "past", "this server no longer collects from it", last_ms
     if not state.connected and state.since_ms is None:
         return "waiting", "not reached yet", None
     if not state.connected:
@@ -57,26 +62,29 @@ def _condition(
     if state.on is False:
         return "off", "switched off", last_ms
     if last_ms is None or (is_late and state.since_ms is not None and now_ms - state.since_ms < wait_ms(state)):
-        words = "has called, waiting for a sample" if state.calls_in else "connected, waiting for a sample"
+        words = "has connected; waiting for a sample" if state.calls_in else "connected; waiting for a sample"
         return "waiting", words, state.since_ms
     if is_late and state.calls_in:
-        return "late", f"has brought nothing since {clock(last_ms, now_ms)}", last_ms
+        return "late", f"has sent nothing since {clock(last_ms, now_ms)}", last_ms
     if is_late:
-        return "late", f"connected, but sends nothing since {clock(last_ms, now_ms)}", last_ms
+        return "late", f"connected, but has sent nothing since {clock(last_ms, now_ms)}", last_ms
     return "reporting", "reporting", state.since_ms
 
 
 def wait_ms(state: NodeState | None) -> float:
-    """Return how old a node's last sample may be, which is also the time for the first one after connecting."""
+    """Return the age in ms from which the last sample of a node is late. `state` is the state of its link, or None.
+
+    After connecting, a node has the same time for its first sample.
+    """
     usual_s = _CALLS_EVERY_S if state and state.calls_in else _USUAL_EVERY_S
     return 1000 * (LATE_INTERVALS * ((state.every_s if state else None) or usual_s) + LATE_S)
 
 
-# ------------------------------------------------------------------------------------------------ sensors in trouble
+# --------------------------------------------------------------------------------------------------- failing sensors
 
 
 def failing(now: NodeNow) -> Iterator[tuple[str, str]]:
-    """Yield name and fault of each sensor that a reporting node should have a value of, and has none."""
+    """Yield the name and the fault of each sensor of the reporting node `now` that has no value."""
     sample, state = now.sample, now.state
     if sample is None or state is None:
         return
@@ -87,7 +95,7 @@ def failing(now: NodeNow) -> Iterator[tuple[str, str]]:
 
 
 def fault_of(name: str, sample: Sample | None) -> str:
-    """Return why a sensor has no value; empty: it has one."""
+    """Return the reason why the sensor `name` has no value in `sample`; empty if it has one."""
     if sample is None:
         return "no sample yet"
     if sample.values.get(name) is not None:
@@ -96,5 +104,5 @@ def fault_of(name: str, sample: Sample | None) -> str:
 
 
 def is_out_of_range(flag: QualityFlag) -> bool:
-    """Return True for a quality flag that lasts as long as the sensor's value does not change."""
+    """Return True if the quality `flag` applies until another value arrives, unlike a jump."""
     return flag.kind in _OUT_OF_RANGE

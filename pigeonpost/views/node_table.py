@@ -1,4 +1,4 @@
-"""The nodes on the front page: which of them a page shows, and their table with search, counts by state and pager."""
+"""Nodes on the front page: selection of those on one page, table, search, counts by state, links to other pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 from urllib.parse import quote
 
-from pigeonpost.core.format import age
+from pigeonpost.core.format import age, counted
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.front_query import STATES, FrontQuery
@@ -15,22 +15,23 @@ from pigeonpost.views.models import UNWATCHED, NodeNow, NodeView, StatusSnapshot
 from pigeonpost.views.node_buttons import node_buttons
 
 PAGE_NODES = 50
-_MOST_RETIRED = 10  # that are named
+_MOST_RETIRED = 10  # retired nodes that are listed by name
 STATE_WORDS = {
     "lost": "not reporting", "trouble": "with a fault", "waiting": "waiting", "off": "switched off",
-    "reporting": "reporting", "past": "of the past",
+    "reporting": "reporting", "past": "former",
 }  # fmt: skip
 
 
 class NodeList(NamedTuple):
-    """The nodes that a page shows.
+    """Nodes on one page of the front page, and the counts of all nodes.
 
-    nodes    on this page
-    found    how many the search has found
-    total    how many there are, without retired ones
-    pages    how many pages the found ones take
-    counts   nodes by state, of those whose name has what is searched for
-    retired  names of retired nodes
+    Attributes:
+        nodes: Nodes on this page.
+        found: Number of nodes found by the search.
+        total: Number of all nodes except retired ones.
+        pages: Number of pages of the found nodes.
+        counts: Number of found nodes by state.
+        retired: Names of retired nodes.
     """
 
     nodes: Sequence[NodeView]
@@ -42,12 +43,15 @@ class NodeList(NamedTuple):
 
     @property
     def is_paged(self) -> bool:
-        """Whether there are more nodes than a page shows."""
+        """True if there are more nodes than fit on one page."""
         return self.total > PAGE_NODES
 
 
 def choose_nodes(snapshot: StatusSnapshot, query: FrontQuery) -> NodeList:
-    """Return the nodes of one page. Of more nodes than a page shows those with a fault come first."""
+    """Return the nodes of `snapshot` that `query` selects.
+
+    If not all nodes fit on one page, those with a fault are on the first pages.
+    """
     shown = [(place, one) for place, one in enumerate(snapshot.summaries) if one.condition != "retired"]
     wanted = query.q.casefold()
     by_state: dict[str, list[int]] = {state: [] for state in STATES}
@@ -67,7 +71,7 @@ def choose_nodes(snapshot: StatusSnapshot, query: FrontQuery) -> NodeList:
 
 
 def _state_of(node: NodeNow) -> str:
-    """Return which of STATES a node is counted among."""
+    """Return the state of STATES for the counts."""
     condition = node.condition
     if condition in ("late", "lost"):
         return "lost"
@@ -80,11 +84,17 @@ def _state_of(node: NodeNow) -> str:
 
 
 def node_table(context: RequestContext, listed: NodeList, query: FrontQuery) -> Html:
-    """Return the section of the nodes; nothing while there are none."""
+    """Return the section with the table of nodes; empty if there are no nodes.
+
+    Args:
+        context: The request.
+        listed: The nodes on this page.
+        query: The query of the front page.
+    """
     if not listed.total and not listed.retired:
         return Html("")
     has_buttons = not listed.is_paged and sum(node.state not in UNWATCHED for node in listed.nodes) > 1
-    head = ("node", "state", "last sample", "in its outbox", "missing", "clock", "answers in")
+    head = ("node", "state", "last sample", "unsent", "missing", "clock", "round trip")
     rows = join_html(
         Html("<tr>{}{}</tr>\n").format(
             join_html(Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(head, _cells(node))),
@@ -96,7 +106,7 @@ def node_table(context: RequestContext, listed: NodeList, query: FrontQuery) -> 
     titles = join_html(Html("<th>{}</th>").format(text) for text in [*head, *(["buttons"] if has_buttons else [])])
     table = Html('<table class="nodes"><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>').format(titles, rows)
     return Html('<section data-piece="nodes" id="nodes"><h2>Nodes</h2>{}{}{}</section>').format(
-        table if rows else Html("<p>No node is found.</p>") if listed.total else "",
+        table if rows else Html("<p>No node found.</p>") if listed.total else "",
         _pager(listed, query), _retired(listed.retired),
     )  # fmt: skip
 
@@ -113,7 +123,7 @@ def _cells(node: NodeView) -> Iterator[object]:
 
 
 def _state_words(node: NodeView) -> tuple[str, str]:
-    """Return the class and the words for a node's state; for what is wrong with one that reports."""
+    """Return the CSS class and the text of a node's state. For a reporting node with a fault, the text is the fault."""
     if node.state != "reporting":
         return node_level(node), node.words
     if node.warnings:
@@ -124,7 +134,7 @@ def _state_words(node: NodeView) -> tuple[str, str]:
 
 
 def node_search(listed: NodeList, query: FrontQuery) -> Html:
-    """Return the search by name, and the counts by state; nothing where all nodes are on one page."""
+    """Return the search form and the counts by state for `listed` and `query`; empty if all nodes are on one page."""
     if not listed.is_paged:
         return Html("")
     keep = join_html(
@@ -140,7 +150,7 @@ def node_search(listed: NodeList, query: FrontQuery) -> Html:
 
 
 def _counts(listed: NodeList, query: FrontQuery) -> Html:
-    """Return how many nodes there are of each state, each a link to these."""
+    """Return the number of nodes in each state, as links to these nodes."""
     links = join_html((
         Html('<a href="{}"{}><b>{}</b> {}</a>').format(
             query.path(state="" if state == query.state else state, page=1),
@@ -170,7 +180,7 @@ def _retired(names: Sequence[str]) -> Html:
     links = join_html((Html('<a href="/nodes/{}">{}</a>').format(quote(name), name)
                        for name in names[:_MOST_RETIRED]), ", ")  # fmt: skip
     more = f" and {len(names) - _MOST_RETIRED:,} more" if len(names) > _MOST_RETIRED else ""
-    count = "1 retired node" if len(names) == 1 else f"{len(names):,} retired nodes"
+    count = counted(len(names), "retired node")
     return Html('<p class="retired">{}: {}{}</p>').format(count, links, more)
 
 
@@ -178,27 +188,27 @@ def _retired(names: Sequence[str]) -> Html:
 
 
 def trouble_words(node: NodeView) -> str:
-    """Return the first of the troubles of a node's sensors, and how many there are besides."""
+    """Return the first fault of the sensors of `node`, and the number of further ones, as text."""
     more = f", and {len(node.troubles) - 1} more" if len(node.troubles) > 1 else ""
     return f"{node.troubles[0].sensor}: {node.troubles[0].words}{more}"
 
 
 def backlog(node: NodeView) -> str:
-    """Return how many samples a node has that this server has not acknowledged, for people."""
+    """Return the number of samples of `node` that this server has not acknowledged, as text."""
     if node.waiting is None:
         return "–"
     return f"{node.waiting:,}" if node.waiting else "none"
 
 
 def node_level(node: NodeView) -> str:
-    """Return the class for a node's state: `good`, `wait` or `bad`."""
+    """Return the CSS class for the state of `node`: `good`, `wait` or `bad`."""
     return {"reporting": "good", "late": "bad", "lost": "bad"}.get(node.state, "wait")
 
 
 def clock_offset(shift_ms: int | None) -> str:
-    """Return how a node's clock differs from this server's, for people."""
+    """Return `shift_ms`, the clock of a node minus the clock of this server, as text."""
     if shift_ms is None:
         return "–"
     if abs(shift_ms) < 1000:
-        return "right"
+        return "correct"
     return f"{age(abs(shift_ms) / 1000)} {'ahead' if shift_ms > 0 else 'behind'}"

@@ -1,6 +1,6 @@
-"""What operators do to nodes over the JSON API: rename, retire, relabel; `control.py` uses it beside a running server.
+"""Administration of nodes over the JSON API: rename, retire, relabel. `control.py` uses it while a server runs.
 
-The event log gets a line for each. Errors: HTTPError.
+Each action adds an entry to the event log. Errors: HTTPError.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Answer = Callable[[RequestContext], Response]
 
 
 def routes(events: EventLog) -> list[Route]:
-    """Return the addresses of these actions."""
+    """Return the routes of these actions; `events` is the event log."""
     path = "/api/v1/nodes/NAME"
     return [
         Route("POST", f"{path}/rename", "operator", _rename(events), changes=True),
@@ -31,54 +31,60 @@ def routes(events: EventLog) -> list[Route]:
 
 
 def _rename(events: EventLog) -> Answer:
-    """`POST /api/v1/nodes/NAME/rename {"to": NEW}`, or `{"release": true}` to forget that a node was called NAME."""
+    """Return the function for `POST /api/v1/nodes/NAME/rename {"to": NEW}`.
 
-    def do(admin: NodeAdmin, node: str, asked: dict[str, Any]) -> dict[str, Any]:
-        if asked.get("release") is True:
+    With `{"release": true}`, NAME stops being a former name of another node, so that a new node can have it.
+    """
+
+    def do(admin: NodeAdmin, node: str, body: dict[str, Any]) -> dict[str, Any]:
+        if body.get("release") is True:
             admin.release(node)
-            events.note(node, "renamed", "no longer a former name of another node")
+            events.record(node, "renamed", "no longer a former name of another node")
             return {"released": node}
-        new = _text(asked, "to")
+        new = _text(body, "to")
         admin.rename(node, new)
-        events.note(new, "renamed", f"was called {node} until now")
+        events.record(new, "renamed", f"was called {node} until now")
         return {"node": new, "former": node}
 
     return _answering(do)
 
 
 def _retire(events: EventLog) -> Answer:
-    """`POST /api/v1/nodes/NAME/retire {"retired": true}`, or false."""
+    """Return the function for `POST /api/v1/nodes/NAME/retire {"retired": true}`; with false, it is used again."""
 
-    def do(admin: NodeAdmin, node: str, asked: dict[str, Any]) -> dict[str, Any]:
-        is_retired = asked.get("retired")
+    def do(admin: NodeAdmin, node: str, body: dict[str, Any]) -> dict[str, Any]:
+        is_retired = body.get("retired")
         if type(is_retired) is not bool:
-            raise HTTPError(400, 'The body is {"retired": true} or {"retired": false}.', "retired")
+            raise HTTPError(400, 'The body must be {"retired": true} or {"retired": false}.', "retired")
         admin.retire(node, is_retired)
-        events.note(node, "retired", "retired" if is_retired else "in use again")
+        events.record(node, "retired", "retired" if is_retired else "in use again")
         return {"node": node, "retired": is_retired}
 
     return _answering(do)
 
 
 def _relabel(events: EventLog) -> Answer:
-    """`POST /api/v1/nodes/NAME/relabel {"sensor": ..., "label": ...}`; an empty label: the sensor's name again."""
+    """Return the function for `POST /api/v1/nodes/NAME/relabel {"sensor": ..., "label": ...}`.
 
-    def do(admin: NodeAdmin, node: str, asked: dict[str, Any]) -> dict[str, Any]:
-        sensor, label = _text(asked, "sensor"), _text(asked, "label")
+    An empty text removes the label.
+    """
+
+    def do(admin: NodeAdmin, node: str, body: dict[str, Any]) -> dict[str, Any]:
+        sensor, label = _text(body, "sensor"), _text(body, "label")
         admin.relabel(node, sensor, label)
-        events.note(node, "relabelled", f"{sensor} is shown as {label.strip() or sensor}")
+        events.record(node, "relabelled", f"{sensor} is shown as {label.strip() or sensor}")
         return {"node": node, "sensor": sensor, "label": label.strip()}
 
     return _answering(do)
 
 
 def _answering(do: Callable[[NodeAdmin, str, dict[str, Any]], dict[str, Any]]) -> Answer:
-    """Return the answer of a route that does something to the node in its path."""
+    """Return the function of a route that applies `do` to the node in its path."""
 
     def answer(context: RequestContext) -> Response:
         admin = context.app.admin
         if admin is None:
-            raise HTTPError(404, "This server has nothing to administer.", "no-admin")
+            raise HTTPError(404, "Nodes of this server cannot be renamed, retired or relabelled.", "no-admin")
         try:
             return json_answer(do(admin, context.args[0], json_body(context.request)))
         except Refused as error:
@@ -90,8 +96,8 @@ def _answering(do: Callable[[NodeAdmin, str, dict[str, Any]], dict[str, Any]]) -
     return answer
 
 
-def _text(asked: dict[str, Any], key: str) -> str:
-    value = asked.get(key)
+def _text(body: dict[str, Any], key: str) -> str:
+    value = body.get(key)
     if not isinstance(value, str):
-        raise HTTPError(400, f"{key} is missing, or no text.", key)
+        raise HTTPError(400, f"`{key}` must be a string.", key)
     return value

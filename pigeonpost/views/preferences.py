@@ -1,11 +1,11 @@
-"""Preferences of the page's users: units; of the front page the order and folding of charts, and the chosen node.
+"""Preferences of users: units, order and visibility of the charts on the front page, and the chosen node.
 
-They are in `preferences.json` in the data folder, by user. While no password is set, all clients on this machine are
-one user, with the one-time key and without.
-May be used by any thread; each change is applied to what is stored while the data folder is locked (flock), so that of
-two at the same time none is lost.
-Errors: HTTPError 503 where the disk takes no change. A damaged file is replaced by its copy; where that is damaged too,
-the fault is shown, and everybody has the defaults.
+They are in `preferences.json` in the data folder, by user. While no password is set, there is only one user, with or
+without the one-time key. Any thread may use this module. Each change is applied to the stored preferences while the
+data folder is locked (flock), so that concurrent changes are not lost.
+
+Errors: HTTPError 503 if a change cannot be saved. A damaged file is replaced by its copy. If the copy is damaged too,
+the pages show the fault, and all users have the defaults.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from pigeonpost.http.message import HTTPError
 from pigeonpost.web.access import LOCAL, ONE_TIME_KEY
 from protocol import NODE_NAME, SENSOR_NAME
 
-MOST_USERS = 1000  # of more, those are dropped whose last change is the oldest
+MOST_USERS = 1000  # beyond this, the users with the oldest changes are removed
 MOST_UNITS = 64
-MOST_SENSORS = 1024  # in the order, and folded
+MOST_SENSORS = 1024  # in `order`, and in `folded`
 
 
 class Preferences(NamedTuple):
     """Preferences of one user.
 
-    units   the unit shown, by the unit measured: "°C" to "°F"
-    order   sensors that come first on the front page, as NODE/SENSOR; the others follow in their own order
-    folded  sensors whose charts are folded there, as NODE/SENSOR
-    node    whose buttons are shown there; empty: the first
+    Attributes:
+        units: Unit to show by measured unit, for example {"°C": "°F"}.
+        order: Sensors whose charts are first on the front page, as NODE/SENSOR; the others follow in their usual order.
+        folded: Sensors whose charts are hidden on the front page, as NODE/SENSOR.
+        node: Node that the buttons on the front page control; empty for the first one.
     """
 
     units: Mapping[str, str] = MappingProxyType({})
@@ -51,35 +52,41 @@ class PreferenceStore:
     """The preferences of all users, in a file that only its owner may read."""
 
     def __init__(self, data: str, faults: Faults | None = None) -> None:
-        """
-        data    the data folder
-        faults  of a running server, see JsonFile
+        """Open the preferences.
+
+        Args:
+            data: Path of the data folder.
+            faults: Present faults of the server, to which a damaged file is added; None if faults are not reported.
         """
         self._folder = data
         self._file = JsonFile(
-            os.path.join(data, PREFERENCES), "a list of preferences", _decoded, faults or Faults(), is_mended=True
+            os.path.join(data, PREFERENCES), "a list of preferences", _decoded, faults or Faults(), auto_restore=True
         )
 
     def of(self, user: str) -> Preferences:
-        """Return the preferences of a user, by the name in RequestContext.user."""
+        """Return the preferences of `user`, the name in RequestContext.user."""
         try:
             return self._file.now().get(one_owner(user), DEFAULTS)
         except DamagedFile:  # recorded as a fault, which the pages show
             return DEFAULTS
 
     def save(self, user: str, change: Callable[[Preferences], Preferences]) -> None:
-        """Change the preferences of a user; nothing is written where they stay the same.
+        """Change the preferences of a user. If they stay the same, the file is not written.
 
-        change  returns the new preferences for the present ones; runs while the data folder is locked. What does not
-                fit, or is too much, is left out of them.
-        Raises HTTPError 503.
+        Args:
+            user: The name in RequestContext.user.
+            change: Function that returns the new preferences for the present ones. It is called while the data folder
+                is locked. Invalid and surplus values in its result are removed.
+
+        Raises:
+            HTTPError: 503 if the change cannot be saved.
         """
         owner = one_owner(user)
         try:
             with changes_locked(self._folder):
                 found = dict(self._file.now())
-                before = found.pop(owner, DEFAULTS)  # to put it last
-                found[owner] = _decoded(_encoded(change(before)))  # which leaves out what does not fit
+                before = found.pop(owner, DEFAULTS)  # moves the user to the end
+                found[owner] = _decoded(_encoded(change(before)))  # removes invalid values
                 if found[owner] == before:
                     return
                 kept = list(found.items())[-MOST_USERS:]
@@ -89,7 +96,7 @@ class PreferenceStore:
 
 
 def one_owner(user: str) -> str:
-    """Return the name under which things of a user are kept: without a password there is one user."""
+    """Return the name under which data of `user` is stored: the same with the one-time key as without it."""
     return LOCAL.name if user == ONE_TIME_KEY else user
 
 
@@ -101,7 +108,7 @@ def _encoded(preferences: Preferences) -> Mapping[str, Any]:
 
 
 def _decoded(entry: Any) -> Preferences:
-    """Return one entry of the file. Raises AttributeError, TypeError or KeyError for what is none."""
+    """Decode one entry of the file. Raises AttributeError, TypeError or KeyError if it is invalid."""
     units = {
         measured: shown for measured, shown in list(entry["units"].items())[:MOST_UNITS]
         if shown in shown_units(measured)
@@ -112,6 +119,6 @@ def _decoded(entry: Any) -> Preferences:
 
 
 def _is_sensor(text: str) -> bool:
-    """Return True for NODE/SENSOR."""
+    """Return True if `text` is NODE/SENSOR with valid names."""
     node, _, sensor = text.partition("/")
     return bool(NODE_NAME(node) and SENSOR_NAME(sensor))

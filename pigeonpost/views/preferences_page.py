@@ -1,4 +1,4 @@
-"""Preferences page (`/settings`): the units in which a user wants to see values.
+"""Preferences page (`/settings`): the units in which values are shown to a user.
 
 Errors: HTTPError.
 """
@@ -13,23 +13,24 @@ from pigeonpost.views.html import disabled, html_page, key_notice, see_other, te
 from pigeonpost.views.preferences import DEFAULTS, MOST_UNITS
 from pigeonpost.web.access import LOCAL, ONE_TIME_KEY
 
-_FIELD = "unit:"  # begins the names of the form's fields, before the unit measured
+_FIELD = "unit:"  # prefix of the form's fields, followed by the measured unit
 
 
 def preferences_page(context: RequestContext) -> Response:
-    """`/settings`"""
+    """Return the page for `context`: `GET /settings`."""
     chosen = context.preferences.units
     if not context.request.wants_html:
         lines = [f"{measured:<8}shown in {chosen.get(measured, measured)}" for measured in _offered(context)]
-        return text_page("\n".join([*lines, "", "They are changed with a browser."]) + "\n")
+        return text_page("\n".join([*lines, "", "To change them, use a browser."]) + "\n")
     saved = Html('<p class="notice" role="status">{}</p>\n').format(_SAVED) if "saved" in context.request.query else ""
     body = Html(
-        "<h1>Preferences</h1>\n{saved}<p>{whose} What is stored, downloaded or read by programs stays as measured.</p>"
+        "<h1>Preferences</h1>\n{saved}<p>{whose} Stored and downloaded values, and those for programs, stay as"
+        " measured.</p>"
         '\n{notice}<form method="post" action="/settings"><input type="hidden" name="csrf" value="{csrf}">'
         '<h2>Units</h2>\n<div class="choices">{units}</div>'
         '<div class="buttons"><button{off}>Save</button></div></form>\n'
-        "<h2>Front page</h2>\n<p>Charts can be moved and hidden on it. This shows all of them again, in their"
-        ' usual order:</p>\n<form class="buttons" method="post" action="/settings/reset"><input type="hidden"'
+        "<h2>Front page</h2>\n<p>You can move and hide charts there. To show all charts again, in their"
+        ' default order:</p>\n<form class="buttons" method="post" action="/settings/reset"><input type="hidden"'
         ' name="csrf" value="{csrf}"><button{off}>Reset the charts</button></form>\n'
     ).format(
         saved=saved, whose=_whose(context), notice=key_notice(context), csrf=context.csrf, off=disabled(context),
@@ -39,7 +40,7 @@ def preferences_page(context: RequestContext) -> Response:
 
 
 def save_preferences(context: RequestContext) -> Response:
-    """`POST /settings`, with a field `unit:MEASURED` for each unit."""
+    """Save the units for `context`: `POST /settings` with one field `unit:MEASURED` per unit. Return a redirect."""
     fields = form_of(context.request).items()
     chosen = {name.removeprefix(_FIELD): shown for name, shown in fields if name.startswith(_FIELD)}
     units = {
@@ -51,7 +52,10 @@ def save_preferences(context: RequestContext) -> Response:
 
 
 def reset_front_page(context: RequestContext) -> Response:
-    """`POST /settings/reset`"""
+    """Show all charts of the front page in their default order for `context`: `POST /settings/reset`.
+
+    Return a redirect.
+    """
     context.save_preferences(lambda preferences: preferences._replace(order=DEFAULTS.order, folded=DEFAULTS.folded))
     return see_other("/settings?saved")
 
@@ -61,12 +65,12 @@ _SAVED = "Saved."
 
 def _whose(context: RequestContext) -> str:
     if context.user in (LOCAL.name, ONE_TIME_KEY):
-        return "How values are shown to all who use this page, while no password is set."
-    return f"How values are shown to {context.user}."
+        return "These preferences apply to all users of this page, since no password is set."
+    return f"These preferences apply to {context.user}."
 
 
 def _offered(context: RequestContext) -> list[str]:
-    """Return the units that sensors have and that can be shown in others, and common ones."""
+    """Return the measured units that can be shown in other units: common ones, and those of the sensors."""
     return measured_units({sensor.unit for node in context.snapshot().nodes for sensor in node.readings})
 
 

@@ -1,6 +1,6 @@
-"""The table of all addresses: which page or endpoint a request is meant for, by exact patterns.
+"""Table of all addresses, in which the page or the endpoint of a request is found by its path and method.
 
-May be used by any thread; nothing changes after construction.
+Any thread may use it, since it does not change after construction.
 Errors: HTTPError 404 and 405.
 """
 
@@ -15,18 +15,19 @@ from pigeonpost.web.prefix import PREFIX_HINT
 
 Match = Callable[[str], "re.Match[str] | None"]
 
-# Addresses of routes whose clients cannot use a login page: those with these endings, and two more. A button of a page
-# opens the log, so its address is for browsers.
+# Addresses for programs, which cannot use a login page: those with these endings, and two more. /log.csv has such an
+# ending, but a button on the pages opens it.
 _DATA_FORMS = (".json", ".csv", ".svg")
 _ALSO_FOR_PROGRAMS = {"/events", "/metrics"}
 _FOR_BROWSERS = {"/log.csv"}
 
 
 class RouteTable:
-    """All addresses.
+    """Table of all addresses.
 
-    pages      a matcher for each path, with its routes by method
-    endpoints  a matcher for each endpoint of a transport
+    Attributes:
+        pages: For each path, the function that matches it, and its routes by HTTP method.
+        endpoints: For each endpoint of a transport, the function that matches its path, and the endpoint.
     """
 
     def __init__(self, routes: Sequence[Route], endpoints: Sequence[Endpoint]) -> None:
@@ -41,16 +42,16 @@ class RouteTable:
         self._programs -= _FOR_BROWSERS
 
     def is_known(self, path: str) -> bool:
-        """Return True for the path of a page or an endpoint, by whatever method."""
+        """Return True if there is a page or an endpoint at `path`, for any method."""
         return any(match(path) for match, _ in (*self.pages, *self.endpoints))
 
     def is_for_programs(self, path: str) -> bool:
-        """Return True for a path whose clients cannot use a login page."""
+        """Return True if clients of `path` are programs, which cannot use a login page."""
         is_of_sensor = path.startswith("/nodes/") and path.count("/") == 3 and path.endswith((".json", ".csv"))
         return path.startswith("/api/") or path in self._programs or is_of_sensor
 
     def find_endpoint(self, request: Request) -> Endpoint | None:
-        """Return the endpoint that a request is meant for, if any; request.args then has the parts of its path."""
+        """Return the endpoint for `request`, or None. Also set `request.args` to the variable parts of its path."""
         for match, endpoint in self.endpoints:
             found = match(request.path) if request.method == endpoint.method else None
             if found and endpoint.claims(request):
@@ -59,7 +60,7 @@ class RouteTable:
         return None
 
     def find_page(self, request: Request) -> tuple[Route, Sequence[str]]:
-        """Return the route of a request and the parts of its path. Raises HTTPError 404 or 405."""
+        """Return the route of `request` and the variable parts of its path. Raises HTTPError 404 or 405."""
         methods: Mapping[str, Route] = {}
         args: Sequence[str] = ()
         for match, routes in self.pages:
@@ -72,14 +73,14 @@ class RouteTable:
             return methods[method], args
         allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
         allowed += [endpoint.method for match, endpoint in self.endpoints if match(request.path)]
-        allowed = list(dict.fromkeys(allowed))  # an address may be a page and an endpoint
+        allowed = list(dict.fromkeys(allowed))  # an address may be both a page and an endpoint
         if not allowed:
-            is_lost = request.proxy and not request.prefix  # perhaps
-            raise HTTPError(404, f"There is nothing at that address.{PREFIX_HINT if is_lost else ''}")
-        raise HTTPError(405, f"This address takes {' and '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
+            may_lack_prefix = request.proxy and not request.prefix  # the proxy may have removed it
+            raise HTTPError(404, f"There is no page at this address.{PREFIX_HINT if may_lack_prefix else ''}")
+        raise HTTPError(405, f"This address accepts only {', '.join(allowed)}.", headers={"Allow": ", ".join(allowed)})
 
 
 def _matcher(path: str) -> Match:
-    """Return the matcher of an address in the tables."""
+    """Return the function that matches a path with `path`, in which NAME and WORD are variable parts."""
     exact = re.escape(path).replace("NAME", r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})")
     return re.compile(exact.replace("WORD", r"([A-Za-z0-9._-]{1,200})")).fullmatch

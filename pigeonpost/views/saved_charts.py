@@ -1,10 +1,10 @@
-"""Saved charts ("graphs"): each has a name, and is shown to its owner, and to all users when it is shared.
+"""Saved charts, called graphs on the pages. Each one is visible to its owner, or to all users if it is shared.
 
 They are in `graphs.json` in the data folder. `_lock` guards the file, and is held while it is read or written.
-Errors: HTTPError. A file that cannot be read is left as it is, and nothing is saved over it.
+Errors: HTTPError. A file that cannot be read is left unchanged, and no charts can be saved.
 
-A saved chart is a name for the address of a chart: the file holds the query of `/chart?`, checked when it is saved and
-again when it is opened. While no password is set, all clients on this machine are one user.
+A saved chart consists of a name and the query of `/chart`, which is checked when the chart is saved and when the file
+is read. While no password is set, there is only one user.
 """
 
 from __future__ import annotations
@@ -28,11 +28,19 @@ from pigeonpost.web.access import LOCAL, ONE_TIME_KEY
 
 MOST_OF_ONE, MOST = 50, 1000
 _NAME_LETTERS, _QUERY_LETTERS = 60, 1200
-_MOST_BYTES = 4 << 20  # a longer file is none of ours
+_MOST_BYTES = 4 << 20  # a longer file was not written by this program
 
 
 class SavedChart(NamedTuple):
-    """A saved chart. `query` is that of `/chart`."""
+    """A saved chart.
+
+    Attributes:
+        id: Random identifier, used in addresses.
+        user: Name of its owner.
+        name: Name for people.
+        query: Query of `/chart`, as plain_query returns it.
+        shared: True if all users can see it.
+    """
 
     id: str
     user: str
@@ -42,17 +50,17 @@ class SavedChart(NamedTuple):
 
 
 class SavedCharts:
-    """The saved charts, and the requests about them."""
+    """All saved charts, and the functions of their routes."""
 
     def __init__(self, data: str) -> None:
         self._path = os.path.join(data, SAVED_CHARTS)
         self._lock = threading.Lock()
         self._graphs: dict[str, SavedChart] | None = None
 
-    # ----------------------------------------------------------------------------------------------------- to look at
+    # -------------------------------------------------------------------------------------------------------- reading
 
     def shown(self, context: RequestContext) -> Response:
-        """`/graphs`: one's own, and those that others share."""
+        """Return the page with the user's own charts and the shared ones, for `context`: `/graphs`."""
         own, others = self._seen_by(context)
         if not context.request.wants_html:
             return text_page("\n".join(_text(context, own, others)) + "\n")
@@ -65,7 +73,7 @@ class SavedCharts:
         return html_page("Saved graphs", body, context)
 
     def as_json(self, context: RequestContext) -> Response:
-        """`/graphs.json`: the same for programs."""
+        """Return the user's own charts and the shared ones as JSON, for `context`: `/graphs.json`."""
         own, others = self._seen_by(context)
         chart = f"{context.request.prefix}/chart"
         return json_answer({"graphs": [
@@ -74,54 +82,67 @@ class SavedCharts:
         ]})  # fmt: skip
 
     def opened(self, context: RequestContext) -> Response:
-        """`/graphs/ID`: leads to the chart; where it is not shared, only its owner."""
+        """Return a redirect to the chart, for `context`: `/graphs/ID`.
+
+        Raises HTTPError 404 if it does not exist, or neither is shared nor belongs to the user.
+        """
         graph = self._all().get(context.args[0])
         if graph is None or not (graph.shared or graph.user == _owner(context)):
-            raise HTTPError(404, "There is no such graph, or it is not shared.", "no-graph")
+            raise HTTPError(404, "There is no such graph, or it is not shared with you.", "no-graph")
         return see_other(f"/chart?{graph.query}")
 
-    # ------------------------------------------------------------------------------------------------------ to change
+    # -------------------------------------------------------------------------------------------------------- changes
 
     def save(self, context: RequestContext) -> Response:
-        """`POST /graphs` with `name` and `query`."""
+        """Save a chart for `context`: `POST /graphs` with `name` and `query`. Return a redirect.
+
+        Raises HTTPError 400 for an invalid query, 409 if the name is in use or there are too many.
+        """
         fields = form_of(context.request)
         name, query = _name(fields.get("name", "")), plain_query(fields.get("query", ""))
         if len(query) > _QUERY_LETTERS:
-            raise HTTPError(400, "That is too long for a graph.", "query")
+            raise HTTPError(400, "The query of this graph is too long.", "query")
 
         def change(graphs: dict[str, SavedChart]) -> None:
             own = [one for one in graphs.values() if one.user == _owner(context)]
             if any(one.name == name for one in own):
-                raise HTTPError(409, "You have a graph of that name already; rename or delete it on /graphs.", "name")
+                raise HTTPError(409, "You already have a graph with that name; rename or delete it on /graphs.", "name")
             if len(own) >= MOST_OF_ONE or len(graphs) >= MOST:
-                raise HTTPError(409, f"There is room for {MOST_OF_ONE} graphs of a user, and {MOST} in all.", "full")
+                raise HTTPError(
+                    409,
+                    f"At most {MOST_OF_ONE} graphs per user, and {MOST} in all, can be saved; delete one first.",
+                    "full",
+                )
             id = secrets.token_hex(8)
             graphs[id] = SavedChart(id, _owner(context), name, query, False)
 
         return self._changed(change)
 
     def rename(self, context: RequestContext) -> Response:
-        """`POST /graphs/ID/rename` with `name`."""
+        """Rename a chart for `context`: `POST /graphs/ID/rename` with `name`. Return a redirect.
+
+        Raises HTTPError 409 if the name is in use.
+        """
         name = _name(form_of(context.request).get("name", ""))
 
         def change(graphs: dict[str, SavedChart]) -> None:
             graph = _mine(graphs, context)
             if any(one.name == name and one.user == _owner(context) and one.id != graph.id for one in graphs.values()):
-                raise HTTPError(409, "You have a graph of that name already.", "name")
+                raise HTTPError(409, "You already have a graph with that name.", "name")
             graphs[graph.id] = graph._replace(name=name)
 
         return self._changed(change)
 
     def delete(self, context: RequestContext) -> Response:
-        """`POST /graphs/ID/delete`"""
+        """Delete a chart for `context`: `POST /graphs/ID/delete`. Return a redirect."""
         return self._changed(lambda graphs: graphs.pop(_mine(graphs, context).id))
 
     def share(self, context: RequestContext) -> Response:
-        """`POST /graphs/ID/share`: from now on every user sees it, and can open its address."""
+        """Make a chart visible to all users, for `context`: `POST /graphs/ID/share`. Return a redirect."""
         return self._sharing(context, True)
 
     def unshare(self, context: RequestContext) -> Response:
-        """`POST /graphs/ID/unshare`"""
+        """Make a chart visible to its owner only, for `context`: `POST /graphs/ID/unshare`. Return a redirect."""
         return self._sharing(context, False)
 
     def _sharing(self, context: RequestContext, shared: bool) -> Response:
@@ -134,7 +155,7 @@ class SavedCharts:
     # ------------------------------------------------------------------------------------------------------- the file
 
     def _changed(self, change: Callable[[dict[str, SavedChart]], object]) -> Response:
-        """Change a copy of the list, which replaces it once it is on the disk."""
+        """Apply `change` to a copy of the list, which replaces the list once it is durable."""
         with self._lock:
             graphs = dict(self._read())
             change(graphs)
@@ -160,24 +181,24 @@ class SavedCharts:
                 found = []
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 text = (
-                    f"{self._path} does not read ({type(error).__name__}); move it away, or restore it from a backup."
+                    f"{self._path} cannot be read ({type(error).__name__}); move it away, or restore it from a backup."
                 )
                 raise HTTPError(503, text, "graphs") from None
             self._graphs = {graph.id: graph for graph in found}
         return self._graphs
 
     def _decoded(self, content: bytes) -> Iterator[SavedChart]:
-        """Decode the file. Raises any error of a file in another format."""
+        """Decode the file. Raises any error if it is in another format."""
         if len(content) > _MOST_BYTES:
             raise ValueError("too long")
         for one in json.loads(content)["graphs"]:
             graph = SavedChart(**one)
             if not all(isinstance(text, str) for text in graph[:4]) or type(graph.shared) is not bool:
-                raise ValueError("no graph")
+                raise ValueError("not a graph")
             yield graph._replace(query=plain_query(graph.query), user=_one_owner(graph.user))
 
     def _seen_by(self, context: RequestContext) -> tuple[list[SavedChart], list[SavedChart]]:
-        """Return a user's own charts, and those that others share, sorted by name."""
+        """Return the user's own charts and those shared by others, sorted by name."""
         found = sorted(self._all().values(), key=lambda one: one.name.casefold())
         own = [one for one in found if one.user == _owner(context)]
         return own, [one for one in found if one.shared and one.user != _owner(context)]
@@ -195,15 +216,15 @@ def _owner(context: RequestContext) -> str:
 
 
 def _one_owner(user: str) -> str:
-    """Return the owner of a user's graphs: without a password there is one, with the one-time key and without."""
+    """Return the owner of charts that `user` saves: the same with the one-time key as without it."""
     return LOCAL.name if user == ONE_TIME_KEY else user
 
 
 def _name(text: str) -> str:
-    """Return a name as it is saved. Raises HTTPError for one that is too long or not printable."""
+    """Return a normalised name. Raises HTTPError if it is too long or not printable."""
     name = " ".join(text.split())
     if not 1 <= len(name) <= _NAME_LETTERS or not name.isprintable():
-        raise HTTPError(400, f"A name has 1 to {_NAME_LETTERS} letters.", "name")
+        raise HTTPError(400, f"A name must have 1 to {_NAME_LETTERS} printable characters.", "name")
     return name
 
 
@@ -227,8 +248,8 @@ def _own(context: RequestContext, graphs: Iterable[SavedChart]) -> Html:
     )  # fmt: skip
     if not rows:
         return Html(
-            '<p>You have saved none yet. Open a sensor on <a href="/">the front page</a>, then its chart: there'
-            " it can be saved.</p>\n"
+            '<p>You have not saved any graphs yet. To save one, open a sensor on <a href="/">the front page</a>,'
+            " then its chart.</p>\n"
         )
     return Html(
         '<table class="graphs"><thead><tr><th>graph</th><th>name</th><td></td></tr></thead>'
@@ -241,7 +262,7 @@ def _link(graph: SavedChart) -> Html:
 
 
 def _text(context: RequestContext, own: Iterable[SavedChart], others: Iterable[SavedChart]) -> Iterator[str]:
-    here = context.request.site
-    lines = [f"{one.name}{', shared' if one.shared else ''}\n  {here}/chart?{one.query}" for one in own]
-    lines += [f"{one.name}, shared by {one.user}\n  {here}/graphs/{one.id}" for one in others]
+    site = context.request.site
+    lines = [f"{one.name}{', shared' if one.shared else ''}\n  {site}/chart?{one.query}" for one in own]
+    lines += [f"{one.name}, shared by {one.user}\n  {site}/graphs/{one.id}" for one in others]
     yield from lines or ["No graph is saved yet."]

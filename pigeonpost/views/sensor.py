@@ -1,7 +1,7 @@
-"""Page of one sensor: its value, chart, limits, and statistics of a day to a year.
+"""Page of one sensor: value, chart, limits, and statistics of a day to a year.
 
-As HTML, as text for a terminal, as JSON and as CSV. Calibration happens on the node; the server does not know it.
-Errors: HTTPError.
+It is available as HTML, text for a terminal, JSON and CSV. Values are already calibrated by the node. Errors:
+HTTPError.
 """
 
 from __future__ import annotations
@@ -34,19 +34,27 @@ SPANS = (("day", "last 24 hours", 1), ("week", "last 7 days", 7), ("month", "las
          ("year", "last 365 days", 365))  # fmt: skip
 _CHARTS = (("1h", "hour"), ("24h", "day"), ("7d", "week"), ("30d", "30 days"), ("366d", "year"), ("1830d", "5 years"))
 _KINDS = (".json", ".csv", ".html")
-Figures = Sequence[tuple[str, "Statistics | None"]]  # words of the span, and what is known of it
+Figures = Sequence[tuple[str, "Statistics | None"]]  # text about each range, and its statistics
 
 
 class SensorPages:
     """The page of a sensor, in all its formats."""
 
     def __init__(self, statistics: StatisticsReader, chart: Callable[[RequestContext, str, str, str], Html]) -> None:
-        """chart: draws the chart of a node's sensor over a span"""
+        """Create the pages.
+
+        Args:
+            statistics: Reader of the statistics.
+            chart: Function that returns the chart of a sensor, as ChartPage.part.
+        """
         self._statistics_reader = statistics
         self._chart = chart
 
     def answer(self, context: RequestContext) -> Response:
-        """`/nodes/NAME/SENSOR`, also with `.json` or `.csv`; `?span=` is the chart's."""
+        """Return the page for `context`: `/nodes/NAME/SENSOR`, also with `.json` or `.csv`.
+
+        `?span=` is the range of the chart.
+        """
         node, word = context.args
         kind = next((end for end in _KINDS if word.endswith(end)), "")
         view = _found(context, node, word.removesuffix(kind))
@@ -81,8 +89,8 @@ class SensorPages:
             _now(view, now_ms),
             span_links(((f"{path}?span={key}", words, key == span) for key, words in _CHARTS), "chart"),
             self._chart(context, view.node, view.name, span),
-            Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>The same as '
-                 '<a href="{}.csv">CSV</a> or <a href="{}.json">JSON</a>. {}</p></section>').format(
+            Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>Download: '
+                 '<a href="{}.csv">CSV</a> · <a href="{}.json">JSON</a> {}</p></section>').format(
                 statistics_table("span", rows, now_ms), data, data, _about(rows)),
             flags_table([view]),
         ), "\n")  # fmt: skip
@@ -92,33 +100,33 @@ class SensorPages:
             "node": view.node, "sensor": view.name, "unit": view.unit, "simulated": view.simulated,
             "value": view.value, "fault": view.fault,
             "time": rfc3339(view.time_ms) if view.time_ms is not None else None,
-            "verdicts": [{"kind": kind, "text": text} for kind, text in view.odd.items()],
+            "verdicts": [{"kind": kind, "text": text} for kind, text in view.flag_texts.items()],
             "verdict_counts": dict(view.counts), "limits": dict(view.limits),
             "statistics": {name: statistics_json(found) for name, _, found in self._statistics(context, view)},
         })  # fmt: skip
 
     def _csv(self, context: RequestContext, view: SensorView) -> Response:
-        """Return one line per span; unknown values are empty. No cell needs quotes."""
+        """Return one line per range. Unknown values are empty cells. No cell needs quotes."""
         lines = ["span,from,to,count,mean,median,mode,low,low_time,high,high_time,deviation,median_is_exact"]
         for name, _, found in self._statistics(context, view):
-            told = statistics_json(found)
-            if told is not None:
-                lines.append(",".join([name, *map(_csv_text, told.values())]))
+            values = statistics_json(found)
+            if values is not None:
+                lines.append(",".join([name, *map(_csv_text, values.values())]))
         headers = {"Cache-Control": "no-store"}
         return Response(("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers=headers)
 
 
 def _text(context: RequestContext, view: SensorView, figures: Figures) -> Iterator[str]:
     now_ms = context.app.clock.wall_ms()
-    here = context.request.site
-    yield f"{view.name} of {view.node}: {_value(view)}{_age(view, now_ms)}."
+    site = context.request.site
+    yield f"{view.title} of {view.node}: {_value(view)}{_age(view, now_ms)}."
     yield ""
     yield from statistics_text("span", [(words, found, "") for words, found in figures], now_ms)
     judged = flags_text(view)
     yield from ["", *judged] if judged else []
     yield ""
-    yield f"Its last day, in numbers:  curl '{here}/chart?series={view.node}/{view.name}'"
-    yield f"For programs:              curl {here}/nodes/{view.node}/{view.name}.json"
+    yield f"Values of the last day:    curl '{site}/chart?series={view.node}/{view.name}'"
+    yield f"For programs:              curl {site}/nodes/{view.node}/{view.name}.json"
 
 
 def _csv_text(value: Any) -> str:
@@ -126,7 +134,7 @@ def _csv_text(value: Any) -> str:
 
 
 def _found(context: RequestContext, node: str, name: str) -> SensorView:
-    """Return the sensor; also one that its node no longer has, as long as samples of it are stored."""
+    """Return the sensor, even if its node no longer has it, as long as samples are stored. Raises HTTPError 404."""
     snapshot = context.snapshot()
     view = snapshot.node(node)
     known = next((one for one in view.sensors if one.name == name), None) if view else None
@@ -134,23 +142,23 @@ def _found(context: RequestContext, node: str, name: str) -> SensorView:
         return known
     about: dict[str, Any] = next((one for one in context.app.store.nodes() if one["name"] == node), {})
     if view is None or not SENSOR_NAME(name) or name not in about.get("sensors", {}):
-        raise HTTPError(404, "There is no sensor of that name.", "unknown-sensor")
+        raise HTTPError(404, "There is no sensor with that name.", "unknown-sensor")
     return SensorView(
         node=node, name=name, unit=about["sensors"][name], number=0, simulated=False, value=None,
-        fault="its node no longer has it", time_ms=None, is_late=True, low=None, high=None, trend=None, columns=(),
-        width_ms=1, span_ms=1,
+        fault="the node no longer has this sensor", time_ms=None, is_late=True, low=None, high=None, trend=None,
+        columns=(), width_ms=1, span_ms=1,
     )  # fmt: skip
 
 
 def _now(view: SensorView, now_ms: int) -> Html:
     """Return the value as on a card; the script keeps it up to date."""
-    odd = join_html((Html('<span class="odd">{}</span>').format(text) for text in view.odd.values()), " ")
+    flags = join_html((Html('<span class="odd">{}</span>').format(text) for text in view.flag_texts.values()), " ")
     return Html(
         '<p class="now {}" data-piece="now"><b data-live="{}/{}">{}</b> <span class="unit">{}</span> {}'
         "{}{}</p>"
     ).format(
         "stale" if view.is_late or view.value is None else "", view.node, view.name, number(view.value),
-        view.unit if view.value is not None else "", Html("{} ").format(odd) if odd else "",
+        view.unit if view.value is not None else "", Html("{} ").format(flags) if flags else "",
         Html('<span class="fault">{}</span> ').format(view.fault) if view.fault else "",
         Html('<span class="day">{}</span>').format(_age(view, now_ms).removeprefix(", ")),
     )  # fmt: skip
@@ -168,4 +176,4 @@ def _age(view: SensorView, now_ms: int) -> str:
 def _about(rows: Sequence[Row]) -> str:
     if all(found is None or found.is_exact for _, found, _ in rows):
         return ""
-    return "≈: the weighted median and mode of ten minutes (up to a fortnight) or hours; the rest is exact."
+    return "≈: weighted median and mode of windows of ten minutes (up to 14 days) or one hour; other values are exact."

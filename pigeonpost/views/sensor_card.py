@@ -1,4 +1,4 @@
-"""Cards of sensors, and the same as lines for a terminal."""
+"""Cards of sensors, and the table of sensors for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _TREND_WORDS = {1: "rising", 0: "steady", -1: "falling", None: ""}
 
 
 def sensor_card(sensor: SensorView, names_node: bool) -> Html:
-    """Return one sensor: its value, where it is heading, its day and its age; or its fault, and since when."""
+    """Return the card of `sensor`: value, trend, extremes of the day and age, or the fault and its start.
+
+    If `names_node` is True, the card contains the name of the node.
+    """
     fails = sensor.value is None
     return Html(
         '<a class="card{kind}" href="{path}"><span class="name"{title}>{name}{of}</span>'
@@ -36,12 +39,12 @@ def sensor_card(sensor: SensorView, names_node: bool) -> Html:
 
 
 def _kind(sensor: SensorView) -> str:
-    """Return the class of a card: what is expected, a node that rests or that has sent nothing yet, is no fault."""
+    """Return the CSS class of a card. It shows no fault if the node is switched off or has not sent anything yet."""
     if sensor.resting or sensor.time_ms is None:
         return " resting"
     if sensor.value is None:
         return " failing"
-    return " stale" if sensor.is_late else " odd-one" if sensor.odd else ""
+    return " stale" if sensor.is_late else " odd-one" if sensor.flag_texts else ""
 
 
 def _trend(sensor: SensorView) -> Html:
@@ -57,7 +60,7 @@ def _fault(sensor: SensorView) -> Html:
 
 
 def _foot(sensor: SensorView) -> Html:
-    """Return the last line of a card: the age of the value, or since when there is none, and what to know about it."""
+    """Return the last line of a card: the age of the value or the start of the fault, and a remark."""
     word = sensor.resting or ("simulated" if sensor.simulated else "")
     mark = Html('<span class="tag">{}</span>').format(word) if word else ""
     return Html('<span class="foot">{}{}</span>').format(_since(sensor) if sensor.value is None else _age(sensor), mark)
@@ -71,7 +74,7 @@ def _since(sensor: SensorView) -> Html:
 
 def _today(sensor: SensorView) -> Html:
     if sensor.low is None or sensor.high is None or sensor.low_ms is None or sensor.high_ms is None:
-        return Html('<span class="day">nothing today</span>')
+        return Html('<span class="day">no values today</span>')
     low, high = clock(sensor.low_ms, sensor.low_ms), clock(sensor.high_ms, sensor.high_ms)
     return Html('<span class="day" data-low="{}" data-high="{}">low {} at {}<br>high {} at {}</span>').format(
         sensor.low, sensor.high, number(sensor.low), low, number(sensor.high), high
@@ -81,7 +84,7 @@ def _today(sensor: SensorView) -> Html:
 def _age(sensor: SensorView) -> Html:
     if sensor.time_ms is None or sensor.taken_ms is None:
         return Html("")
-    shift_ms = sensor.time_ms - sensor.taken_ms  # which the script needs, too
+    shift_ms = sensor.time_ms - sensor.taken_ms  # the script needs it too
     return Html('<span class="age" data-time="{}"{}>{} ago</span>').format(
         sensor.taken_ms, Html(' data-shift="{}"').format(shift_ms) if abs(shift_ms) >= 1000 else "",
         age((sensor.now_ms - sensor.taken_ms) / 1000),
@@ -89,11 +92,11 @@ def _age(sensor: SensorView) -> Html:
 
 
 def sensor_lines(sensors: Iterable[SensorView]) -> list[str]:
-    """Return a table of sensors for a terminal."""
+    """Return a table of `sensors` for a terminal."""
     rows = [
         (
             sensor.node,
-            sensor.name,
+            sensor.title,
             sensor.fault or with_unit(number(sensor.value), sensor.unit),
             _TREND_WORDS[sensor.trend],
             f"{number(sensor.low)} to {number(sensor.high)}" if sensor.low is not None else "–",
@@ -106,14 +109,16 @@ def sensor_lines(sensors: Iterable[SensorView]) -> list[str]:
 
 def _remarks(sensor: SensorView) -> str:
     plain = sensor.resting or ("simulated" if sensor.simulated else "late" if sensor.is_late else "")
-    return ", ".join([*([plain] if plain else []), *([sensor.label] if sensor.label else []), *sensor.odd.values()])
+    return ", ".join([*([plain] if plain else []), *sensor.flag_texts.values()])
 
 
 def cards_section(cards: Sequence[Html], zone_minutes: int, nodes: Iterable[str] = ()) -> Html:
     """Return the section of the cards.
 
-    zone_minutes  local time minus UTC: the script writes the times of new lowest and highest values
-    nodes         whose values it asks for; none: those of all
+    Args:
+        cards: The cards.
+        zone_minutes: Local time minus UTC in minutes, for the times of new extremes, which the script writes.
+        nodes: Nodes whose new values the script requests; empty for all.
     """
     only = Html(' data-nodes="{}"').format(",".join(nodes)) if nodes else ""
     return Html(

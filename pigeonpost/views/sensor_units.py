@@ -1,4 +1,7 @@
-"""Sensors, buckets and statistics in the units that a user has chosen; what is stored and exported is as measured."""
+"""Conversion of sensors, buckets and statistics to the units that a user has chosen.
+
+Stored and exported values stay as measured.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def in_units(sensor: SensorView, units: Mapping[str, str]) -> SensorView:
-    """Return the sensor in the units of a user's choice (Preferences.units): its value, its day and its limits."""
+    """Return `sensor` with its values, limits and flags converted to the chosen `units` (Preferences.units)."""
     to = conversion(sensor.unit, units)
     if not to.changes:
         return sensor
@@ -27,17 +30,23 @@ def in_units(sensor: SensorView, units: Mapping[str, str]) -> SensorView:
         high=to.value(sensor.high) if sensor.high is not None else None,
         columns=[bucket_in(column, to) for column in sensor.columns],
         limits=_limits_in(sensor.limits, to),
-        odd={**sensor.odd, **{flag.kind: flag_words(_flag_in(flag, to), to.unit) for flag in sensor.flags}},
+        flag_texts={
+            **sensor.flag_texts,
+            **{flag.kind: flag_words(_flag_in(flag, to), to.unit) for flag in sensor.flags},
+        },
     )
 
 
 def bucket_in(bucket: Bucket, to: Conversion) -> Bucket:
-    """Return a bucket of a downsampled series with converted values."""
+    """Return the `bucket` of a downsampled series with its values converted by `to`."""
     return bucket._replace(low=to.value(bucket.low), high=to.value(bucket.high), mean=to.value(bucket.mean))
 
 
 def statistics_in(found: Statistics | None, to: Conversion) -> Statistics | None:
-    """Return statistics with converted values; a standard deviation is a difference."""
+    """Return the statistics `found` with values converted by `to`.
+
+    A standard deviation is converted as a difference.
+    """
     if found is None or not to.changes:
         return found
     return found._replace(
@@ -49,7 +58,7 @@ def statistics_in(found: Statistics | None, to: Conversion) -> Statistics | None
 
 
 def _flag_in(flag: QualityFlag, to: Conversion) -> QualityFlag:
-    """Return a flag with converted values; those of `stuck` and `stale` are seconds."""
+    """Return a flag with converted values. Those of `stuck` and `stale` are seconds."""
     if flag.kind == "jump":
         return flag._replace(limit=to.difference(flag.limit), found=to.difference(flag.found))
     if flag.kind in ("range", "rail"):
@@ -58,7 +67,7 @@ def _flag_in(flag: QualityFlag, to: Conversion) -> QualityFlag:
 
 
 def _limits_in(limits: Mapping[str, Any], to: Conversion) -> dict[str, Any]:
-    """Return the limits of a sensor: `jump` is a change a second, `stuck` and `every` are seconds."""
+    """Return converted limits. `jump` is a change per second; `stuck` and `every` are seconds."""
     converted = dict(limits)
     for key in ("low", "high"):
         if converted.get(key) is not None:

@@ -1,6 +1,6 @@
-"""What a page shows of each sensor of a node: its value, or its fault, and its last day.
+"""Creation of the SensorView of each sensor of a node: value or fault, and the last day.
 
-What a node reports is untrusted input: numbers are used only where they are numbers.
+Reports of nodes are untrusted input, so the type of their fields is checked or converted.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from pigeonpost.views.node_now import fault_of
 from protocol import Number
 
 _LOW, _HIGH = attrgetter("low"), attrgetter("high")
-_RESTING = {"off": "switched off", "past": "of the past", "retired": "retired"}
-_STEADY = 0.05  # of the day's range: a change below it is no trend
+_RESTING = {"off": "switched off", "past": "former", "retired": "retired"}
+_STEADY = 0.05  # a smaller share of the day's range is not a trend
 
 
 def sensor_views(
     now: NodeNow, units: Mapping[str, str], day: RecentColumns, kept: Collection[str], now_ms: int
 ) -> list[SensorView]:
-    """Return the sensors of a node; without what the quality checks say of them, and without labels.
+    """Return the sensors of a node, without quality flags and labels.
 
-    units  of all sensors that it ever had
-    day    the last day of the node
-    kept   sensors that are returned although the node has them no more
+    Args:
+        now: State of the node.
+        units: Units of all sensors that it ever had.
+        day: The last day of the node.
+        kept: Sensors of the store to return even if the node no longer reports them.
+        now_ms: Present time in ms since 1970.
     """
-    told = {sensor["name"]: sensor for sensor in (now.state.sensors if now.state else [])}
-    # In the node's own order; then what it once had.
-    names = [*told, *(name for name in units if name not in told and (not told or name in kept))]
+    reported = {sensor["name"]: sensor for sensor in (now.state.sensors if now.state else [])}
+    # In the node's own order, then its former sensors.
+    names = [*reported, *(name for name in units if name not in reported and (not reported or name in kept))]
     midnight_ms = _midnight_ms(now_ms)
     views = []
     for place, name in enumerate(names):
@@ -43,8 +46,8 @@ def sensor_views(
         if value is not None and now.sample is not None and now.sample.time_ms >= midnight_ms:
             low, high = _with_value(low, high, value, now.sample.time_ms)
         views.append(SensorView(
-            node=now.name, name=name, unit=str(told.get(name, {}).get("unit", units.get(name, ""))), number=place,
-            simulated=told.get(name, {}).get("simulated") is True, value=value, fault=fault_of(name, now.sample),
+            node=now.name, name=name, unit=str(reported.get(name, {}).get("unit", units.get(name, ""))), number=place,
+            simulated=reported.get(name, {}).get("simulated") is True, value=value, fault=fault_of(name, now.sample),
             time_ms=now.sample.time_ms if now.sample else None, is_late=now.is_late,
             low=low[0] if low else None, high=high[0] if high else None,
             trend=_trend(columns, day.span_ms // day.width_ms),
@@ -55,13 +58,13 @@ def sensor_views(
     return views
 
 
-_Extreme = tuple[float, int]  # a value, and when that was
+_Extreme = tuple[float, int]  # a value and its time
 
 
 def _extremes(
     columns: Sequence[Bucket], day: RecentColumns, midnight_ms: int
 ) -> tuple[_Extreme, _Extreme] | tuple[None, None]:
-    """Return the lowest and the highest value of today, each with the beginning of its bucket."""
+    """Return the lowest and the highest value of today, each with the start of its bucket."""
     first = (midnight_ms - day.from_ms) // day.width_ms
     today = [column for column in columns if column.place >= first]
     if not today:
@@ -74,14 +77,16 @@ def _extremes(
 
 
 def _with_value(low: _Extreme | None, high: _Extreme | None, value: Number, time_ms: int) -> tuple[_Extreme, _Extreme]:
-    """Return lowest and highest with the value that is shown: the buckets end at this server's now, while the clock of
-    a node may be ahead."""
+    """Return the lowest and the highest value of today, including the value shown.
+
+    The buckets end at this server's present time, while the clock of a node may be ahead.
+    """
     this = value, time_ms
     return (low if low and low[0] <= value else this), (high if high and high[0] >= value else this)
 
 
 def _trend(columns: Sequence[Any], count: int) -> int | None:
-    """Compare the last twelfth of the day with the one before: 1 above, -1 below, 0 about equal, None unknown."""
+    """Return the trend, as in SensorView: the mean of the last twelfth of the range compared with the one before."""
     step = max(1, count // 12)
     latest = list(takewhile(lambda column: column.place >= count - 2 * step, reversed(columns)))
     recent = [column.mean for column in latest if column.place >= count - step]
@@ -90,12 +95,12 @@ def _trend(columns: Sequence[Any], count: int) -> int | None:
         return None
     change = sum(recent) / len(recent) - sum(before) / len(before)
     scale = max(map(_HIGH, columns)) - min(map(_LOW, columns))
-    if change - change != 0 or scale - scale != 0:  # sums of huge values
+    if change - change != 0 or scale - scale != 0:  # overflow of huge values
         return None
     return 0 if abs(change) <= _STEADY * scale else 1 if change > 0 else -1
 
 
 def _midnight_ms(now_ms: int) -> int:
-    """Return the time at which today began, by this machine's clock and zone."""
+    """Return the start of today in ms since 1970, by this machine's clock and zone."""
     t = time.localtime(now_ms // 1000)
     return int(time.mktime((t.tm_year, t.tm_mon, t.tm_mday, 0, 0, 0, 0, 0, -1))) * 1000

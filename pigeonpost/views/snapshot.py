@@ -1,12 +1,12 @@
-"""Builder of the status snapshot: which nodes report, what their sensors say, and a one-sentence summary.
+"""Builder of the status snapshot: state of the nodes and their sensors, and a summary in one sentence.
 
-May be used by any thread. `_lock` guards the last snapshot, and is held while a new one is made, so that many requests
-at once cost one. Errors: NotStored; of a damaged store it shows what it knows.
+Any thread may use it. `_lock` guards the last snapshot. It is held while a new one is made, so that many simultaneous
+requests share one. Errors: NotStored. If the store is damaged, the snapshot contains the data known before.
 
-A snapshot has a summary of every node. The rest, with the last day of its sensors, is made for the nodes that a page
-looks at: the front page of thousands shows fifty.
+A snapshot contains the present state of every node. The rest, with the last day of its sensors, is made only for the
+nodes that a page shows. With thousands of nodes, the front page shows fifty.
 
-What a node reports in STATUS is untrusted input: numbers are used only where they are numbers.
+The content of STATUS is untrusted input: a field that should be a number is ignored if it is not one.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FRESH_S = 1.0  # a snapshot is made again after so long, or when something was stored
-MANY_NODES = 200  # of more, what the store counts is read every COUNTS_S only: it takes 20 us for each
+FRESH_S = 1.0  # a new snapshot is made after this time, or after a commit
+MANY_NODES = 200  # with more nodes, counts are read from the store only every COUNTS_S, since each node takes 20 µs
 COUNTS_S = 10.0
 _NEVER = float("-inf")
-_FAR_MS = 1 << 52  # after every date
+_FAR_MS = 1 << 52  # a time after all samples
 _DAY_MS = 86_400_000
 
 
 class _Known(NamedTuple):
-    """A node that reports: what it was made of, and until when it stays so."""
+    """Cached state of a reporting node, with the input from which it was made and the end of its validity."""
 
     signature: tuple[object, ...]
     until_ms: float
@@ -55,29 +55,34 @@ class _Known(NamedTuple):
 
 
 class SnapshotBuilder:
-    """Makes snapshots, and keeps the last one while it is valid."""
+    """Builder of status snapshots, with a cache of the last one."""
 
     def __init__(self, app: WebContext, day: Callable[[str, int | None, int, Iterable[str]], RecentColumns]) -> None:
-        """day: the last day of a node, as RecentCache.day."""
+        """Create a builder without a snapshot.
+
+        Args:
+            app: The parts of the server.
+            day: Function that returns the last day of a node, as RecentCache.day.
+        """
         self._app = app
         self._day = day
         self._lock = threading.Lock()
         self._snapshot: StatusSnapshot | None = None
         self._made_s = 0.0
-        self._stored: dict[str, dict[str, Any]] = {}  # what the store said last of each node
-        self._stored_s = _NEVER  # and when
-        self._last: dict[str, Sample] = {}  # of nodes that nothing came from in this run
-        self._known: dict[str, _Known] = {}  # of nodes that report
+        self._stored: dict[str, dict[str, Any]] = {}  # counts of each node from the store
+        self._stored_s = _NEVER  # time at which these counts were read
+        self._last: dict[str, Sample] = {}  # last stored sample of each node that has sent none in this run
+        self._known: dict[str, _Known] = {}  # cached states of reporting nodes
         self._failures = FailureTracker(app.store)
-        self.changes = 0  # grows with every change that a snapshot may show
+        self.changes = 0  # incremented by every change that a snapshot may show
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Discard the snapshot: samples were committed."""
+        """Discard the snapshot, since the samples of `epoch_commits` were committed."""
         self._failures.on_commit(epoch_commits)
         self._discard()
 
     def invalidate(self) -> None:
-        """Discard the snapshot; the next one shows what has changed."""
+        """Discard the snapshot, so that the next one shows a change."""
         self._stored_s, self._known = _NEVER, {}
         self._discard()
 
@@ -86,11 +91,11 @@ class SnapshotBuilder:
         self._made_s = 0.0
 
     def snapshot(self) -> StatusSnapshot:
-        """Return the snapshot, at most FRESH_S old."""
+        """Return the last snapshot, or a new one if it is older than FRESH_S or was discarded."""
         with self._lock:
             now_s = self._app.clock.monotonic()
             if self._snapshot is None or not 0 <= now_s - self._made_s < FRESH_S:
-                self._made_s = now_s  # first, so that a change meanwhile is not overlooked
+                self._made_s = now_s  # before reading, so that a concurrent change is not overlooked
                 self._snapshot = self._take(now_s)
             return self._snapshot
 
@@ -104,7 +109,7 @@ class SnapshotBuilder:
         nodes = [self._now(link.state.name, link.state, now_ms) for link in _one_each(app.links)]
         present = {node.name for node in nodes}
         nodes += [self._now(name, None, now_ms) for name in self._stored if name not in present]
-        if len(self._known) > len(nodes):  # some have another name now
+        if len(self._known) > len(nodes):  # some nodes were renamed
             self._known = {name: known for name, known in self._known.items() if name in present}
         faults = [fault for fault in (app.ingestor.fault, app.csv.fault) if fault]
         faults += [f"{subject}: {text}" for subject, text in app.faults.present().items()]
@@ -121,20 +126,20 @@ class SnapshotBuilder:
         try:
             self._stored = {about["name"]: about for about in self._app.store.nodes()}
             self._stored_s = now_s
-        except (StoreDamaged, DiskError) as error:  # which is among the faults: the page shows that, and what it knows
-            log.debug("the page shows what was known before: %s", error)
+        except (StoreDamaged, DiskError) as error:  # the pages show this fault, and the earlier counts
+            log.debug("the page shows the earlier counts: %s", error)
 
     def _read_counts_aside(self, now_s: float) -> None:
-        """Read the counts in a thread of its own, so that no page waits for it."""
+        """Read the counts in a separate thread, so that no page waits for them."""
         try:
             self._read_counts(now_s)
-        except NotStored as error:  # the pages go on with the counts before
-            log.debug("the page shows what was known before: %s", error)
+        except NotStored as error:  # the pages show the earlier counts
+            log.debug("the page shows the earlier counts: %s", error)
 
     # -------------------------------------------------------------------------------------------- of every node
 
     def _now(self, name: str, state: NodeState | None, now_ms: int) -> NodeNow:
-        """Return how a node is; the same object as before while nothing of it has changed."""
+        """Return the state of a node: the cached one if its input has not changed."""
         sample = self._last_sample(name)
         signature = _signature(state, sample) if state is not None and name else None
         known = self._known.get(name) if signature else None
@@ -145,12 +150,12 @@ class SnapshotBuilder:
             return now
         troubles, has_limits = self._troubles(now, state, now_ms)
         now = now._replace(troubles=troubles)
-        if not has_limits:  # else a sensor may become stale with time
+        if not has_limits:  # otherwise a sensor may become stale as time passes
             self._known[name] = _Known(signature, (now.last_ms or 0) + wait_ms(state), now)
         return now
 
     def _troubles(self, now: NodeNow, state: NodeState, now_ms: int) -> tuple[list[Trouble], bool]:
-        """Return the sensors that fail or are out of range, of a node that reports, and whether any has limits."""
+        """Return the faults of the sensors of a reporting node, and True if any sensor has limits."""
         found = [Trouble(now.name, self._title(now.name, sensor), fault) for sensor, fault in failing(now)]
         has_limits = False
         units = {sensor["name"]: str(sensor.get("unit", "")) for sensor in state.sensors}
@@ -166,7 +171,7 @@ class SnapshotBuilder:
         return found, has_limits
 
     def _alerts(self, node: str, sensor: str, value: Number, unit: str) -> list[str]:
-        """Return which thresholds of [[alert]] tables a value is beyond."""
+        """Return one text per alert rule whose condition a value meets, such as `above 40 °C`."""
         return [
             with_unit(f"above {number(rule.above)}" if rule.above is not None and value > rule.above
                       else f"below {number(rule.below)}", unit)
@@ -188,20 +193,20 @@ class SnapshotBuilder:
         return self._app.ingestor.names.label(node, sensor) or sensor.replace("_", " ")
 
     def _last_sample(self, name: str) -> Sample | None:
-        """Return the last sample received; after a restart the stored one with the latest date."""
+        """Return the last sample received; after a restart the stored one with the latest time."""
         latest = self._app.ingestor.latest.get(name)
         if latest is not None:
             return latest.sample
         last_ms, known = self._stored.get(name, {}).get("last_ms"), self._last.get(name)
-        if last_ms is not None and (known is None or known.time_ms != last_ms):  # by an import it may become later
+        if last_ms is not None and (known is None or known.time_ms != last_ms):  # an import may change it
             try:
                 for point in self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
                     self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
             except (StoreDamaged, DiskError) as error:
-                log.debug("no last sample of %s: %s", name, error)
+                log.debug("the last sample of %s cannot be read: %s", name, error)
         return self._last.get(name)
 
-    # ------------------------------------------------------------------------------- of a node that is looked at
+    # ------------------------------------------------------------------------------- of a node on the page
 
     def _node(self, now: NodeNow, now_ms: int) -> NodeView:
         state, about = now.state, self._stored.get(now.name, {})
@@ -224,13 +229,13 @@ class SnapshotBuilder:
         )  # fmt: skip
 
     def _sensors(self, now: NodeNow, now_ms: int) -> list[SensorView]:
-        told = [sensor["name"] for sensor in (now.state.sensors if now.state else ())]
+        reported = [sensor["name"] for sensor in (now.state.sensors if now.state else ())]
         about = self._stored.get(now.name, {})
         units: Mapping[str, str] = about.get("sensors", {})
         try:
-            day = self._day(now.name, about.get("first_ms"), now_ms, dict.fromkeys([*told, *units]))
+            day = self._day(now.name, about.get("first_ms"), now_ms, dict.fromkeys([*reported, *units]))
         except (StoreDamaged, DiskError) as error:
-            log.debug("no columns of %s: %s", now.name, error)
+            log.debug("the last day of %s cannot be read: %s", now.name, error)
             day = _no_day(now_ms)
         kept = {name for name, columns in day.columns.items() if columns}
         return [
@@ -245,7 +250,7 @@ class SnapshotBuilder:
         return list(self._completed(sensor_views(now, units, _no_day(now_ms), kept, now_ms), now, now_ms))
 
     def _completed(self, sensors: Iterable[SensorView], now: NodeNow, now_ms: int) -> Iterator[SensorView]:
-        """Yield the sensors with their labels and quality flags."""
+        """Yield the sensors with labels and quality flags."""
         for sensor in sensors:
             labelled = sensor._replace(label=self._app.ingestor.names.label(now.name, sensor.name))
             yield self._flagged(labelled, now, now_ms)
@@ -254,14 +259,14 @@ class SnapshotBuilder:
         judged = self._judged(now, sensor.name, now_ms)
         if judged is None:
             return sensor
-        odd = {flag.kind: flag_words(flag, sensor.unit) for flag in judged.findings}
-        return sensor._replace(odd=odd, counts=judged.counts, limits=judged.limits, flags=judged.findings)
+        texts = {flag.kind: flag_words(flag, sensor.unit) for flag in judged.findings}
+        return sensor._replace(flag_texts=texts, counts=judged.counts, limits=judged.limits, flags=judged.findings)
 
     def _failing_since_ms(self, sensor: SensorView, now: NodeNow) -> int | None:
         try:
             since_ms = self._failures.since_ms(now.name, sensor.name)
         except (StoreDamaged, DiskError) as error:
-            log.debug("since when %s of %s fails: %s", sensor.name, now.name, error)
+            log.debug("the start of the failure of %s of %s cannot be read: %s", sensor.name, now.name, error)
             return None
         return None if since_ms is None else since_ms - ((now.state.offset_ms if now.state else None) or 0)
 
@@ -271,7 +276,7 @@ def _no_day(now_ms: int) -> RecentColumns:
 
 
 def _signature(state: NodeState, sample: Sample | None) -> tuple[object, ...]:
-    """Return all that the condition of a node is made of, but time."""
+    """Return all input from which the state of a node is made, except the time."""
     return (
         sample, state.connected, state.since_ms, state.on, state.every_s, state.offset_ms, state.fault, state.calls_in,
         state.takes_orders, state.address, state.sensors, state.warnings,
@@ -279,17 +284,17 @@ def _signature(state: NodeState, sample: Sample | None) -> tuple[object, ...]:
 
 
 def _one_each(links: Sequence[NodeLink]) -> list[NodeLink]:
-    """Return one link for each node: of several the connected one; of several connected, one that can ask the node."""
+    """Return one link per node: a connected one if possible, and one that can ask the node if several are connected."""
     best: dict[object, NodeLink] = {}
     for link in links:
-        name = link.state.name or id(link)  # one that was not reached yet has no name
+        name = link.state.name or id(link)  # a node that was not reached yet has no name
         other = best.get(name)
-        if other is None or _worth(link.state) > _worth(other.state):
+        if other is None or _rank(link.state) > _rank(other.state):
             best[name] = link
     return list(best.values())
 
 
-def _worth(state: NodeState) -> tuple[bool, bool]:
+def _rank(state: NodeState) -> tuple[bool, bool]:
     return state.connected, not state.calls_in
 
 
@@ -299,9 +304,10 @@ def _count(details: Mapping[str, Any], key: str) -> int | None:
 
 
 def _waiting(now: NodeNow, details: Mapping[str, Any]) -> int | None:
-    """Return how many samples in a node's outbox were not acknowledged yet; None: not known.
+    """Return the number of unacknowledged samples in a node's outbox, or None if it is unknown.
 
-    A node sends the oldest first. So when the last one stored is not late, none waits, whatever its last STATUS said.
+    A node sends its oldest sample first. If its last stored sample is not late, no sample is waiting, although an older
+    STATUS may contain another number.
     """
     if now.state is None or not now.state.connected or _count(details, "held") is None:
         return None
@@ -309,8 +315,8 @@ def _waiting(now: NodeNow, details: Mapping[str, Any]) -> int | None:
 
 
 def _machine(details: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a node reports of its computer, as far as these are numbers."""
-    told = details.get("machine")
-    told = told if isinstance(told, dict) else {}
-    known = [(name, told.get(name)) for name in ("cpu_temperature", "load", "memory_free", "disk_free")]
+    """Return the reported values of a node's computer that are numbers."""
+    reported = details.get("machine")
+    reported = reported if isinstance(reported, dict) else {}
+    known = [(name, reported.get(name)) for name in ("cpu_temperature", "load", "memory_free", "disk_free")]
     return {name: value for name, value in known if isinstance(value, int | float) and -1000 < value < 1e12}

@@ -3,9 +3,9 @@
     id: 1f0a9c-17
     data: {"samples":[{"node":"basement","time_ms":1795188970123,"values":{"temperature":"23.4 °C"}}]}
 
-One thread serves all pages; another page costs a socket, not a thread. `_lock` guards what other threads leave for it
-(nodes with new samples, sockets to adopt), and is held to put it there or to take it away.
-Errors: a client that does not read is dropped; it reconnects by itself with the id of the last event that it received.
+One thread serves all pages, so a page needs a socket but no thread. `_lock` guards the data that other threads pass to
+this thread (nodes with new samples, new sockets), and is held only for single changes. Errors: a client that does not
+read is disconnected. Browsers reconnect automatically, with the id of the last event received.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 200
-MOST_NODES = 60  # that a page can ask for by name
-HEARTBEAT_S = 15.0  # a client hears something so often; whether it may still listen is checked at each event too
-_REMEMBERED = 64  # events, for clients that come back
+MOST_NODES = 60  # nodes that a page can request by name
+HEARTBEAT_S = 15.0  # interval of heartbeats; the session of a client is checked before everything that is sent
+_REMEMBERED = 64  # last events that are kept, for clients that reconnect
 _UNSENT_BYTES = 64 << 10
 _RETRY_MS = 3000
 _KIND = "text/event-stream; charset=utf-8"
@@ -48,23 +48,27 @@ class _Client:
     def __init__(
         self,
         sock: socket.socket,
-        still_in: Callable[[], bool],
+        is_signed_in: Callable[[], bool],
         units: Callable[[], Mapping[str, str]],
         nodes: frozenset[str] = frozenset(),
     ) -> None:
-        """
-        units  returns the units in which its user wants to see values, as Preferences.units
-        nodes  that it shows; none: all
+        """Create a client.
+
+        Args:
+            sock: Its socket.
+            is_signed_in: Function that returns True while its session is valid.
+            units: Function that returns the units for its user, as Preferences.units.
+            nodes: Nodes that the page shows; empty for all.
         """
         self.sock = sock
-        self.still_in = still_in
+        self.is_signed_in = is_signed_in
         self.units = units
         self.nodes = nodes
         self.unsent = b""
 
 
 class _Event:
-    """The latest samples of some nodes, and the text of the event for each kind of client that was sent it."""
+    """Event with the latest samples of some nodes. Its text is cached for clients with the same units and nodes."""
 
     def __init__(self, id: str, samples: Sequence[tuple[str, LatestSample]]) -> None:
         self._id = id
@@ -72,7 +76,7 @@ class _Event:
         self._texts: dict[object, bytes] = {}
 
     def text(self, client: _Client) -> bytes:
-        """Return the event as it is sent to a client: in its units, of the nodes that it shows. Empty: of none."""
+        """Return the event for a client, in its units and with the nodes that it shows; empty without such nodes."""
         units = client.units()
         shown = [(node, latest) for node, latest in self._samples if not client.nodes or node in client.nodes]
         if self._samples and not shown:
@@ -85,18 +89,18 @@ class _Event:
 
 
 class EventStream:
-    """The event stream: the open pages, and the last events."""
+    """Event stream: the open pages, the last events, and the thread that sends them."""
 
     def __init__(self, app: WebContext, heartbeat_s: float = HEARTBEAT_S, most_clients: int = MOST_CLIENTS) -> None:
         self._app = app
         self._heartbeat_s = heartbeat_s
         self._most_clients = most_clients
-        self._run = secrets.token_hex(3)  # of this start, so that numbers of an earlier one are not taken for ours
+        self._run = secrets.token_hex(3)  # random id of this run; the numbers of events begin at 1 in each run
         self._number = 0
         self._events: deque[tuple[int, _Event]] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
         self._changed: dict[str, None] = {}
-        self._coming: list[tuple[_Client, str]] = []
+        self._new_clients: list[tuple[_Client, str]] = []  # each with the id of its last event
         self._clients: set[_Client] = set()
         self._chooser = selectors.DefaultSelector()
         self._wake_pipe = WakePipe()
@@ -105,15 +109,16 @@ class EventStream:
 
     @property
     def clients(self) -> int:
-        """The number of open pages."""
-        return len(self._clients) + len(self._coming)
+        """Number of open pages."""
+        return len(self._clients) + len(self._new_clients)
 
     def start(self) -> None:
+        """Start the thread."""
         self._chooser.register(self._wake_pipe, selectors.EVENT_READ)
         self._thread.start()
 
     def stop(self, limit_s: float) -> None:
-        """Close all streams."""
+        """Close all streams, within `limit_s` seconds."""
         self._stopping.set()
         self._wake_pipe.wake()
         if self._thread.ident is not None:
@@ -122,32 +127,39 @@ class EventStream:
             self._chooser.close()
             self._wake_pipe.close()
 
-    # ------------------------------------------------------------------------------------ from other threads
+    # --------------------------------------------------------------------------------- called by other threads
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Note the nodes of a commit. Runs in the Ingestor's writer thread; must not wait."""
+        """Record the nodes of `epoch_commits`. It runs in the Ingestor's writer thread, so it must not wait."""
         with self._lock:
             self._changed.update(dict.fromkeys([epoch_commit.node for epoch_commit in epoch_commits]))
         self._wake_pipe.wake()
 
-    def answer(self, context: RequestContext, still_in: Callable[[], bool]) -> Response:
-        """`/events`: a stream that goes on as long as `still_in` says; resumes behind Last-Event-ID.
+    def answer(self, context: RequestContext, is_signed_in: Callable[[], bool]) -> Response:
+        """Return a stream for `context` that continues while `is_signed_in` returns True: `/events`.
 
-        `?nodes=NAME,NAME`: of these nodes alone.
+        It resumes after Last-Event-ID. `?nodes=NAME,NAME` restricts it to these nodes. Raises HTTPError 503 if there
+        are too many streams, 400 for invalid names.
         """
         nodes = _nodes_in(context.request.query.get("nodes", ""))
         if self.clients >= self._most_clients or self._stopping.is_set():
-            raise HTTPError(503, "Too many pages listen; this one is refreshed instead.", "busy", {"Retry-After": "30"})
+            raise HTTPError(
+                503,
+                "Too many pages receive live values; this one is refreshed periodically instead.",
+                "busy",
+                {"Retry-After": "30"},
+            )
         last_id = context.request.headers.get("last-event-id", "")
 
         def adopt(sock: socket.socket) -> None:
             with self._lock:
-                self._coming.append((_Client(sock, still_in, lambda: context.preferences.units, nodes), last_id))
+                client = _Client(sock, is_signed_in, lambda: context.preferences.units, nodes)
+                self._new_clients.append((client, last_id))
             self._wake_pipe.wake()
 
         return Response(kind=_KIND, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, live=adopt)
 
-    # --------------------------------------------------------------------------------------- its own thread
+    # ------------------------------------------------------------------------------------ in the stream thread
 
     def _serve(self) -> None:
         clock = self._app.clock
@@ -158,25 +170,26 @@ class EventStream:
                     self._wake_pipe.drain()
                 else:
                     self._attend(key.data, events)
-            self._tell_news()
+            self._publish()
             if clock.monotonic() >= beat_s:
                 beat_s = clock.monotonic() + self._heartbeat_s
                 self._beat()
         for client in list(self._clients):
             self._drop(client)
-        for client, _ in self._coming:
+        for client, _ in self._new_clients:
             client.sock.close()
 
-    def _tell_news(self) -> None:
+    def _publish(self) -> None:
+        """Send the new samples to all pages, and the missed events to new ones."""
         with self._lock:
             changed, self._changed = self._changed, {}
-            coming, self._coming = self._coming, []
+            new_clients, self._new_clients = self._new_clients, []
         if changed:
             self._number += 1
             event = self._event(changed)
             self._events.append((self._number, event))
             self._send_to_all(event.text)
-        for client, last_id in coming:
+        for client, last_id in new_clients:
             client.sock.setblocking(False)
             self._clients.add(client)
             self._chooser.register(client.sock, selectors.EVENT_READ, client)
@@ -187,24 +200,25 @@ class EventStream:
         return _Event(f"{self._run}-{self._number}", [(node, latest[node]) for node in nodes if node in latest])
 
     def _missed(self, last_id: str, client: _Client) -> bytes:
-        """Return the events after `last_id`; or, where these are not known, the present state."""
-        run, _, said = last_id.partition("-")
-        if run == self._run and said.isascii() and said.isdigit() and len(said) < 16:
+        """Return the events after `last_id`, or one with the present state if they are no longer kept."""
+        run, _, number_text = last_id.partition("-")
+        if run == self._run and number_text.isascii() and number_text.isdigit() and len(number_text) < 16:
             first_kept = self._events[0][0] if self._events else self._number + 1
-            if first_kept <= int(said) + 1 <= self._number + 1:
-                return b"".join(event.text(client) for number, event in self._events if number > int(said))
+            if first_kept <= int(number_text) + 1 <= self._number + 1:
+                return b"".join(event.text(client) for number, event in self._events if number > int(number_text))
         return self._event(list(self._app.ingestor.latest)).text(client)
 
     def _beat(self) -> None:
         self._send_to_all(lambda client: b":\n\n")
 
     def _send_to_all(self, text: Callable[[_Client], bytes]) -> None:
-        """Send to every page whose session goes on; nothing more goes to one whose session is over.
+        """Send to every page whose session is valid; disconnect the others.
 
-        text: returns what is sent to a client; empty: nothing
+        Args:
+            text: Function that returns the text for a client; if it is empty, nothing is sent.
         """
         for client in list(self._clients):
-            if client.still_in():
+            if client.is_signed_in():
                 data = text(client)
                 if data:
                     self._send(client, data)
@@ -214,7 +228,7 @@ class EventStream:
     def _attend(self, client: _Client, events: int) -> None:
         if events & selectors.EVENT_READ:
             try:
-                if not client.sock.recv(1024):  # an event stream goes one way: what the client says is not looked at
+                if not client.sock.recv(1024):  # data from the client is ignored
                     self._drop(client)
                     return
             except BlockingIOError:
@@ -226,7 +240,7 @@ class EventStream:
             self._send(client, b"")
 
     def _send(self, client: _Client, data: bytes) -> None:
-        """Send what goes now; the rest goes when there is room."""
+        """Send as much as possible now; the rest is sent when the socket accepts it."""
         unsent = client.unsent + data
         try:
             unsent = unsent[client.sock.send(unsent) :]
@@ -251,15 +265,15 @@ class EventStream:
 
 
 def _nodes_in(text: str) -> frozenset[str]:
-    """Return the nodes named in a query, with commas between them. Raises HTTPError 400."""
+    """Return the nodes in a query, separated by commas. Raises HTTPError 400."""
     names = frozenset(text.split(",")) if text else frozenset()
     if len(names) > MOST_NODES or not all(map(NODE_NAME, names)):
-        raise HTTPError(400, f"nodes= takes up to {MOST_NODES} names of nodes, with commas between them.", "nodes")
+        raise HTTPError(400, f"`nodes` must be up to {MOST_NODES} names of nodes, separated by commas.", "nodes")
     return names
 
 
 def _latest_as_json(node: str, latest: LatestSample, units: Mapping[str, str]) -> dict[str, Any]:
-    """Return a sample as the page shows it: formatted texts, which the script only inserts."""
+    """Return a sample with its values as formatted texts, which the script inserts into the page."""
     values = {}
     for name, value in latest.sample.values.items():
         to = conversion(latest.units.get(name, ""), units)

@@ -1,12 +1,12 @@
-"""Statistics of one sensor over any span: count, mean, median, mode, deviation, extremes with their times.
+"""Statistics of one sensor in a time range: count, mean, median, mode, standard deviation, extremes with their times.
 
-May be used by any thread. `_lock` guards results that are kept for a minute; `_working` allows two calculations at
-once. Errors: HTTPError where too many wait.
+Any thread may use it. `_lock` guards the results, which are cached for a minute. The semaphore `_working` limits the
+calculations at the same time to two. Errors: HTTPError if too many are waiting.
 
-Up to two days are calculated from the samples, longer spans from rollups. Count, mean, extremes and deviation are
-always those of all values (the deviation by Chan, Golub and LeVeque 1979). Where rollups were used, median and mode are
-the weighted ones of the windows' medians and modes, and `is_exact` is False. Where the samples are deleted, such a span
-begins with its first whole window.
+Ranges of up to two days are calculated from the samples, longer ranges from rollups. Count, mean, extremes and standard
+deviation are always those of all values (the deviation by Chan, Golub and LeVeque 1979). With rollups, the median and
+the mode are the weighted median of the windows' medians and the weighted mode of their modes, and `is_exact` is False.
+Of a part whose samples are deleted, only complete windows are included.
 """
 
 from __future__ import annotations
@@ -33,20 +33,32 @@ if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
     from pigeonpost.storage.models import Bucket, Rollup
 
-_SAMPLES_MS = 2 * 86_400_000  # up to so long the samples are read,
-_MOST_SAMPLES = 20_000  # as long as they are no more than these
-_MOST_VALUES = 1_280_000  # in these samples, of all channels: 64 channels of 20,000 samples
-_MOST_RECOUNTED = 1_000_000  # samples, for windows (start, end], and those that are not summed up yet
-_SHORT_MS, _LONG_MS = 600_000, 3_600_000  # windows
+_SAMPLES_MS = 2 * 86_400_000  # longest range that is calculated from the samples
+_MOST_SAMPLES = 20_000  # with more samples, rollups are used
+_MOST_VALUES = 1_280_000  # limit for all channels together: 64 channels of 20,000 samples
+_MOST_RECOUNTED = 1_000_000  # limit of samples read for windows (start, end], and for windows without a rollup
+_SHORT_MS, _LONG_MS = 600_000, 3_600_000  # lengths of the windows
 _SHORT_UP_TO_MS = 14 * 86_400_000
 LONGEST_MS = 370 * 86_400_000
 _KEEP_S, _MOST_KEPT = 60.0, 256
 
 
 class Statistics(NamedTuple):
-    """Statistics of one sensor over [from_ms, to_ms), with the times of the first minimum and maximum.
+    """Statistics of one sensor in the range [from_ms, to_ms). All times are in ms since 1970 (UTC).
 
-    None: not calculated: the span is too long, or its windows are not summed up yet
+    Attributes:
+        from_ms: Start of the range.
+        to_ms: End of the range.
+        values: Number of values.
+        mean: Mean of all values.
+        median: Median; None if it cannot be calculated, because the range is too long or rollups are missing.
+        mode: Most frequent value; None in the same cases.
+        low: Minimum.
+        low_ms: Time of the first minimum.
+        high: Maximum.
+        high_ms: Time of the first maximum.
+        deviation: Standard deviation; None in the same cases as the median.
+        is_exact: True if the median and the mode are those of all values.
     """
 
     from_ms: int
@@ -64,7 +76,7 @@ class Statistics(NamedTuple):
 
 
 class StatisticsReader:
-    """Calculates statistics, and keeps those of the last minute."""
+    """Reader of statistics, with a cache of those of the last minute."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
@@ -74,9 +86,18 @@ class StatisticsReader:
         self._kept: dict[object, tuple[float, Statistics | None]] = {}
 
     def of(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
-        """Return statistics of one span, of up to LONGEST_MS; None: there is no value in it, or it is longer.
+        """Return the statistics of one range; None if it has no value, or is longer than LONGEST_MS.
 
-        Those of a span that ends within the last minute may be up to a minute old.
+        The result for a range that ends within the last minute may be up to a minute old.
+
+        Args:
+            node: Name of the node.
+            sensor: Name of the sensor.
+            from_ms: Start in ms since 1970, inclusive.
+            to_ms: End in ms since 1970, exclusive.
+
+        Raises:
+            HTTPError: 503 if too many calculations are waiting.
         """
         if not 0 < to_ms - from_ms <= LONGEST_MS:
             return None
@@ -85,9 +106,11 @@ class StatisticsReader:
         if kept:
             return kept[1]
         if not self._working.acquire(timeout=5):
-            raise HTTPError(503, "Too many statistics at once; try again in a moment.", "busy", {"Retry-After": "2"})
+            raise HTTPError(
+                503, "Too many statistics are being calculated; try again in a moment.", "busy", {"Retry-After": "2"}
+            )
         try:
-            kept = self._fresh(key)  # by somebody who was waited for
+            kept = self._fresh(key)  # calculated by another thread in the meantime
             return kept[1] if kept else self._keep(key, self._calculated(node, sensor, from_ms, to_ms))
         finally:
             self._working.release()
@@ -115,7 +138,7 @@ class StatisticsReader:
         return self._of_windows(node, sensor, from_ms, to_ms, about.get("kept_from_ms") or 0)
 
     def _values(self, node: str, sensor: str, from_ms: int, to_ms: int) -> list[tuple[int, float]] | None:
-        """Return time and value of each reading, oldest first; None: there are too many."""
+        """Return time and value of each reading, oldest first, or None if there are too many."""
         channels = len(self._store.channels(node, MOST_LISTED))
         left = min(_MOST_SAMPLES, _MOST_VALUES // max(channels, 1))
         found: list[tuple[int, float]] = []
@@ -143,7 +166,7 @@ class StatisticsReader:
     def _of_windows(self, node: str, sensor: str, from_ms: int, to_ms: int, kept_from_ms: int) -> Statistics | None:
         span_ms = _SHORT_MS if to_ms - from_ms <= _SHORT_UP_TO_MS else _LONG_MS
         low_ms, high_ms = -(-from_ms // span_ms) * span_ms, to_ms // span_ms * span_ms
-        # Whole windows, and what is before and after them. A chart's buckets have what is not summed up yet.
+        # Complete windows, and the parts before and after them. Buckets include samples without a rollup.
         edges = [from_ms, low_ms, high_ms, to_ms] if low_ms <= high_ms else [from_ms, to_ms]
         spans = [span for span in pairwise(edges) if span[0] < span[1]]
         columns = [
@@ -163,7 +186,7 @@ class StatisticsReader:
         )  # fmt: skip
         parts = self._parts(node, sensor, spans, span_ms, kept_from_ms)
         known = sum(part.values for part in parts)
-        if abs(known - count) > 0.01 * count:  # too many samples to read, or a damaged hour: more than came since
+        if abs(known - count) > 0.01 * count:  # too many samples to read, or a damaged hour
             return found
         modes: Counter[float] = Counter()
         for part in parts:
@@ -176,7 +199,7 @@ class StatisticsReader:
     def _parts(
         self, node: str, sensor: str, spans: Sequence[tuple[int, int]], span_ms: int, kept_from_ms: int
     ) -> list[Rollup]:
-        """Return the rollups of a span; none where too many samples would have to be read for them."""
+        """Return the rollups of a range; an empty list if this would require too many samples."""
         found: list[Rollup] = []
         for start_ms, end_ms in spans:
             if start_ms % span_ms == 0 == end_ms % span_ms:
@@ -187,7 +210,7 @@ class StatisticsReader:
                     return []
                 found += windows
                 continue
-            values = array("d")  # which is not rolled up
+            values = array("d")  # a part without a rollup
             for _, _, batch in self._store.stored_batches(node, start_ms, end_ms):
                 values.extend([value for value in batch.values.get(sensor, ()) if value is not None])
                 if len(values) > _MOST_RECOUNTED:
@@ -197,7 +220,7 @@ class StatisticsReader:
         return found
 
     def _when(self, node: str, sensor: str, value: float, from_ms: int, to_ms: int) -> int:
-        """Return when a value of a window was taken, for the first time; its end, where the samples are deleted."""
+        """Return the time of the first occurrence of a value in a window, or its end if the samples are deleted."""
         return min(
             (
                 time_ms
@@ -212,25 +235,42 @@ class StatisticsReader:
 def closed_left(
     store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int, kept_from_ms: int, now_ms: int
 ) -> list[Rollup]:
-    """Return the rollups of windows [start, end) that end in (from_ms, to_ms], oldest first. Those that are over, as
-    maintenance has it, and not rolled up yet are made from the samples.
+    """Return the rollups of windows [start, end) that end in (from_ms, to_ms], oldest first.
 
-    Raises HTTPError where there are too many of these.
+    Past windows that have no rollup yet are calculated from the samples.
+
+    Args:
+        store: The store.
+        node: Name of the node.
+        sensor: Name of the sensor.
+        span_ms: Length of a window in ms.
+        from_ms: Start in ms since 1970.
+        to_ms: End in ms since 1970.
+        kept_from_ms: Time before which the samples are deleted, in ms since 1970.
+        now_ms: Present time in ms since 1970.
+
+    Raises:
+        HTTPError: 503 if too many samples have no rollup yet.
     """
     if to_ms <= from_ms:
         return []
     over_ms = max(from_ms, min(to_ms, now_ms - GRACE_MS))
     found = current_rollups(store, node, sensor, span_ms, from_ms, over_ms, kept_from_ms, _MOST_RECOUNTED)
     if found is None:
-        text = f"More than {_MOST_RECOUNTED:,} samples are still being summed up: ask for less, or again in a minute."
+        text = (
+            f"More than {_MOST_RECOUNTED:,} samples have no statistics yet: choose a shorter range, or try again later."
+        )
         raise HTTPError(503, text, "busy", {"Retry-After": "60"})
     return found + store.summaries(node, sensor, span_ms, over_ms, to_ms)
 
 
 def closed_right(store: Store, node: str, sensor: str, span_ms: int, from_ms: int, to_ms: int) -> list[Rollup]:
-    """Return the rollups of windows (start, end] that end in (from_ms, to_ms], oldest first, made from the samples.
+    """Return the rollups of windows (start, end] that end in (from_ms, to_ms], calculated from the samples.
 
-    Raises HTTPError where there are too many of these.
+    The arguments `store`, `node`, `sensor`, `span_ms`, `from_ms` and `to_ms` are those of `closed_left`.
+
+    Raises:
+        HTTPError: 400 if there are too many samples.
     """
     low_ms, high_ms = from_ms // span_ms * span_ms, to_ms // span_ms * span_ms
     found: dict[int, list[float]] = {}
@@ -238,7 +278,7 @@ def closed_right(store: Store, node: str, sensor: str, span_ms: int, from_ms: in
     for _, _, batch in store.stored_batches(node, low_ms + 1, high_ms + 1):
         left -= len(batch)
         if left < 0:
-            raise HTTPError(400, f"There are more than {_MOST_RECOUNTED:,} samples in it: ask for less.", "span")
+            raise HTTPError(400, f"The range has more than {_MOST_RECOUNTED:,} samples: choose a shorter one.", "span")
         for time_ms, value in zip(batch.times, batch.values.get(sensor, ())):
             if value is not None:
                 found.setdefault(-(-time_ms // span_ms) * span_ms, []).append(value)
@@ -246,7 +286,11 @@ def closed_right(store: Store, node: str, sensor: str, span_ms: int, from_ms: in
 
 
 def statistics_of_buckets(columns: Sequence[Bucket], from_ms: int, to_ms: int, places: int) -> Statistics | None:
-    """Return statistics from the buckets of a chart, for long spans; the times are those of buckets."""
+    """Return statistics without median, mode and deviation from the `columns` of a chart; None without columns.
+
+    They are for ranges that are too long for StatisticsReader. The chart has `places` columns from `from_ms` to
+    `to_ms`. The times of the extremes are the starts of columns.
+    """
     if not columns:
         return None
     low, high = min(columns, key=lambda one: one.low), max(columns, key=lambda one: one.high)
@@ -258,7 +302,10 @@ def statistics_of_buckets(columns: Sequence[Bucket], from_ms: int, to_ms: int, p
 
 
 def _deviation(parts: Sequence[Rollup], count: int, scale: float) -> float:
-    """Return the deviation of all values. Scaled: squares near the ends of floats are infinite."""
+    """Return the standard deviation of all values.
+
+    They are divided by `scale` first, since the squares of huge values would be infinite.
+    """
     mean = math.fsum([part.mean / scale * (part.values / count) for part in parts])
     squares = [((part.deviation / scale) ** 2 + (part.mean / scale - mean) ** 2) * part.values for part in parts]
     return unscaled(math.sqrt(math.fsum(squares) / count), scale)
@@ -274,12 +321,18 @@ def _median(parts: Sequence[Rollup], count: int) -> float:
     return ordered[-1].median
 
 
-_HEAD = ("values", "mean", "median", "most often", "lowest", "highest", "deviation")
-Row = tuple[object, "Statistics | None", str]  # what it is of, what is known, the unit
+_HEAD = ("values", "mean", "median", "mode", "lowest", "highest", "standard deviation")
+Row = tuple[object, "Statistics | None", str]  # name, statistics, unit
 
 
 def statistics_table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
-    """Return a table of statistics; `what` is the head of the first column."""
+    """Return a table of statistics.
+
+    Args:
+        what: Head of the first column.
+        rows: The rows.
+        now_ms: Present time in ms since 1970. Times of the present day are written without a date.
+    """
     lines = join_html(
         Html("<tr><th scope=row>{}</th>{}</tr>\n").format(name, join_html(
             Html('<td data-label="{}">{}</td>').format(*cell) for cell in zip(_HEAD, _cells(found, unit, now_ms))
@@ -293,12 +346,15 @@ def statistics_table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
 
 
 def statistics_text(what: str, rows: Sequence[Row], now_ms: int) -> list[str]:
-    """Return the same for a terminal, about 80 columns wide."""
-    head = (what.upper(), "VALUES", "MEAN", "MEDIAN", "MODE", "LOWEST", "HIGHEST", "DEVIATION")
-    told: list[tuple[str, ...]] = [head]
-    told += [(str(name), *_cells(found, "", now_ms)) for name, found, _ in rows]
-    widths = [max(len(row[k]) for row in told) for k in range(len(told[0]))]
-    return ["  ".join(f"{text:{width}}" for text, width in zip(row, widths)).rstrip() for row in told]
+    """Return the lines of a table of statistics for a terminal, about 80 columns wide.
+
+    The arguments `what`, `rows` and `now_ms` are those of `statistics_table`.
+    """
+    head = (what.upper(), "VALUES", "MEAN", "MEDIAN", "MODE", "LOWEST", "HIGHEST", "STD DEVIATION")
+    table: list[tuple[str, ...]] = [head]
+    table += [(str(name), *_cells(found, "", now_ms)) for name, found, _ in rows]
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    return ["  ".join(f"{text:{width}}" for text, width in zip(row, widths)).rstrip() for row in table]
 
 
 def _cells(found: Statistics | None, unit: str, now_ms: int) -> Iterator[str]:
@@ -316,7 +372,7 @@ def _cells(found: Statistics | None, unit: str, now_ms: int) -> Iterator[str]:
 
 
 def statistics_json(found: Statistics | None) -> Mapping[str, Any] | None:
-    """Return statistics as JSON."""
+    """Return the statistics `found` as a JSON object, or None."""
     if found is None:
         return None
     return {

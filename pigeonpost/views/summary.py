@@ -1,4 +1,4 @@
-"""The headline of the front page: one sentence about all nodes, and how grave it is."""
+"""Summary on the front page: one sentence about all nodes, and its level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pigeonpost.views.models import UNWATCHED, Level, NodeNow, Trouble
 
 
 def summary(nodes: Sequence[NodeNow], faults: Sequence[str], now_ms: int) -> tuple[Level, str]:
-    """Return the level, and the summary without its full stop."""
+    """Return the level of the summary, and the summary without full stop.
+
+    Args:
+        nodes: State of all nodes.
+        faults: Faults of this server.
+        now_ms: Present time in ms since 1970.
+    """
     if faults:
         return "bad", _capital("; ".join(faults))
     watched = [node for node in nodes if node.condition not in UNWATCHED]
@@ -19,9 +25,9 @@ def summary(nodes: Sequence[NodeNow], faults: Sequence[str], now_ms: int) -> tup
     if wrong:
         if len(watched) == 1:
             return "bad", _complaint(_subject(wrong), wrong[0], now_ms)
-        told = "; ".join(_complaint(_called(node), node, now_ms) for node in wrong[:3])
+        texts = "; ".join(_complaint(_called(node), node, now_ms) for node in wrong[:3])
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        return "bad", f"{len(wrong):,} of {len(watched):,} nodes {_are(wrong)} not reporting: {told}{more}"
+        return "bad", f"{len(wrong):,} of {len(watched):,} nodes {_are(wrong)} not reporting: {texts}{more}"
     warned = [node for node in watched if node.warnings]
     if warned:
         return "bad", "; ".join(f"{_called(node)}: {node.warnings[0]}" for node in warned[:3])
@@ -56,7 +62,7 @@ def _complaint(subject: str, node: NodeNow, now_ms: int) -> str:
     return f"{subject} {what}{since}{colon}{why}"
 
 
-# A NodeState.fault that begins with one of these follows the node's name as it is; any other, "closed", needs a verb.
+# A NodeState.fault that begins with one of these follows the node's name directly; "closed", for example, does not.
 _VERBS = frozenset(("cannot", "refuses:", "does", "has", "is", "still", "speaks", "answers", "closes", "shows"))
 
 
@@ -78,7 +84,7 @@ def _names(nodes: Sequence[NodeNow]) -> str:
 
 
 def _subject(nodes: Sequence[NodeNow]) -> str:
-    """Return the nodes as the beginning of a sentence: with a capital letter, but never in a node's name."""
+    """Return the nodes as the beginning of a sentence, with a capital letter that is not part of a node's name."""
     kind = "" if not nodes[0].name else "Node " if len(nodes) == 1 else "Nodes "
     return f"{kind}{_names(nodes)}" if kind else _capital(_names(nodes))
 

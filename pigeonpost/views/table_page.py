@@ -1,4 +1,4 @@
-"""A page that consists of one table: as HTML, as text for a terminal, as JSON and as CSV, from the same rows."""
+"""Page that consists of one table: as HTML, as text for a terminal, as JSON and as CSV, from the same rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from pigeonpost.storage.csv.format import cell
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, text_page
 
-_WIDTH = 79  # of a terminal
-_SHORT = 12  # letters of a cell that is not broken into lines: `156.1 kB`
+_WIDTH = 79  # columns of a terminal
+_SHORT = 12  # a cell with up to this number of characters, such as `156.1 KiB`, is not wrapped
 
 
 class TablePage(NamedTuple):
     """Content of a page with one table.
 
-    title, lead  its heading, and a sentence or two below it
-    head, rows   the table for people: every cell a text
-    links        where the first cell of each row leads; empty: nowhere
-    keys, data   the same for programs: of each row the values
-    more         what else the page for people has, above the table
-    none         what is said in its place when there is no row
-    live         the open page follows what is new
+    Attributes:
+        title: Heading.
+        lead: One or two sentences below the heading.
+        head: Titles of the columns.
+        rows: Rows for people; every cell is a text.
+        keys: Names of the columns for programs, in JSON and CSV.
+        data: Rows for programs; cells are values.
+        none: Text that is shown instead of an empty table.
+        links: Address to which the first cell of each row is linked; empty for no links.
+        more: Further content of the HTML page, above the table.
+        live: True if the script keeps the open page up to date.
     """
 
     title: str
@@ -42,7 +46,7 @@ class TablePage(NamedTuple):
 
 
 def render_table(context: RequestContext, listing: TablePage) -> Response:
-    """Return the table as the address asks for it: `.json`, `.csv`, else for people or for a terminal."""
+    """Return the table `listing` for `context`: JSON or CSV if the address ends so, otherwise HTML or text."""
     path = context.request.path
     if path.endswith(".json"):
         name = path.rpartition("/")[2].removesuffix(".json")
@@ -59,7 +63,7 @@ def render_table(context: RequestContext, listing: TablePage) -> Response:
 
 
 def _lines(listing: TablePage) -> list[str]:
-    """Return the table for a terminal; where it is too wide, the last cell of each row gets its own line."""
+    """Return the table for a terminal. If it is too wide, the last cell of each row gets its own line."""
     if not listing.rows:
         return [listing.none]
     sides = "<" * len(listing.head)
@@ -80,8 +84,9 @@ def _table(listing: TablePage) -> Html:
     rows = join_html(
         Html("<tr>{}</tr>\n").format(join_html(
             Html('<td data-label="{}"{}>{}</td>').format(
-                label, Html(' class="short"') if len(said) <= _SHORT else "", _linked(said, link if place == 0 else ""))
-            for place, (label, said) in enumerate(zip(listing.head, row))
+                label, Html(' class="short"') if len(value) <= _SHORT else "",
+                _linked(value, link if place == 0 else ""))
+            for place, (label, value) in enumerate(zip(listing.head, row))
         ))
         for row, link in zip(listing.rows, links)
     )  # fmt: skip
@@ -89,20 +94,20 @@ def _table(listing: TablePage) -> Html:
     return Html('<table class="list"><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table>').format(head, rows)
 
 
-def _linked(said: str, link: str) -> Html:
-    return Html('<a href="{}">{}</a>').format(link, said) if link else Html("{}").format(said)
+def _linked(text: str, link: str) -> Html:
+    return Html('<a href="{}">{}</a>').format(link, text) if link else Html("{}").format(text)
 
 
 def other_forms(context: RequestContext, *suffixes: str) -> Html:
-    """Return links to the formats for programs."""
+    """Return links to the page of `context` in the formats for programs, one per address suffix in `suffixes`."""
     path, prefix = context.request.path, context.request.prefix
     link = Html('<a href="{0}{1}">{2}{0}{1}</a>')
     links = join_html((link.format(path, suffix, prefix) for suffix in suffixes), ", ")
-    return Html('<p class="links">The same for programs: {}</p>').format(links)
+    return Html('<p class="links">For programs: {}</p>').format(links)
 
 
 def csv_answer(keys: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
-    """Return rows as CSV (RFC 4180), in which no text is a formula."""
+    """Return `rows` with the head `keys` as CSV (RFC 4180), in which no text is a formula."""
     lines = [",".join(keys), *(",".join(map(_cell, row)) for row in rows)]
     return Response(
         ("\n".join(lines) + "\n").encode(), "text/csv; charset=utf-8", headers={"Cache-Control": "no-store"}

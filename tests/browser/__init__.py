@@ -1,4 +1,4 @@
-"""What people do with the page, in a real browser. Needs playwright and chromium, and is skipped without them.
+"""Tests of the web interface in a real browser. They need Playwright and Chromium, and are skipped without them.
 
 apt-get install chromium
 python3 -m venv /tmp/browser && /tmp/browser/bin/pip install playwright axe-playwright-python

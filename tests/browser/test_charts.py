@@ -1,4 +1,4 @@
-"""Charts in Chromium: values under the pointer, a span chosen, saved graphs; on a phone, in the dark, on paper."""
+"""Charts in Chromium: values under the pointer, range selection, saved graphs; phone, dark mode and print."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def setUpModule():
 class ChartCase(BrowserCase):
     @classmethod
     def setUpClass(cls):
-        cls.addCleanup = cls.addClassCleanup  # the program ends after the class, not after a test
+        cls.addCleanup = cls.addClassCleanup  # the program stops after the class, not after a test
         try:
             cls.server = cls.make_server()
         finally:
@@ -38,7 +38,7 @@ class ChartCase(BrowserCase):
         return server
 
     def chart(self, query=f"series={SERIES}&span=10m", **options):
-        """A window on the page of a chart, its picture drawn."""
+        """Open a chart page, wait until its image is drawn, and return the page."""
         page = self.open(self.server, f"/chart?{query}", **options)
         page.wait_for_function(
             "() => { const i = document.querySelector('.plot img'); return i.complete && i.naturalWidth }"
@@ -46,18 +46,18 @@ class ChartCase(BrowserCase):
         return page
 
     def place(self, page, part):
-        """Where in the window a part of the chart's width is."""
+        """Return the window position (x, y) at a fraction of the chart's width."""
         box = page.locator(".plot").bounding_box()
         return box["x"] + part * box["width"], box["y"] + box["height"] / 2
 
 
 class Charts(ChartCase):
-    def test_values_are_read_under_the_pointer(self):
+    def test_pointer_shows_time_and_values(self):
         page = self.chart()
         told = page.locator("output.readout")
-        expect(told).to_contain_text("Move over the chart")
+        expect(told).to_contain_text("Move the pointer over the chart")
         page.mouse.move(*self.place(page, 0.4))
-        expect(told).to_contain_text("temperature of demo: nothing")
+        expect(told).to_contain_text("temperature of demo: no value")
         expect(page.locator(".hair")).to_be_visible()
         frame = page.evaluate(
             "fetch('/chart.json' + new URL(document.querySelector('.plot img').currentSrc).search).then(a => a.json())"
@@ -72,7 +72,7 @@ class Charts(ChartCase):
         page.mouse.move(5, 5)
         expect(page.locator(".hair")).to_be_hidden()
 
-    def test_a_span_is_chosen_by_dragging(self):
+    def test_dragging_selects_a_time_range(self):
         page = self.chart()
         page.mouse.move(*self.place(page, 0.3))
         page.mouse.down()
@@ -84,16 +84,16 @@ class Charts(ChartCase):
         query = parse_qs(urlsplit(page.url).query)
         self.assertEqual(query["series"], [SERIES])
         begin, end = (page.evaluate("text => Date.parse(text)", query[key][0]) for key in ("from", "to"))
-        self.assertTrue(60_000 < end - begin < 300_000, query)  # a fifth of the width, of ten minutes
+        self.assertTrue(60_000 < end - begin < 300_000, query)  # a fifth of the width; the whole width is ten minutes
         expect(page.get_by_role("link", name="Zoom out")).to_be_visible()
 
-    def test_a_click_chooses_nothing(self):
+    def test_click_does_not_select_a_range(self):
         page = self.chart()
         page.mouse.click(*self.place(page, 0.4))
         expect(page.locator(".hair")).to_be_visible()
         self.assertNotIn("from=", page.url)
 
-    def test_with_the_keyboard_alone(self):
+    def test_keyboard_shows_values_and_selects_a_range(self):
         page = self.chart()
         for _ in range(40):
             page.keyboard.press("Tab")
@@ -117,7 +117,7 @@ class Charts(ChartCase):
         page.keyboard.press("Enter")
         page.wait_for_url("**/chart?*from=*")
 
-    def test_a_page_of_now_is_kept_up_to_date(self):
+    def test_page_of_a_current_range_is_updated(self):
         page = self.chart("series=demo/temperature&span=10m")
         rows = page.locator('[data-piece="numbers"]')
         snapshot, before = page.locator(".plot img").get_attribute("src"), rows.text_content()
@@ -125,7 +125,7 @@ class Charts(ChartCase):
         expect(page.locator(".plot img")).not_to_have_attribute("src", snapshot)
         expect(page.locator(".plot")).to_be_visible()
 
-    def test_dates_are_chosen_without_a_script(self):
+    def test_time_range_can_be_selected_without_the_script(self):
         page = self.open(self.server, f"/chart?series={SERIES}&span=1h", java_script_enabled=False)
         page.get_by_label("From").fill("2026-11-01T12:00")
         page.get_by_label("to", exact=True).fill("2026-11-01T14:00")
@@ -134,14 +134,14 @@ class Charts(ChartCase):
         page.get_by_role("link", name="Earlier").click()
         expect(page.get_by_label("From")).to_have_value("2026-11-01T10:00")
         page.get_by_role("link", name="hour", exact=True).click()
-        page.get_by_text("Add or take away a series").click()
+        page.get_by_text("Add or remove a series").click()
         page.get_by_role("link", name="– light of demo").click()
         expect(page.locator("h1")).to_have_text("temperature of demo")
 
     def test_graphs_are_saved_renamed_shared_and_deleted(self):
         page = self.chart()
         page.get_by_label("Name").fill("My <b>graph</b>")
-        page.get_by_role("button", name="Save this graph").click()
+        page.get_by_role("button", name="Save graph").click()
         expect(page.locator("h1")).to_have_text("Saved graphs")
         page.get_by_label("New name of My <b>graph</b>").fill("Greenhouse")
         page.get_by_role("button", name="Rename").click()
@@ -152,9 +152,9 @@ class Charts(ChartCase):
         expect(page.locator("h1")).to_have_text("temperature and light of demo")
         page.get_by_role("link", name="Saved graphs").click()
         page.get_by_role("button", name="Delete, Greenhouse").click()
-        expect(page.locator("main")).to_contain_text("You have saved none yet.")
+        expect(page.locator("main")).to_contain_text("You have not saved any graphs yet.")
 
-    def test_from_a_card_to_its_sensor_and_to_its_chart(self):
+    def test_links_lead_from_a_card_to_its_sensor_and_chart(self):
         page = self.open(self.server)
         page.locator(".card", has_text="temperature").first.click()
         expect(page.locator("h1")).to_have_text("temperature of demo")
@@ -168,10 +168,10 @@ class Charts(ChartCase):
         page.locator(".charts a:has(img)").first.click()
         page.wait_for_url("**/chart?series=demo/**")
 
-    def test_nothing_is_wider_than_the_window(self):
+    def test_pages_with_charts_fit_the_window(self):
         page = self.chart()
         page.get_by_label("Name").fill("W" * 60)
-        page.get_by_role("button", name="Save this graph").click()
+        page.get_by_role("button", name="Save graph").click()
         page.get_by_role("button", name="Share").click()
         for options in ({"viewport": PHONE, "is_mobile": True}, {"viewport": {"width": 800, "height": 600}}):
             page = self.open(self.server, f"/chart?series={SERIES}&span=24h", **options)
@@ -182,15 +182,15 @@ class Charts(ChartCase):
                 self.assert_fits(page)
         page.goto("/graphs")
         page.get_by_role("button", name="Delete").click()
-        expect(page.locator("main")).to_contain_text("You have saved none yet.")
+        expect(page.locator("main")).to_contain_text("You have not saved any graphs yet.")
 
-    def test_a_phone_gets_a_picture_that_it_can_show(self):
+    def test_phone_gets_the_small_chart(self):
         page = self.chart(viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
         self.assertIn("size=small", page.evaluate("document.querySelector('.plot img').currentSrc"))
         page.touchscreen.tap(*self.place(page, 0.4))
         expect(page.locator("output.readout")).to_contain_text("temperature of demo:")
 
-    def test_in_the_dark_and_on_paper(self):
+    def test_page_supports_dark_mode_and_printing(self):
         page = self.chart(color_scheme="dark")
         self.assertEqual(
             page.evaluate("getComputedStyle(document.querySelector('.fields input')).backgroundColor"),
@@ -218,12 +218,12 @@ class TwoUsers(ChartCase):
         expect(page.locator("footer")).to_contain_text(f"Signed in as {user}")
         return page
 
-    def test_a_shared_graph_is_opened_by_another_user(self):
+    def test_shared_graph_can_be_opened_by_another_user(self):
         page = self.log_in("admin", "correct horse")
         expect(page.locator(".card").first).to_be_visible(timeout=2 * LIMIT_MS)
         page.goto(f"/chart?series={SERIES}&span=1h")
         page.get_by_label("Name").fill("For all")
-        page.get_by_role("button", name="Save this graph").click()
+        page.get_by_role("button", name="Save graph").click()
         page.get_by_role("button", name="Share, For all").click()
         address = page.locator("code").inner_text()
         other = self.log_in("guest", "battery staple")

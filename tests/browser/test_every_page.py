@@ -1,4 +1,4 @@
-"""Every page in Chromium: no finding of axe-core in light and dark, nothing wider than a phone, a changed password."""
+"""Every page in Chromium: accessibility (axe-core), phone width, links, and a changed password."""
 
 import os
 import re
@@ -28,28 +28,28 @@ def setUpModule():
 
 
 def found(page):
-    """What axe-core finds wrong: the rule, how grave, and the first elements."""
+    """Return the violations that axe-core finds: rule, severity, and the first elements."""
     page.evaluate(AXE_SCRIPT)
-    wrong = page.evaluate("axe.run().then(found => found.violations)")
-    return [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]]) for one in wrong]
+    violations = page.evaluate("axe.run().then(found => found.violations)")
+    return [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]]) for one in violations]
 
 
 @unittest.skipUnless(AXE_SCRIPT or os.environ.get("CI"), "axe-playwright-python is not installed for this Python")
 class EveryPage(BrowserCase):
-    """With a password and with the bus, so that every page is there."""
+    """A server with a password and with the bus, so that every page exists."""
 
     @classmethod
     def setUpClass(cls):
-        cls.addCleanup = cls.addClassCleanup  # the program ends after the class, not after a test
+        cls.addCleanup = cls.addClassCleanup  # the program stops after the class, not after a test
         try:
             data = temp_folder(cls)
             if control(cls, "--data", data, "password", said="correct horse\n")[0]:
-                raise AssertionError("no password was set")
+                raise AssertionError("the password was not set")
             settings = os.path.join(data, "server.toml")
             with open(settings, "w", encoding="utf-8") as file:
                 file.write("[bus]\nenabled = true\n")
             cls.server = Server(cls, "--demo", "--config", settings, data=data)
-            wait_until(lambda: cls.server.page, "the page is there")
+            wait_until(lambda: cls.server.page, "the server has started")
         finally:
             del cls.addCleanup
 
@@ -60,7 +60,7 @@ class EveryPage(BrowserCase):
         expect(page.locator("h1")).to_contain_text("Node demo is reporting")
         return page
 
-    def test_nothing_is_found_by_axe(self):
+    def test_every_page_passes_axe_in_light_and_dark_mode(self):
         self.assertIn("axe", AXE_SCRIPT[:40])
         for scheme in ("light", "dark"):
             page = self.log_in(color_scheme=scheme)
@@ -70,26 +70,26 @@ class EveryPage(BrowserCase):
                     expect(page.locator("h1").first).to_be_visible()
                     self.assertEqual(found(page), [])
 
-    def test_axe_would_find_something(self):
+    def test_axe_finds_deliberate_violations(self):
         page = self.log_in()
         page.evaluate("document.querySelector('.buttons button').textContent = ''")
         page.evaluate("document.querySelector('.buttons button').removeAttribute('aria-label')")
         page.evaluate("document.querySelector('footer').style.color = '#ccc'")
         self.assertLessEqual({"button-name", "color-contrast"}, {rule for rule, _, _ in found(page)})
 
-    def test_nothing_is_wider_than_a_phone(self):
+    def test_every_page_fits_a_phone(self):
         page = self.log_in(viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
         for path in PAGES:
             page.goto(path)
             self.assert_fits(page)
 
-    def test_from_one_page_to_every_other(self):
-        """By links alone, from the front page."""
+    def test_every_page_is_reachable_by_links(self):
+        """All links are followed, starting at the front page."""
         page = self.log_in()
         seen, waiting = set(), ["/"]
         while waiting:
             path = waiting.pop()
-            if path in seen or "." in path.rpartition("/")[2]:  # a file, and no page
+            if path in seen or "." in path.rpartition("/")[2]:  # a file, not a page
                 continue
             seen.add(path)
             page.goto(path)
@@ -99,7 +99,7 @@ class EveryPage(BrowserCase):
             if path != "/login":
                 self.assertTrue(urlsplit(path).path in seen or path.startswith(("/chart", "/help/")), path)
 
-    def test_another_password_and_back(self):
+    def test_password_is_changed_twice_and_other_sessions_end(self):
         self.expected = ("403",)
         old, new = "correct horse", "battery staple"
         page, other = self.log_in(), self.log_in()
@@ -108,10 +108,10 @@ class EveryPage(BrowserCase):
             page.get_by_role("link", name="Change your password").click()
             page.get_by_label("Old password").fill("wrong horse")
             self.fill_new(page, after)
-            expect(page.get_by_role("alert")).to_have_text("That is not your old password.")
+            expect(page.get_by_role("alert")).to_have_text("The old password is wrong.")
             page.get_by_label("Old password").fill(before)
             self.fill_new(page, after)
-            expect(page.locator("h1")).to_have_text("The password is changed")
+            expect(page.locator("h1")).to_have_text("Password changed")
         other.goto("/about")
         self.assertEqual(urlsplit(other.url).path, "/login")
 
@@ -120,14 +120,14 @@ class EveryPage(BrowserCase):
         page.get_by_label("Repeat the new password").fill(password)
         page.get_by_role("button", name="Change password").click()
 
-    def test_a_log_of_the_list_is_downloaded(self):
+    def test_listed_log_is_downloaded(self):
         page = self.log_in()
         page.goto("/logs")
         with page.expect_download() as download:
             page.locator("table.list a").first.click()
         self.assertRegex(download.value.suggested_filename, r"^sensorlog_\d{6}_\d{4}(_\d+)?\.csv$")
 
-    def test_what_happens_is_told_on_the_open_page(self):
+    def test_open_events_page_shows_new_events(self):
         watching, page = self.log_in(), self.log_in()
         watching.goto("/happenings")
         rows = watching.locator("table.list tbody tr")

@@ -1,4 +1,4 @@
-"""The front page in Chromium with several nodes: the chooser, failing sensors, ages, charts to move and to fold."""
+"""Front page in Chromium with several nodes: node selector, failed sensors, ages, and movable charts."""
 
 import math
 import re
@@ -22,7 +22,7 @@ def setUpModule():
     test_page.setUpModule()
 
 
-class Front(BrowserCase):
+class FrontPage(BrowserCase):
     names = ("attic", "basement", "greenhouse")
 
     def setUp(self):
@@ -41,7 +41,7 @@ class Front(BrowserCase):
     def charts(self, page):
         return page.eval_on_selector_all("[data-chart]", "all => all.map(one => one.dataset.chart)")
 
-    def test_buttons_follow_the_chosen_node(self):
+    def test_buttons_apply_to_the_selected_node(self):
         self.links[1].state.on = False
         self.web.web._snapshots.invalidate()
         page = self.open(self.server)
@@ -55,10 +55,10 @@ class Front(BrowserCase):
         self.own(page, "Status").click()
         expect(page.locator("h1")).to_have_text("basement")
         self.assertEqual(self.links[1].asked, [("CHECK",)])
-        page.get_by_role("link", name="Now").click()
+        page.get_by_role("link", name="Dashboard").click()
         expect(page.get_by_label("Node")).to_have_value("basement")
 
-    def test_the_chooser_without_the_script(self):
+    def test_node_selector_works_without_the_script(self):
         page = self.open(self.server, java_script_enabled=False)
         page.get_by_label("Node").select_option("greenhouse")
         self.own(page, "Sensor Off").click()
@@ -68,7 +68,7 @@ class Front(BrowserCase):
         self.own(page, "Choose").click()
         expect(page.get_by_label("Node")).to_have_value("attic")
 
-    def test_a_sensor_that_fails_while_the_page_is_open(self):
+    def test_open_page_shows_that_a_sensor_fails(self):
         page = self.open(self.server)
         card = page.locator('.card[href="/nodes/basement/temperature"]')
         expect(card.locator(".age")).to_have_text(re.compile(r"^\d+ s ago$"))
@@ -78,16 +78,16 @@ class Front(BrowserCase):
         expect(page.locator("h1")).to_have_class("verdict wait")
         expect(page.locator("h1")).to_contain_text("Sensor temperature of basement: no reading; last sample")
 
-    def test_a_new_value_widens_the_day_at_once(self):
+    def test_live_value_updates_the_highest_value_of_the_day(self):
         page = self.open(self.server)
         card = page.locator('.card[href="/nodes/attic/light"]')
         expect(card.locator(".day")).to_contain_text("high 49")
-        page.evaluate("void (window.fetch = () => new Promise(() => {}))")  # no fresh copy of the page comes
+        page.evaluate("void (window.fetch = () => new Promise(() => {}))")  # the page cannot be fetched again
         self.web.store_samples("attic", [{"temperature": 18, "light": 1234}], UNITS)
         expect(card.locator("b")).to_have_text("1,234")
         expect(card.locator(".day")).to_contain_text(re.compile(r"high 1,234 at \d\d:\d\d$"))
 
-    def test_charts_are_moved_and_folded_without_leaving_the_page(self):
+    def test_charts_are_moved_and_hidden_without_leaving_the_page(self):
         page = self.open(self.server)
         page.evaluate("window.same = true")
         before = self.charts(page)
@@ -107,13 +107,13 @@ class Front(BrowserCase):
         show.press("Enter")
         expect(page.locator(".charts img")).to_have_count(6)
 
-    def test_charts_without_the_script(self):
+    def test_charts_are_hidden_without_the_script(self):
         page = self.open(self.server, java_script_enabled=False)
         page.get_by_role("button", name="Hide the chart of light of attic").click()
         expect(page.locator(".folded")).to_have_count(1)
         self.assertEqual(page.url.rpartition("/")[2], "#charts")
 
-    def test_it_fits_at_every_width_with_long_names_too(self):
+    def test_page_with_long_names_fits_every_width(self):
         self.links[0].state.name = "a" * 63
         self.links[1].state.connected = False
         self.links[1].state.fault = "cannot be reached: Connection refused"
@@ -123,13 +123,13 @@ class Front(BrowserCase):
             self.assert_fits(page)
 
     @unittest.skipUnless(AXE_SCRIPT, "axe-playwright-python is not installed for this Python")
-    def test_nothing_is_found_by_axe(self):
+    def test_front_page_with_a_failed_sensor_passes_axe(self):
         self.web.store_samples("basement", [{"temperature": None, "light": 1}], UNITS)
         for scheme in ("light", "dark"):
             page = self.open(self.server, color_scheme=scheme)
             self.assertEqual(found(page), [])
 
-    def test_nothing_moves_while_it_is_updated(self):
+    def test_update_causes_no_layout_shift(self):
         page = self.open(self.server)
         page.wait_for_load_state("load")
         page.evaluate(

@@ -1,4 +1,4 @@
-"""The page in Chromium: it lives without being reloaded, every button does what it says, on a phone and in the dark."""
+"""Web interface in Chromium: live values, buttons, log, login, phone width and dark mode."""
 
 import os
 import re
@@ -29,23 +29,26 @@ def setUpModule():
         raise unittest.SkipTest("there is no chromium")
     playwright = sync_playwright().start()
     unittest.addModuleCleanup(playwright.stop)
-    # Chromium does not start in its sandbox as root, nor with /dev/shm as small as containers have it.
+    # As root, Chromium does not start in its sandbox. In containers, /dev/shm is too small for it.
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
     unittest.addModuleCleanup(browser.close)
     expect.set_options(timeout=LIMIT_MS)
 
 
 class BrowserCase(unittest.TestCase):
-    """Every test has a browser window of its own, in which nothing may go wrong and nothing be fetched elsewhere."""
+    """Base class: each test has its own browser windows; errors and requests to other hosts fail the test."""
 
     def setUp(self):
         self.wrong = []
         self.hosts = set()
-        self.expected = ()  # parts of messages that belong to the test
+        self.expected = ()  # parts of error messages that the test provokes
 
     def open(self, server, path="/", with_key=True, **options):
-        """A new window on a page of `server`, reached by the address that it printed: where no password is set, that
-        has the key without which no button can be pressed."""
+        """Open a page of `server` in a new window and return it.
+
+        If `with_key`, the window first opens the address that the server printed: without a password, buttons work
+        only with the key in that address.
+        """
         options = {"viewport": {"width": 1100, "height": 1000}, **options}
         base = "http://{}:{}".format(*server.page)
         context = browser.new_context(base_url=base, **options)
@@ -61,7 +64,7 @@ class BrowserCase(unittest.TestCase):
         return page
 
     def note(self, message):
-        """Keep what the browser's console says of errors, and of which address."""
+        """Record an error message of the browser's console with its address."""
         if message.type == "error":
             self.wrong.append(f"{message.text} ({message.location.get('url', '')})")
 
@@ -71,29 +74,29 @@ class BrowserCase(unittest.TestCase):
         self.assertLessEqual(len(self.hosts), 1)
 
     def values(self, page):
-        """What the cards show: sensor to text."""
+        """Return the displayed value of each sensor card by `node/sensor`."""
         return page.eval_on_selector_all(
             "b[data-live]", "all => Object.fromEntries(all.map(one => [one.dataset.live, one.textContent]))"
         )
 
     def assert_fits(self, page):
-        """Nothing is wider than the window."""
+        """Assert that the page is not wider than the window."""
         page.wait_for_load_state("load")
         wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         self.assertLessEqual(wide, window, page.url)
 
 
 class Demo(BrowserCase):
-    """One demonstration for all of these; each leaves its node switched on."""
+    """Tests that share one demo server; each leaves the node switched on."""
 
     @classmethod
     def setUpClass(cls):
-        cls.addCleanup = cls.addClassCleanup  # the program ends after the class, not after a test
+        cls.addCleanup = cls.addClassCleanup  # the program stops after the class, not after a test
         try:
             cls.server = Server(cls, "--demo")
         finally:
             del cls.addCleanup
-        wait_until(lambda: "is reporting" in cls.server.get("/")[1], "the demonstration's node reports")
+        wait_until(lambda: "is reporting" in cls.server.get("/")[1], "the demo node reports")
 
     def test_values_change_without_reloading(self):
         page = self.open(self.server)
@@ -108,32 +111,34 @@ class Demo(BrowserCase):
         expect(page.locator('[data-live="last"]')).to_have_text(re.compile(r"^\d s ago$"))
         self.assertTrue(page.evaluate("window.same"))
 
-    def test_the_six_buttons_are_there_and_named(self):
+    def test_page_has_the_six_buttons_with_accessible_names(self):
         page = self.open(self.server)
         self.assertEqual(page.locator(".buttons button, .buttons a").all_inner_texts(), BUTTONS)
         for name in BUTTONS[:3]:
             expect(page.get_by_role("button", name=f"{name}, demo")).to_be_enabled()
 
-    def test_what_does_not_change_is_not_exchanged(self):
-        """A button that was replaced under a finger would not be pressed."""
+    def test_unchanged_elements_are_not_replaced(self):
+        """A button that is replaced while it is pressed would not be activated."""
         page = self.open(self.server)
         buttons = page.locator(".buttons").element_handle()
         cards = page.locator("section.cards").element_handle()
-        page.wait_for_function("cards => !cards.isConnected", arg=cards)  # so the page was refreshed since
+        page.wait_for_function("cards => !cards.isConnected", arg=cards)  # the page has been refreshed
         self.assertTrue(buttons.evaluate("buttons => buttons.isConnected"))
 
-    def test_off_and_on(self):
+    def test_buttons_turn_sampling_off_and_on(self):
         page = self.open(self.server)
         page.get_by_text("Sensor Off").click()
-        expect(page.get_by_role("status")).to_have_text("demo is off: it takes no samples. What it holds still comes.")
+        expect(page.get_by_role("status")).to_have_text(
+            "demo is off: it takes no samples. Its stored samples are still delivered."
+        )
         expect(page.locator("p.verdict")).to_contain_text("Switched off")
-        page.get_by_role("link", name="Now").click()
+        page.get_by_role("link", name="Dashboard").click()
         expect(page.locator("h1")).to_contain_text("Node demo is switched off; last sample")
         page.get_by_text("Sensor On").click()
         expect(page.get_by_role("status")).to_have_text("demo is on: it samples.")
         expect(page.locator("p.verdict")).to_contain_text("Reporting")
 
-    def test_status(self):
+    def test_status_button_shows_the_reply_of_the_node(self):
         page = self.open(self.server)
         page.get_by_text("Status", exact=True).click()
         expect(page.get_by_role("status")).to_have_text(
@@ -152,7 +157,7 @@ class Demo(BrowserCase):
         first = rows.first.inner_text()
         expect(rows.first).not_to_have_text(first)
 
-    def test_log_download(self):
+    def test_log_is_downloaded(self):
         page = self.open(self.server)
         with page.expect_download() as download:
             page.get_by_role("link", name="Log Download").last.click()
@@ -167,16 +172,16 @@ class Demo(BrowserCase):
     def test_charts_are_drawn(self):
         page = self.open(self.server)
         charts = page.locator(".charts img")
-        expect(charts).to_have_count(page.locator(".card").count())  # one of every sensor
+        expect(charts).to_have_count(page.locator(".card").count())  # one chart per sensor
         for chart in charts.all():
             chart.scroll_into_view_if_needed()
             page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=chart.element_handle())
-        self.expected = ("/favicon.ico",)  # which Chromium asks for when a picture is opened by itself
+        self.expected = ("/favicon.ico",)  # Chromium requests it when an image is opened directly
         page.goto(charts.first.get_attribute("src"))
         colour = page.evaluate("getComputedStyle(document.querySelector('.mean')).stroke")
-        self.assertEqual(colour, "rgb(0, 114, 178)")  # so the style in the file is let in by its policy
+        self.assertEqual(colour, "rgb(0, 114, 178)")  # the policy of the image allows its style
 
-    def test_with_the_keyboard_alone(self):
+    def test_buttons_work_with_the_keyboard(self):
         page = self.open(self.server)
         reached = []
         for _ in range(20):
@@ -196,7 +201,7 @@ class Demo(BrowserCase):
         page.keyboard.press("Enter")
         expect(page.get_by_role("status")).to_contain_text("demo answered")
 
-    def test_on_a_phone_nothing_is_wider_than_it(self):
+    def test_pages_fit_a_phone_and_buttons_are_44_pixels_high(self):
         page = self.open(self.server, viewport=PHONE, is_mobile=True, has_touch=True, device_scale_factor=2)
         for path in ("/", "/nodes/demo", "/log", "/login", "/nothing-here"):
             self.expected = ("404",)
@@ -205,16 +210,16 @@ class Demo(BrowserCase):
         page.goto("/")
         for name in BUTTONS:
             box = page.locator(".buttons").get_by_text(name, exact=True).bounding_box()
-            self.assertGreaterEqual(box["height"], 44, name)  # for a thumb
+            self.assertGreaterEqual(box["height"], 44, name)  # minimum height of a touch target
 
-    def test_at_other_widths_too(self):
+    def test_pages_fit_all_window_widths(self):
         for width in (320, 500, 640, 800, 1920):
             page = self.open(self.server, viewport={"width": width, "height": 800})
             self.assert_fits(page)
             page.goto("/nodes/demo")
             self.assert_fits(page)
 
-    def test_in_the_dark(self):
+    def test_page_supports_dark_mode(self):
         colours = {}
         for scheme in ("light", "dark"):
             page = self.open(self.server, color_scheme=scheme, viewport=PHONE)
@@ -225,7 +230,7 @@ class Demo(BrowserCase):
         self.assertEqual(colours["light"], ["rgb(250, 249, 246)", "rgb(28, 31, 34)"])
         self.assertEqual(colours["dark"], ["rgb(22, 24, 26)", "rgb(232, 230, 225)"])
 
-    def test_without_its_script_the_page_is_whole(self):
+    def test_page_is_complete_without_the_script(self):
         page = self.open(self.server, java_script_enabled=False)
         self.assertEqual(page.locator(".buttons button, .buttons a").all_inner_texts(), BUTTONS)
         expect(page.locator("h1")).to_contain_text("Node demo is reporting; last sample")
@@ -233,37 +238,37 @@ class Demo(BrowserCase):
         expect(page.get_by_role("status")).to_contain_text("demo answered")
 
 
-class Alone(BrowserCase):
-    """Those that need a server of their own."""
+class SeparateServer(BrowserCase):
+    """Tests that need a separate server."""
 
-    def test_without_the_key_buttons_are_disabled_and_the_page_says_what_to_do(self):
+    def test_buttons_are_disabled_without_the_key_and_the_page_explains_it(self):
         server = Server(self, "--demo")
         page = self.open(server, with_key=False)
         expect(page.get_by_role("button", name="Sensor Off")).to_be_disabled(timeout=2 * LIMIT_MS)
         expect(page.get_by_role("button", name="Exit")).to_be_disabled()
         expect(page.locator("p.notice")).to_contain_text("Open the address that the server printed when it started")
         self.assert_fits(page)
-        page.goto(server.path)  # as somebody who clicks on the printed address
+        page.goto(server.path)  # as a user who opens the printed address
         page.get_by_role("button", name="Sensor Off").click()
         expect(page.get_by_role("status")).to_contain_text("demo is off")
         expect(page.locator("footer")).to_contain_text("Signed in with the one-time key (operator).")
 
-    def test_exit_asks_first(self):
+    def test_exit_asks_for_confirmation(self):
         server = Server(self, "--demo")
         page = self.open(server)
         page.get_by_role("button", name="Exit").click()
         expect(page.locator("h1")).to_have_text("Stop this server?")
-        page.get_by_text("No, go back").click()
+        page.get_by_text("Cancel").click()
         expect(page.locator("h1.verdict")).to_be_visible()
         page.get_by_role("button", name="Exit").click()
         expect(page.locator("h1")).to_have_text("Stop this server?")
         page.get_by_role("button", name="Exit").click()
         expect(page.locator("h1")).to_have_text("exited")
-        expect(page.locator("main")).to_contain_text(re.compile(r"Flushed: .* stored; the log .*\.csv is whole"))
+        expect(page.locator("main")).to_contain_text(re.compile(r"Flushed: .* stored; the log .*\.csv is complete"))
         self.assertEqual(server.wait(), 0, server.logged)
 
-    def test_a_password(self):
-        self.expected = ("403",)  # Chromium tells of the wrong password in its console
+    def test_user_logs_in_and_out_with_a_password(self):
+        self.expected = ("403",)  # Chromium logs the status of the wrong password in its console
         data = temp_folder(self)
         self.assertEqual(control(self, "--data", data, "password", said="correct horse\n")[0], 0)
         page = self.open(Server(self, data=data))
@@ -271,7 +276,7 @@ class Alone(BrowserCase):
         self.assert_fits(page)
         page.get_by_label("Password").fill("wrong horse")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_have_text("That is not the password of that user.")
+        expect(page.get_by_role("alert")).to_have_text("Wrong user name or password.")
         page.get_by_label("Password").fill("correct horse")
         page.keyboard.press("Enter")
         expect(page.locator("footer")).to_contain_text("Signed in as admin (operator).")
@@ -280,8 +285,8 @@ class Alone(BrowserCase):
         page.goto("/log")
         self.assertEqual(urlsplit(page.url).path, "/login")
 
-    def test_a_page_that_was_opened_before_anything_was_there(self):
-        """Buttons, cards and charts come by themselves when the node does."""
+    def test_page_opened_before_the_node_starts_is_completed(self):
+        """Buttons, cards and charts appear automatically when the node starts."""
         place = f"127.0.0.1:{free_port()}"
         often = {"pigeonpost.transports.tcp_server.LONGEST_RETRY_S": 1.0}
         server = Server(self, "--node", f"basement@{place}", constants=often)
@@ -290,7 +295,7 @@ class Alone(BrowserCase):
         page.evaluate("window.same = true")
         expect(page.get_by_role("button", name="Sensor Off")).to_be_disabled()
         self.assertEqual(page.locator(".card").count(), 0)
-        expect(log.locator("main")).to_contain_text("No sample has come in this run yet.")
+        expect(log.locator("main")).to_contain_text("No sample has arrived in this run yet.")
         Node(self, "--listen", place)
         expect(page.get_by_role("button", name="Sensor Off")).to_be_enabled()
         expect(page.locator(".card")).to_have_count(2)
@@ -299,7 +304,7 @@ class Alone(BrowserCase):
         expect(log.locator("table.log tbody tr")).to_have_count(10)
         self.assertTrue(page.evaluate("window.same"))
 
-    def test_when_the_server_is_away_the_page_tells_by_its_age(self):
+    def test_age_of_the_values_grows_while_the_server_is_down(self):
         self.expected = ("ERR_", "Failed to load resource")
         server = Server(self, "--demo")
         page = self.open(server)

@@ -1,4 +1,4 @@
-"""Preferences, menu and Exit in Chromium: units on pages and in live values, without script too, and on a phone."""
+"""Preferences, menu and Exit in Chromium: displayed units with and without the script, and the menu on a phone."""
 
 import re
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ class Units(BrowserCase):
     def setUp(self):
         super().setUp()
         self.server = Server(self, "--demo")
-        wait_until(lambda: "is reporting" in self.server.get("/")[1], "the demonstration's node reports")
+        wait_until(lambda: "is reporting" in self.server.get("/")[1], "the demo node reports")
 
     def choose(self, page, unit):
         page.goto("/settings")
@@ -27,18 +27,18 @@ class Units(BrowserCase):
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_role("status")).to_have_text("Saved.")
 
-    def test_a_chosen_unit_is_on_every_page_and_stays_while_values_change(self):
+    def test_selected_unit_applies_to_pages_and_live_values(self):
         page = self.open(self.server)
         self.choose(page, "°F")
         for path in ("/nodes/demo/temperature", "/"):
             page.goto(path)
             live = page.locator('b[data-live="demo/temperature"]').first
             first = live.text_content()
-            expect(live).not_to_have_text(first)  # an event has come
+            expect(live).not_to_have_text(first)  # an event has arrived
             self.assertGreater(float(live.text_content()), 55, path)  # 21 °C are 70 °F
             expect(live.locator("xpath=../span[@class='unit']")).to_have_text("°F")
 
-    def test_what_is_read_in_a_chart_has_the_unit_of_the_picture(self):
+    def test_values_under_the_pointer_have_the_unit_of_the_chart(self):
         page = self.open(self.server)
         self.choose(page, "°F")
         page.goto("/chart?series=demo/temperature&span=10m")
@@ -48,7 +48,7 @@ class Units(BrowserCase):
         picture = page.request.get("/chart.svg?series=demo/temperature&span=10m").text()
         self.assertIn(">temperature, °F</text>", picture)
 
-    def test_without_script(self):
+    def test_unit_can_be_selected_without_the_script(self):
         page = self.open(self.server, java_script_enabled=False)
         self.choose(page, "K")
         page.goto("/log")
@@ -56,7 +56,7 @@ class Units(BrowserCase):
 
 
 class Menu(BrowserCase):
-    def test_on_a_phone_all_parts_are_there_and_the_own_one_is_marked(self):
+    def test_menu_on_a_phone_lists_all_pages_and_marks_the_current_one(self):
         page = self.open(Server(self, "--demo"), viewport=NARROW, is_mobile=True, has_touch=True)
         names = page.get_by_role("navigation", name="Pages").get_by_role("link").all_text_contents()
         self.assertEqual(len(names), 9)
@@ -66,7 +66,7 @@ class Menu(BrowserCase):
             expect(marked).to_have_text(name)
             self.assert_fits(page)
 
-    def test_a_reload_after_exit_leads_home(self):
+    def test_reload_after_exit_opens_the_front_page(self):
         self.expected = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE")
         server = StartedServer(self)
         port = server.page[1]
@@ -77,7 +77,7 @@ class Menu(BrowserCase):
         expect(page.locator("pre")).to_contain_text("server.py")
         server.wait()
         again = StartedServer(self, "--web", f"127.0.0.1:{port}", data=server.data)
-        wait_until(lambda: again.page, "the next run is there")
+        wait_until(lambda: again.page, "the next run has started")
         page.reload()
         expect(page.locator("h1.verdict")).to_be_visible()
         self.assertEqual(urlsplit(page.url).path, "/")

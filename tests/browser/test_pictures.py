@@ -1,4 +1,4 @@
-"""The screenshots of the manual: docs/pictures/make.py draws them, here into a temporary folder."""
+"""Screenshots of the manual, drawn by docs/pictures/make.py into a temporary folder."""
 
 import os
 import struct
@@ -17,7 +17,7 @@ def setUpModule():
 
 
 def size_of(path):
-    """Width and height of a PNG file (PNG specification, 11.2.2: IHDR)."""
+    """Return width and height of a PNG file (PNG specification, 11.2.2: IHDR)."""
     with open(path, "rb") as file:
         head = file.read(24)
     assert head.startswith(b"\x89PNG\r\n\x1a\n"), path
@@ -25,7 +25,7 @@ def size_of(path):
 
 
 class Pictures(unittest.TestCase):
-    def test_each_picture_is_drawn_in_the_size_of_the_one_in_the_manual(self):
+    def test_each_screenshot_has_the_size_of_the_one_in_the_manual(self):
         set_zone(self, "UTC")
         folder, manual = temp_folder(self), os.path.join(ROOT, "docs", "pictures")
         make.draw(folder, test_page.browser)
@@ -36,7 +36,7 @@ class Pictures(unittest.TestCase):
             self.assertEqual(size_of(path), size_of(os.path.join(manual, name)), name)
             self.assertLess(os.path.getsize(path), PICTURE_BYTES, name)
 
-    def test_the_page_that_is_drawn_shows_a_day_of_the_demonstration(self):
+    def test_page_of_the_screenshots_shows_a_day_of_the_demo_node(self):
         set_zone(self, "UTC")
         with make.served() as address:
             page = test_page.browser.new_page()

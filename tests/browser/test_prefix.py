@@ -1,4 +1,4 @@
-"""The page in Chromium below a path of nginx, which speaks TLS: every page is whole and lives, the buttons work."""
+"""Web interface in Chromium behind nginx with TLS, below a path: pages, live values and buttons."""
 
 import os
 import re
@@ -40,7 +40,7 @@ class BelowAPath(BrowserCase):
         self.server = Server(self, "--node", self.node.at, data=data)
 
     def begin(self, lines, is_tls=True):
-        """A window on the front page below /house/sensors/, logged in."""
+        """Log in below /house/sensors/, and return the window and its base address."""
         at = "{}:{}".format(*self.server.page)
         nginx = Nginx(self, f"location /house/sensors/ {{ proxy_pass http://{at}/; {lines} }}", is_tls)
         base = nginx.url.replace("127.0.0.1", "localhost") + "/house/sensors/"
@@ -52,7 +52,7 @@ class BelowAPath(BrowserCase):
         return window, base
 
     def assert_lives(self, window):
-        """Values change without a reload, so the stream of events comes through."""
+        """Assert that values change without a reload, so nginx forwards the event stream."""
         place = window.locator('[data-live="basement/temperature"]').first
         expect(place).to_be_visible()
         before = place.text_content()
@@ -61,7 +61,7 @@ class BelowAPath(BrowserCase):
         self.assertTrue(window.evaluate("window.stays"))
 
     def assert_all_pages(self, window, base):
-        """Each page that the menu and the front page lead to has its style, script and pictures."""
+        """Assert that each page linked from the front page has its style sheet and images."""
         addresses = window.eval_on_selector_all("a[href]", "all => all.map(one => one.href)")
         for address in dict.fromkeys(one.partition("#")[0] for one in addresses):
             self.assertTrue(address.startswith(base), address)
@@ -91,7 +91,7 @@ class BelowAPath(BrowserCase):
         window.get_by_role("button", name="Log out").click()
         expect(window).to_have_url(base + "login")
 
-    def test_the_path_that_nginx_names(self):
+    def test_pages_work_below_a_path_in_x_forwarded_prefix(self):
         window, base = self.begin(f"{HEADERS} proxy_set_header X-Forwarded-Prefix /house/sensors;")
         (cookie,) = window.context.cookies()
         self.assertTrue(cookie["name"].startswith("__Secure-pigeonpost-"))
@@ -100,13 +100,13 @@ class BelowAPath(BrowserCase):
         self.assert_all_pages(window, base)
         self.assert_buttons(window, base)
 
-    def test_nginx_with_proxy_pass_alone(self):
+    def test_pages_work_with_proxy_pass_alone(self):
         window, base = self.begin("", is_tls=False)
         self.assert_lives(window)
         self.assert_all_pages(window, base)
         self.assert_buttons(window, base)
 
-    def test_a_span_chosen_in_a_chart_stays_below_the_path(self):
+    def test_time_range_selected_in_a_chart_stays_below_the_path(self):
         window, base = self.begin(f"{HEADERS} proxy_set_header X-Forwarded-Prefix /house/sensors;")
         wait_until(lambda: len(self.server.get("/healthz")[1]) > 0, "the server answers")
         window.goto(base + "chart?series=basement/temperature&span=10m")

@@ -1,4 +1,4 @@
-"""The page of a chart: its image, ways through time, its numbers; in HTML and in a terminal."""
+"""Chart page: image, links to other time ranges, and numbers, in HTML and as text."""
 
 import html
 import re
@@ -21,8 +21,8 @@ def setUpModule():
     use_memory_disk()
 
 
-class Moments(unittest.TestCase):
-    def test_without_a_zone_it_is_the_servers(self):
+class Times(unittest.TestCase):
+    def test_time_without_a_zone_is_in_the_zone_of_the_server(self):
         set_zone(self, "Europe/Berlin")
         for text, same in (
             ("2026-11-20T15:36", "2026-11-20T14:36:00Z"),
@@ -33,7 +33,7 @@ class Moments(unittest.TestCase):
             self.assertEqual(local_moment(text), parse_rfc3339(same), text)
         self.assertEqual(local_moment("1000"), 1000)
 
-    def test_what_is_none(self):
+    def test_invalid_times_are_rejected(self):
         for text in (
             "2026-13-20T15:36",
             "2026-11-20T25:36",
@@ -47,7 +47,7 @@ class Moments(unittest.TestCase):
                 local_moment(text)
 
 
-class Page(unittest.TestCase):
+class ChartPage(unittest.TestCase):
     def setUp(self):
         set_zone(self, "Europe/Berlin")
         self.web = WebHouse(
@@ -77,7 +77,7 @@ class Page(unittest.TestCase):
         links = self.links(self.page(query).partition('data-piece="choice"')[2].partition("</ul>")[0])
         return {text: parse_qs(urlsplit(link).query)["series"][0] for text, link in links.items()}
 
-    def test_series_to_add_and_to_take_away(self):
+    def test_page_offers_series_to_add_and_to_remove(self):
         series = "basement/temperature,basement/light"
         self.assertEqual(self.choice(f"series={series}&span=1h"), {
             "– temperature of basement": "basement/light",
@@ -85,18 +85,18 @@ class Page(unittest.TestCase):
             "+ temperature of attic": f"{series},attic/temperature", "+ light of attic": f"{series},attic/light",
         })  # fmt: skip
 
-    def test_series_that_are_shown_are_offered_first_when_there_are_many(self):
+    def test_displayed_series_are_listed_first_if_there_are_many(self):
         with mock.patch.object(chart_page, "_MOST_OFFERED", 3):
             offered = list(self.choice("series=attic/temperature,basement/temperature&span=1h"))
         self.assertEqual(offered[:2], ["– temperature of attic", "– temperature of basement"])
         self.assertEqual(len(offered), 3)
 
-    def test_the_day_of_the_shown_nodes_alone_is_read(self):
+    def test_page_reads_only_the_samples_of_the_displayed_nodes(self):
         with mock.patch.object(self.web.store, "downsample_all", wraps=self.web.store.downsample_all) as read:
             self.assertIn("+ temperature of attic", self.choice("series=basement/temperature&span=1h"))
         self.assertEqual({call.args[0] for call in read.call_args_list}, {"basement"})
 
-    def test_what_it_shows(self):
+    def test_page_shows_title_image_statistics_and_values(self):
         page = self.page("series=basement/temperature,basement/light&span=1h")
         self.assertIn("<h1>temperature and light of basement</h1>", page)
         source = r'<img src="/chart\.svg\?series=basement/temperature,basement/light&amp;span=1h&amp;size=large"'
@@ -104,12 +104,12 @@ class Page(unittest.TestCase):
         self.assertRegex(page, f'{source} alt="{words}')
         self.assertIn('<td data-label="median">22.05 °C</td>', page)
         self.assertIn('<script src="/zoom.js" defer></script>', page)
-        self.assertRegex(page, r" data-now=")  # so it is kept up to date
+        self.assertRegex(page, r" data-now=")  # the script updates this page
         rows = re.findall(r"<tr><th scope=row>(\d\d:\d\d)</th>((?:<td>[^<]*</td>)+)</tr>", page)
         self.assertGreaterEqual(len(rows), 10)
         self.assertRegex(rows[-1][1], r"^<td>2\d[\d.]* \(2\d[\d.]* to 2\d[\d.]*\)</td><td>7\d\d")
 
-    def test_its_pictures_and_numbers_are_there(self):
+    def test_images_and_downloads_of_the_page_exist(self):
         page = self.page("series=basement/temperature,attic/temperature&span=6h")
         found = re.findall(r'(?:src|srcset|href)="(/chart\.[^"]+)"', page)
         self.assertEqual(len(found), 6)
@@ -120,15 +120,15 @@ class Page(unittest.TestCase):
         for path in ("/chart.json", "/chart.csv", "/chart.svg"):
             self.assertTrue(any(address.startswith(path) for address in found))
 
-    def test_several_series_have_a_key_for_narrow_screens(self):
+    def test_several_series_have_a_legend_for_narrow_screens(self):
         page = self.page("series=basement/temperature,basement/light")
         names = re.findall(r'<li class="s\d">([^<]+)</li>', page)
         self.assertEqual(names, ["temperature, °C", "light, counts"])
         self.assertNotIn('class="key"', self.page("series=basement/temperature"))
 
-    def test_ways_through_time(self):
+    def test_links_open_earlier_later_longer_and_shorter_ranges(self):
         page = self.page("series=basement/temperature&from=2026-11-01T12:00&to=2026-11-01T14:00")
-        self.assertNotIn("data-now", page)  # what is past does not change under one's eyes
+        self.assertNotIn("data-now", page)  # a past time range is not updated
         links = self.links(page)
         for name, begin, end in (
             ("← Earlier", "09", "11"), ("Later →", "13", "15"), ("Zoom out", "10", "14"),
@@ -145,8 +145,7 @@ class Page(unittest.TestCase):
         self.assertIn('<a href="/chart?series=basement/temperature&amp;span=1830d">5 years</a>', page)
         self.assertNotIn("Later", self.links(self.page("series=basement/temperature&span=24h")))
 
-    def test_every_way_leads_somewhere_from_everywhere(self):
-        """Until one stands at the ends of time; nothing is a broken link."""
+    def test_all_links_work_at_the_ends_of_the_time_scale(self):
         for query in (
             "series=basement/temperature&from=0&to=1", "series=basement/temperature&from=0&to=100000000000",
             "series=basement/temperature&span=4392d", "series=basement/temperature&span=1s",
@@ -158,30 +157,30 @@ class Page(unittest.TestCase):
                 if link.startswith("/chart?"):
                     self.assertEqual(self.web.request("GET", link)[0], 200, (query, name, link))
 
-    def test_series_are_added_and_taken_away(self):
+    def test_links_add_and_remove_series(self):
         links = self.links(self.page("series=basement/temperature&span=1h"))
         self.assertEqual(links["+ light of basement"], "/chart?series=basement/temperature,basement/light&span=1h")
-        self.assertNotIn("– temperature of basement", links)  # the last one stays
+        self.assertNotIn("– temperature of basement", links)  # the last series cannot be removed
         page = self.page("series=basement/temperature,basement/light&span=1h")
         links = self.links(page)
         self.assertEqual(links["– temperature of basement"], "/chart?series=basement/light&span=1h")
         self.assertIn("+ temperature of attic", links)
-        self.assertNotIn("+ humidity of basement", links)  # there is no third axis
+        self.assertNotIn("+ humidity of basement", links)  # a third axis is not supported
         self.assertNotIn("+ load of basement", links)
 
-    def test_units_are_text(self):
+    def test_units_are_escaped(self):
         self.web.links[0].state.sensors = [{"name": "temperature", "unit": "<b>°C</b>"}, {"name": "light", "unit": "%"}]
         self.web.store_samples("basement", [{"temperature": 1, "light": 1}])
         for query in ("series=basement/temperature&span=1h", "series=basement/temperature,basement/light&span=1h"):
             self.assertNotIn("<b>°C", self.page(query))
             self.assertNotIn("<b>°C", self.web.request("GET", f"/chart.svg?{query}")[2].decode())
 
-    def test_what_came_late_is_said(self):
+    def test_page_names_the_ranges_of_late_samples(self):
         self.assertRegex(
-            self.page("series=basement/temperature&span=1h"), r'data-piece="late">Values of .* came late\.</p>'
+            self.page("series=basement/temperature&span=1h"), r'data-piece="late">Values from .* arrived late\.</p>'
         )
 
-    def test_for_a_terminal(self):
+    def test_terminal_gets_the_chart_page_as_text(self):
         status, headers, body = self.web.request("GET", "/chart?series=basement/temperature,attic/temperature&span=1h")
         text = body.decode()
         self.assertEqual((status, headers["content-type"]), (200, "text/plain; charset=utf-8"))
@@ -191,24 +190,24 @@ class Page(unittest.TestCase):
         self.assertIn("/chart.csv?series=basement/temperature,attic/temperature&span=1h&size=large'", text)
         self.assertLessEqual(max(map(len, text.splitlines()[4:-2])), 100)
 
-    def test_years(self):
+    def test_statistics_of_five_years_omit_the_median(self):
         page = self.page("series=basement/temperature&span=1830d")
-        self.assertIn('<td data-label="median">–</td>', page)  # of so long a span it is not reckoned
+        self.assertIn('<td data-label="median">–</td>', page)  # it is not calculated for such a long range
         self.assertIn('<td data-label="values">40</td>', page)
 
-    def test_what_it_refuses(self):
+    def test_unknown_series_and_invalid_times_are_rejected(self):
         self.page("", 404)
         self.page("series=nobody/temperature", 404)
         self.page("series=basement/temperature&from=2026-11-01", 400)
         self.page("series=basement/temperature,basement/light,basement/humidity", 400)
 
-    def test_a_chart_s_times_can_be_asked_for_as_they_are_shown(self):
+    def test_form_contains_the_displayed_times_in_a_form_that_it_accepts(self):
         now_ms = self.web.app.clock.wall_ms()
         page = self.page(f"series=basement/temperature&from={rfc3339(now_ms - 7_200_000)}&to={rfc3339(now_ms)}")
         begin, end = re.findall(r'type="datetime-local"[^>]* value="([^"]+)"', page)
         self.assertAlmostEqual(local_moment(end) - local_moment(begin), 7_200_000, delta=60_000)
 
-    def test_the_script_is_served(self):
+    def test_script_of_the_charts_is_served(self):
         status, headers, body = self.web.request("GET", "/zoom.js")
         self.assertEqual((status, headers["content-type"]), (200, "text/javascript; charset=utf-8"))
         self.assertIn(b'"use strict"', body)

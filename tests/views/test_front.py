@@ -1,4 +1,4 @@
-"""The front page: six buttons with a chooser of nodes, cards, charts to fold and to move, thousands of nodes."""
+"""Front page: six buttons with a node selector, cards, movable charts, and thousands of nodes."""
 
 import contextlib
 import re
@@ -63,7 +63,7 @@ class FrontCase(unittest.TestCase):
         return re.findall(r'data-chart="([^"]+)"', page)
 
 
-class Chooser(FrontCase):
+class NodeSelector(FrontCase):
     def test_several_nodes_share_one_row_of_six_buttons(self):
         page = self.page()
         row = re.search(r'<div class="buttons" data-piece="buttons">.*?</div>', page, re.S)[0]
@@ -73,14 +73,14 @@ class Chooser(FrontCase):
         self.assertEqual(re.findall(r"<option[^>]*>([^<]+)", row), ["attic", "basement"])
         self.assertEqual(self.chosen(page), "attic")
 
-    def test_buttons_show_the_state_of_the_chosen_node(self):
+    def test_buttons_show_the_state_of_the_selected_node(self):
         self.links[1].state.connected = False
         self.web.web._snapshots.invalidate()
         for node, count in (("attic", 0), ("basement", 3)):
             own = re.search(r'<span class="own".*?</span>', self.page(f"/?node={node}"), re.S)[0]
             self.assertEqual(own.count('title="Disabled: the node is not connected" disabled'), count, node)
 
-    def test_a_button_acts_on_the_node_that_the_list_shows(self):
+    def test_button_acts_on_the_selected_node(self):
         where, _ = self.post("/nodes", node="basement", do="off")
         self.assertEqual(where, "/nodes/basement?notice=off")
         self.assertEqual((self.links[0].asked, self.links[1].asked), ([], [("SEND", False)]))
@@ -88,13 +88,13 @@ class Chooser(FrontCase):
         self.post("/nodes", node="attic", do="status")
         self.assertEqual((self.links[0].asked, self.links[1].asked[-1]), ([("CHECK",)], ("SEND", True)))
 
-    def test_the_chosen_node_is_kept(self):
+    def test_selected_node_is_saved(self):
         where, _ = self.post("/nodes", node="basement", do="choose", back="span=7d")
         self.assertEqual(where, "/?span=7d&node=basement")
         self.assertEqual(self.chosen(self.page()), "basement")
         self.assertEqual(self.chosen(self.page("/?node=attic")), "attic")
 
-    def test_a_full_disk_keeps_no_button_from_acting(self):
+    def test_buttons_work_while_the_disk_is_full(self):
         full = DiskError("preferences.json: No space left on device")
         with mock.patch.object(json_file, "replace_file", side_effect=full):
             with self.assertLogs("pigeonpost.views.node_buttons", "WARNING") as logged:
@@ -102,48 +102,48 @@ class Chooser(FrontCase):
             _, page = self.post("/nodes", 503, node="basement", do="choose")
         self.assertEqual((where, self.links[1].asked), ("/nodes/basement?notice=off", [("SEND", False)]))
         self.assertIn("No space left on device", logged.output[0])
-        self.assertIn("No space left on device", page)  # choosing is all that was asked for
+        self.assertIn("No space left on device", page)  # here the selection was the only action
 
-    def test_the_same_choice_is_not_written_again(self):
+    def test_unchanged_selection_is_not_written_again(self):
         self.post("/nodes", node="basement", do="off")
-        with mock.patch.object(json_file, "replace_file", side_effect=AssertionError("it is written")):
+        with mock.patch.object(json_file, "replace_file", side_effect=AssertionError("the file was written")):
             for action in ("on", "choose"):
                 self.post("/nodes", node="basement", do=action)
 
-    def test_what_is_no_node_or_no_button(self):
+    def test_unknown_nodes_and_actions_are_rejected(self):
         self.post("/nodes", 404, node="cellar", do="on")
         self.post("/nodes", 404, do="on")
         self.post("/nodes", 400, node="basement", do="explode")
         self.assertEqual(self.chosen(self.page()), "attic")
         self.assertEqual(self.links[0].asked, [])
 
-    def test_without_the_key_the_chooser_is_disabled(self):
+    def test_node_selector_is_disabled_without_the_key(self):
         page = self.page(browser=False)
         row = re.search(r'<div class="buttons" data-piece="buttons">.*?</div>', page, re.S)[0]
         self.assertEqual((row.count("<select"), row.count(" disabled>")), (1, 6))
 
-    def test_a_chosen_node_that_is_gone_is_followed_by_the_first(self):
+    def test_first_node_is_selected_if_the_selected_one_is_gone(self):
         self.post("/nodes", node="basement", do="choose")
         del self.web.links[1]
         self.web.web._snapshots.invalidate()
         page = self.page()
-        self.assertNotIn("<select", page)  # one is left: its buttons stand alone
+        self.assertNotIn("<select", page)  # one node is left, so there is no selector
         self.assertIn('action="/nodes/attic/on"', page)
 
 
 class Cards(FrontCase):
     names = ("basement",)
 
-    def test_a_card_says_how_old_its_value_is(self):
+    def test_card_shows_the_age_of_its_value(self):
         self.assertRegex(self.page(), r'<span class="age" data-time="\d+">\d s ago</span></span></a>')
 
-    def test_the_age_is_by_this_servers_clock(self):
+    def test_age_is_calculated_with_the_server_s_clock(self):
         self.links[0].state.offset_ms = 90_000
         now_ms = self.web.app.clock.wall_ms()
         self.web.store_samples("basement", [Sample(2, now_ms + 80_000, 9000, {"temperature": 20, "light": 1}, {}, "")])
         self.assertIn(f'data-time="{now_ms - 10_000}" data-shift="90000">10 s ago<', self.page())
 
-    def test_a_failing_sensor_says_why_and_since_when(self):
+    def test_card_of_a_failed_sensor_shows_reason_and_start(self):
         self.web.store_samples("basement", [{"temperature": None, "light": 7}])
         page = self.page()
         self.assertRegex(
@@ -153,7 +153,7 @@ class Cards(FrontCase):
         self.assertRegex(page, r'data-label="state"><span class="wait">temperature: no reading</span>')
         self.assertEqual(page.count('class="card failing"'), 1)
 
-    def test_a_node_that_is_switched_off_has_old_values_that_are_no_fault(self):
+    def test_old_values_of_a_node_that_is_off_are_not_shown_as_faults(self):
         state, now_ms = self.links[0].state, self.web.app.clock.wall_ms()
         state.on, state.offset_ms = False, -3_600_000
         old = Sample(2, now_ms - 7_200_000, 9000, {"temperature": 20, "light": 1}, {}, "")
@@ -164,13 +164,13 @@ class Cards(FrontCase):
         self.assertIn('60 min ago</span><span class="tag">switched off</span></span></a>', page)
         self.assertIn("switched off", self.text().splitlines()[5])
 
-    def test_a_sensor_without_a_sample_yet_is_no_fault(self):
+    def test_sensor_without_samples_is_not_shown_as_a_fault(self):
         self.web.links.append(FakeLink("shed", {"light": "counts"}))
         page = self.page()
         self.assertRegex(page, r'<a class="card resting" href="/nodes/shed/light">.*>no sample yet<')
         self.assertNotIn('class="card failing"', page)
 
-    def test_the_headline_names_one_age(self):
+    def test_headline_of_a_silent_node_contains_one_age(self):
         state = self.links[0].state
         state.since_ms -= 3_600_000
         state.offset_ms = 600_000
@@ -180,7 +180,7 @@ class Cards(FrontCase):
         )
         self.assertIn("but has sent nothing for 10 min.\n", self.text())
 
-    def test_a_label_takes_the_place_of_the_name(self):
+    def test_label_replaces_the_name_of_a_sensor(self):
         names = self.web.ingestor.names
         names._records = names._records._replace(labels={("basement", "temperature"): "Wine <shelf>"})
         self.web.web._snapshots.invalidate()
@@ -188,20 +188,20 @@ class Cards(FrontCase):
         self.assertIn('<span class="name" title="temperature">Wine &lt;shelf&gt;</span>', page)
         self.assertIn('alt="Wine &lt;shelf&gt; of basement, last 10 minutes"', page)
 
-    def test_lowest_and_highest_are_there_for_the_script(self):
+    def test_card_contains_lowest_and_highest_value_for_the_script(self):
         page = self.page()
         self.assertRegex(page, r'data-zone="-?\d+"')
         self.assertRegex(page, r'data-low="18\.5" data-high="18\.5">low 18\.5 at \d\d:\d\d<br>high')
 
-    def test_delivered_samples_are_no_backlog(self):
+    def test_delivered_samples_are_not_counted_as_waiting_in_the_outbox(self):
         self.links[0].state.details = {"held": 65_536, "slots": 65_536, "waiting": 120}
         self.web.web._snapshots.invalidate()
-        self.assertIn('data-label="in its outbox">none<', self.page())
+        self.assertIn('data-label="unsent">none<', self.page())
         self.assertRegex(self.text(), r"basement  reporting +none +none\n")
 
 
-class Retired(FrontCase):
-    def test_a_retired_node_is_named_below_the_others_only(self):
+class RetiredNodes(FrontCase):
+    def test_retired_node_is_only_listed_below_the_others(self):
         names = self.web.ingestor.names
         names._records = names._records._replace(retired={"attic": 1_795_188_970_123})
         self.web.web._snapshots.invalidate()
@@ -214,13 +214,13 @@ class Retired(FrontCase):
 
 
 class Charts(FrontCase):
-    def test_there_is_one_of_every_sensor(self):
+    def test_front_page_has_one_chart_per_sensor(self):
         self.assertEqual(
             self.charts(self.page()), ["attic/temperature", "attic/light", "basement/temperature", "basement/light"]
         )
         self.assertEqual(self.page().count('loading="lazy"'), 4)
 
-    def test_moving_one_is_kept(self):
+    def test_order_of_moved_charts_is_saved(self):
         where, _ = self.post("/charts", up="basement/light", back="node=attic")
         self.assertEqual(where, "/?node=attic#charts")
         wanted = ["attic/temperature", "attic/light", "basement/light", "basement/temperature"]
@@ -228,10 +228,10 @@ class Charts(FrontCase):
         self.post("/charts", down="attic/temperature")
         wanted = ["attic/light", "attic/temperature", "basement/light", "basement/temperature"]
         self.assertEqual(self.charts(self.page()), wanted)
-        self.post("/charts", up="attic/light")  # which is the first one
+        self.post("/charts", up="attic/light")  # it is already the first chart
         self.assertEqual(self.charts(self.page()), wanted)
 
-    def test_of_two_changes_at_the_same_time_none_is_lost(self):
+    def test_simultaneous_changes_by_two_processes_are_both_saved(self):
         other, locked = PreferenceStore(self.web.folder), preferences.changes_locked
         for fields, change in (
             ({"fold": "attic/light"}, lambda kept: kept._replace(folded=kept.folded | {"basement/light"})),
@@ -251,7 +251,7 @@ class Charts(FrontCase):
         self.assertEqual(found.folded, {"attic/light", "basement/light"})
         self.assertEqual(found.order[:3], ("basement/light", "attic/light", "attic/temperature"))
 
-    def test_a_folded_one_is_not_drawn_until_it_is_unfolded(self):
+    def test_hidden_chart_is_not_drawn_until_it_is_shown_again(self):
         self.post("/charts", fold="attic/light")
         page = self.page()
         self.assertIn('<div class="chart folded" data-chart="attic/light">', page)
@@ -259,27 +259,27 @@ class Charts(FrontCase):
         self.post("/charts", unfold="attic/light")
         self.assertEqual(self.page().count("<img"), 4)
 
-    def test_the_first_has_no_way_up_and_the_last_none_down(self):
+    def test_first_chart_cannot_move_up_and_last_chart_cannot_move_down(self):
         page = self.page()
         for action in ("up", "down"):
             self.assertEqual(page.count(f'name="{action}"'), 3)
 
-    def test_what_is_no_chart_of_the_page(self):
+    def test_invalid_chart_actions_are_rejected(self):
         for fields in ({}, {"up": "attic/nothing"}, {"explode": "attic/light"}):
             self.post("/charts", 400, **fields)
 
-    def test_a_span_for_all(self):
+    def test_selected_time_range_applies_to_all_charts(self):
         page = self.page("/?span=7d")
         self.assertEqual(page.count("span=7d&amp;size=small"), 4)
         self.assertIn('<a href="/?span=7d#charts" aria-current="true">week</a>', page)
         self.assertEqual(self.page("/?span=99y").count("span=10m&amp;size=small"), 4)
 
-    def test_without_the_key_nothing_can_be_moved(self):
+    def test_charts_have_no_buttons_without_the_key(self):
         self.assertNotIn('class="tool"', self.page(browser=False))
 
 
-class Spans(unittest.TestCase):
-    def test_a_chart_begins_with_a_span_that_shows_something(self):
+class DefaultTimeRange(unittest.TestCase):
+    def test_default_time_range_of_a_chart_contains_samples(self):
         now_ms = 1_795_188_970_123
         one = SensorView("attic", "light", "", 0, False, 5, "", now_ms, False, None, None, None, [(0, 1, 5, 5, 5)],
                          10_000, 600_000, taken_ms=now_ms, now_ms=now_ms)  # fmt: skip
@@ -292,14 +292,14 @@ class Spans(unittest.TestCase):
             self.assertEqual(default_span(sensor), span)
 
 
-class Query(unittest.TestCase):
-    def test_what_makes_no_sense_is_left_out(self):
+class QueryParameters(unittest.TestCase):
+    def test_invalid_query_parameters_are_ignored(self):
         self.assertEqual(read_query({}), FrontQuery())
         wrong = {"q": " " * 99, "state": "x", "page": "-1", "span": "1", "node": "a b"}
         self.assertEqual(read_query(wrong), FrontQuery())
         self.assertEqual([read_query({"page": page}).page for page in ("0", "7", "99999", "²", "1e3")], [1, 7, 1, 1, 1])
 
-    def test_an_address_says_what_differs_from_the_plain_page(self):
+    def test_address_contains_only_parameters_that_differ_from_the_defaults(self):
         query = read_query({"q": "a&b", "page": "3", "span": "7d"})
         self.assertEqual(query.path(), "/?q=a%26b&page=3&span=7d")
         self.assertEqual(query.path(page=1, q=""), "/?span=7d")
@@ -307,14 +307,14 @@ class Query(unittest.TestCase):
         self.assertEqual(parse_qs(urlsplit(query.path()).query), {"q": ["a&b"], "page": ["3"], "span": ["7d"]})
 
 
-class Crowd(unittest.TestCase):
-    """More nodes than a page shows: those with a fault come first."""
+class ManyNodes(unittest.TestCase):
+    """More nodes than one page shows."""
 
     COUNT = 120
 
     @classmethod
     def setUpClass(cls):
-        cls.enterContext = cls.enterClassContext  # the server ends after the class, not after a test
+        cls.enterContext = cls.enterClassContext  # the server stops after the class, not after a test
         cls.addCleanup = cls.addClassCleanup
         try:
             links = [SimpleNamespace(state=cls.state_of(number)) for number in range(cls.COUNT)]
@@ -340,16 +340,16 @@ class Crowd(unittest.TestCase):
     def rows(self, page):
         return re.findall(r'<tr><td data-label="node"><a href="/nodes/([^"]+)">', page)
 
-    def test_faults_come_first_and_a_page_has_fifty(self):
+    def test_nodes_with_faults_are_listed_first_and_a_page_has_fifty_nodes(self):
         rows = self.rows(self.get())
         self.assertEqual((len(rows), rows[:3]), (PAGE_NODES, ["n077", "n100", "n000"]))
         second, third = self.rows(self.get("/?page=2")), self.rows(self.get("/?page=3"))
         self.assertEqual((len(second), len(third)), (PAGE_NODES, self.COUNT - 2 * PAGE_NODES))
-        self.assertEqual(third[-1], "n005")  # the only one that reports
+        self.assertEqual(third[-1], "n005")  # the only node that reports
         self.assertEqual(len({*rows, *second, *third}), self.COUNT)
         self.assertEqual(self.rows(self.get("/?page=9999")), third)
 
-    def test_counts_by_state_lead_to_these_nodes(self):
+    def test_counts_by_state_are_links_to_these_nodes(self):
         page = self.get()
         counts = re.findall(r'<a href="(/\?state=\w+)"><b>(\d+)</b> ([^<]+)</a>', page)
         self.assertEqual(counts, [
@@ -358,38 +358,38 @@ class Crowd(unittest.TestCase):
         ])  # fmt: skip
         self.assertEqual(self.rows(self.get("/?state=trouble")), ["n100"])
 
-    def test_a_search_finds_part_of_a_name(self):
+    def test_search_finds_parts_of_names(self):
         self.assertEqual(self.rows(self.get("/?q=N11")), [f"n{number}" for number in range(110, 120)])
         page = self.get("/?q=nothing")
-        self.assertIn("No node is found.", page)
+        self.assertIn("No node found.", page)
         self.assertIn('value="nothing"', page)
         self.assertIn('value="&quot;&gt;&lt;b&gt;"', self.get("/?q=%22%3E%3Cb%3E"))
 
-    def test_the_way_from_page_to_page_keeps_the_search(self):
+    def test_page_links_keep_the_search(self):
         page = self.get("/?q=n&page=2&span=7d")
         self.assertIn('<a rel="prev" href="/?q=n&amp;span=7d#nodes">', page)
         self.assertIn('<a rel="next" href="/?q=n&amp;page=3&amp;span=7d#nodes">', page)
         self.assertIn("51 to 100 of 120", page)
 
-    def test_cards_and_charts_are_few_and_the_page_is_short(self):
+    def test_page_of_many_nodes_limits_cards_and_charts(self):
         page = self.get()
         self.assertEqual(page.count('<a class="card'), CARDS_OF_MANY)
         self.assertEqual(page.count("data-chart="), front_charts.CHARTS_OF_MANY)
         self.assertLess(len(page), 60_000)
         self.assertRegex(page, r'data-nodes="n077,n100,n000,')
 
-    def test_the_chooser_has_the_nodes_of_this_page(self):
+    def test_node_selector_lists_the_nodes_of_the_page(self):
         page = self.get("/?page=2")
         self.assertEqual(page.count("<option"), PAGE_NODES)
         self.assertEqual(self.get("/?page=2&node=n003").count("<option"), PAGE_NODES + 1)
 
-    def test_in_a_terminal(self):
+    def test_terminal_gets_counts_and_the_address_of_the_next_page(self):
         text = self.get(html=False)
         self.assertIn("Nodes 1 to 50 of 120: 1 not reporting, 1 with a fault, 117 waiting, 1 reporting.\n", text)
-        self.assertRegex(text, r"The next ones: +curl 'http://[0-9.:]+/\?page=2'\n")
+        self.assertRegex(text, r"Next page: +curl 'http://[0-9.:]+/\?page=2'\n")
         self.assertLess(text.count("\n"), 130)
 
-    def test_only_nodes_that_are_shown_are_made(self):
+    def test_only_displayed_nodes_are_built(self):
         self.web.web._snapshots.invalidate()
         self.get("/?q=n01")
         made = [node for node in self.web.web._snapshots.snapshot().nodes._items if node is not None]
@@ -397,12 +397,12 @@ class Crowd(unittest.TestCase):
 
 
 class Sparkline(unittest.TestCase):
-    def test_a_line_breaks_where_there_is_nothing(self):
+    def test_line_is_interrupted_where_there_are_no_values(self):
         columns = [(place, 1, 0.0, 0.0, float(place)) for place in (0, 1, 10, 11)]
         path = re.search(r'd="([^"]+)"', sparkline.sparkline(columns, 12, 0))[1]
         self.assertEqual(re.findall(r"[ML]\d+", path), ["M0", "L1", "M10", "L11"])
 
-    def test_a_value_that_stays_the_same_is_a_line_at_half_height(self):
+    def test_constant_value_is_a_line_at_half_height(self):
         columns = [(place, 1, 24_400.0, 24_400.0, 24_400.0) for place in range(3)]
         self.assertIn('d="M0 12.0L1 12.0L2 12.0"', sparkline.sparkline(columns, 3, 0))
 

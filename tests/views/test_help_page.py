@@ -1,4 +1,4 @@
-"""Help, the manual, the menu of all pages, and the time zone that is named."""
+"""Help page, manual, menu of all pages, and the displayed time zone."""
 
 import os
 import re
@@ -29,7 +29,7 @@ class HelpCase(unittest.TestCase):
 
 
 class Help(HelpCase):
-    def test_buttons_words_and_the_next_steps(self):
+    def test_help_explains_buttons_terms_and_next_steps(self):
         page = self.get("/help")
         backup = f"python3 control.py --data {self.web.folder} backup FILE"
         for text in ("Sensor On, Sensor Off", "<th>outbox</th>", "python3 node.py --name NAME", backup, "tutorial.md"):
@@ -39,14 +39,14 @@ class Help(HelpCase):
             self.assertIn(part, text)
         self.assertLessEqual(max(map(len, text.splitlines()[:25])), 79)
 
-    def test_a_page_of_the_manual(self):
+    def test_page_of_the_manual_is_html_for_browsers_and_markdown_for_terminals(self):
         page = self.get("/help/tutorial.md")
         self.assertRegex(page, r"<article class=\"manual\"><h1 id=")
         self.assertRegex(page, r'<a href="/help/[a-z-]+\.md(#[a-z-]+)?">')
         with open(os.path.join(manual.FOLDER, "tutorial.md"), encoding="utf-8") as file:
             self.assertEqual(self.get("/help/tutorial.md", html=False), file.read())
 
-    def test_links_to_places_in_the_manual_find_them(self):
+    def test_links_to_headings_of_the_manual_are_valid(self):
         places = set(re.findall(r' id="([^"]+)"', self.get("/help/web.md")))
         for name in manual.pages():
             for place in re.findall(r'href="/help/web\.md#([^"]+)"', self.get(f"/help/{name}")):
@@ -56,8 +56,8 @@ class Help(HelpCase):
         for name in ("..", "settings.py", "tutorial", ".", "README.md.."):
             self.get(f"/help/{name}", 404)
 
-    def test_without_a_manual(self):
-        """A .pyz file has none."""
+    def test_help_works_without_the_manual(self):
+        """A .pyz file does not contain the manual."""
         with mock.patch.object(manual, "FOLDER", os.path.join(temp_folder(self), "none")):
             self.assertIn("in the folder <code>docs</code>", self.get("/help"))
             self.assertNotIn("MANUAL", self.get("/help", html=False))
@@ -67,13 +67,13 @@ class Help(HelpCase):
 class Menu(HelpCase):
     PAGES = ("/", "/graphs", "/logs", "/files", "/gaps", "/happenings", "/settings", "/about", "/help")
 
-    def test_every_page_has_all_parts_and_marks_its_own(self):
+    def test_menu_of_every_page_lists_all_pages_and_marks_the_current_one(self):
         for path in self.PAGES:
             nav = re.search(r'<nav aria-label="Pages">(.*?)</nav>', self.get(path))[1]
             self.assertEqual(re.findall(r'href="([^"]+)"', nav), list(self.PAGES))
             self.assertEqual(re.findall(r'href="([^"]+)" aria-current="page"', nav), [path])
 
-    def test_pages_below_a_part_mark_it(self):
+    def test_subpages_mark_their_parent_in_the_menu(self):
         for path, part in (
             ("/log", "/logs"),
             ("/password", "/about"),
@@ -82,13 +82,13 @@ class Menu(HelpCase):
             self.assertIn(f'href="{part}" aria-current="page"', self.get(path))
         self.assertNotIn('aria-current="page"', self.get("/nodes/basement"))
 
-    def test_who_is_not_signed_in_gets_no_menu(self):
+    def test_login_page_has_no_menu(self):
         self.web.users.set_password("admin", "correct horse")
         self.assertNotIn("<nav", self.web.request("GET", "/login", html=True)[2].decode())
 
 
-class Zone(HelpCase):
-    def test_name_and_offset(self):
+class TimeZone(HelpCase):
+    def test_zone_is_shown_with_its_offset(self):
         for zone, time_ms, expected in (
             ("Europe/Vienna", WALL_MS, "Europe/Vienna (UTC+1)"), ("Europe/Vienna", SUMMER_MS, "Europe/Vienna (UTC+2)"),
             ("Asia/Kolkata", WALL_MS, "Asia/Kolkata (UTC+5:30)"),
@@ -99,25 +99,25 @@ class Zone(HelpCase):
             set_zone(self, zone)
             self.assertEqual(zone_name(time_ms), expected)
 
-    def test_a_zone_that_the_system_does_not_know_is_named(self):
-        """As in a container without tzdata: times are then UTC, without a word."""
+    def test_unknown_zone_is_shown_as_utc_with_the_reason(self):
+        """In a container without tzdata, times are in UTC and the system reports no error."""
         set_zone(self, "Europe/Viena")
         self.assertEqual(zone_name(WALL_MS), "UTC (TZ=Europe/Viena is not known to this system)")
 
-    def test_without_a_variable_it_is_the_systems(self):
+    def test_zone_of_the_system_is_used_without_tz(self):
         set_zone(self, "UTC")
         with mock.patch.dict(os.environ), mock.patch("os.path.realpath", return_value="/usr/share/zoneinfo/Asia/Tokyo"):
             del os.environ["TZ"]
-            self.assertEqual(zone_name(WALL_MS), "Asia/Tokyo (UTC)")  # of the clock, which is not set again here
+            self.assertEqual(zone_name(WALL_MS), "Asia/Tokyo (UTC)")  # tzset() was not called
 
-    def test_about_names_it(self):
+    def test_about_page_shows_the_zone(self):
         set_zone(self, "Asia/Kolkata")
         self.assertIn("<th>time zone</th><td>Asia/Kolkata (UTC+5:30)</td>", self.get("/about"))
 
-    def test_a_container_without_a_zone_says_how_it_gets_one(self):
+    def test_about_page_in_a_container_without_tz_explains_how_to_set_it(self):
         with mock.patch.object(about, "in_container", return_value=True), mock.patch.dict(os.environ):
             os.environ.pop("TZ", None)
-            self.assertIn("Set TZ, as in TZ=Europe/Vienna", self.get("/about"))
+            self.assertIn("To change it, set TZ, for example TZ=Europe/Vienna", self.get("/about"))
             os.environ["TZ"] = "UTC"
             self.assertNotIn("Set TZ", self.get("/about"))
 

@@ -1,4 +1,4 @@
-"""Pages, programs' answers and commands over what a hostile node has stored: nobody else notices it."""
+"""Pages, API responses and commands with data from a hostile node: other nodes are not affected."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pigeonpost.server.node_limits import NodeLimits
 from pigeonpost.server.quality import QualityChecks
 from pigeonpost.storage.models import NOTHING, Bucket, EpochCommit, Rollup, merge_rollups
 from pigeonpost.storage.sqlite.store import SqliteStore
-from pigeonpost.views.chart import _tamed
+from pigeonpost.views.chart import _limited
 from pigeonpost.views.dashboard import MOST_CARDS
 from protocol import LARGEST_SEQ, Batch, Gap, Sample
 from tests.page_support import set_zone, use_memory_disk
@@ -37,9 +37,9 @@ def setUpModule():
 
 
 def store_gaps(store):
-    """What servers of before gaps were limited have stored: twelve epochs, each with a gap of 10^18 and as many before.
+    """Store twelve epochs, each with a gap of 10^18 samples and as many lost before it, and return the total.
 
-    Returns what that makes.
+    Servers of versions that did not limit gaps have stored such data.
     """
     commits = []
     for n in range(12):
@@ -69,7 +69,7 @@ class PagesCase(unittest.TestCase):
         return body.decode()
 
     def get_all(self, *paths, never=None):
-        """Get these paths too, as a program and as a browser; `never`: pattern that no page has."""
+        """Request PATHS and `paths` as a program and as a browser; no page may match the pattern `never`."""
         for path in (*PATHS, *paths):
             for html in (False, True):
                 with self.subTest(path=path, html=html):
@@ -79,7 +79,7 @@ class PagesCase(unittest.TestCase):
 
 
 class OverflowingGaps(PagesCase):
-    def test_every_page_answers(self):
+    def test_every_page_is_served_although_counts_overflow(self):
         missing = store_gaps(self.web.store)
         self.get_all()
         self.assertIn(f'pigeonpost_node_missing{{node="evil"}} {missing}\n', self.get("/metrics"))
@@ -100,7 +100,7 @@ class OverflowingCommands(ControlCase):
         csv.close()
         store.close()
 
-    def test_they_work_and_a_restored_copy_too(self):
+    def test_verify_export_backup_and_restore_work_although_counts_overflow(self):
         self.fill()
         place = temp_folder(self)
         self.done("verify")
@@ -133,7 +133,7 @@ class HugeValues(PagesCase):
             Sample(seq, at, seq * 1000, values, {}, "") for seq, (at, values) in enumerate(zip(times, rows), 1)
         ], self.sensors())  # fmt: skip
 
-    def test_every_page_and_answer(self):
+    def test_every_page_and_response_is_valid_with_huge_values(self):
         paths, spans = [], ("1h", "24h", "7d", "366d")
         for n, name in enumerate(self.sensors()):
             paths += [f"/nodes/evil/{name}", f"/nodes/evil/{name}.json", f"/nodes/evil/{name}.csv"]
@@ -146,7 +146,7 @@ class HugeValues(PagesCase):
             never=r"(?i)(?<![a-z])(nan|inf|infinity)(?![a-z])",
         )  # fmt: skip
 
-    def test_report(self):
+    def test_report_is_valid_with_huge_values(self):
         now_ms = self.web.app.clock.wall_ms()
         message = report(self.web.store, "house", now_ms - 90_000_000, now_ms)
         json.dumps(message.info, allow_nan=False)
@@ -154,7 +154,7 @@ class HugeValues(PagesCase):
 
 
 class Arithmetic(unittest.TestCase):
-    def test_rollups_of_any_values_are_merged(self):
+    def test_rollups_of_extreme_values_are_merged_without_overflow(self):
         ends = (0.0, 5e-324, -5e-324, 1.0, -1e-308, HUGE, -HUGE)
         for one in ends:
             for other in ends:
@@ -165,16 +165,16 @@ class Arithmetic(unittest.TestCase):
                     self.assertTrue(abs(figure) <= HUGE, (one, other, found))
                 self.assertTrue(found.low <= found.mean <= found.high, (one, other, found))
 
-    def test_an_axis_of_any_values_has_two_ends(self):
+    def test_axis_of_extreme_values_has_two_ends(self):
         ends = (0.0, 5e-324, 1e-300, 1.0, 1.0 + 2**-52, 1e300, 1e300 * (1 + 2**-52), -HUGE, HUGE)
         for one in ends:
             for other in ends:
-                column = _tamed(Bucket(0, 2, min(one, other), max(one, other), one))
+                column = _limited(Bucket(0, 2, min(one, other), max(one, other), one))
                 axis = axis_of("V", [column])
                 self.assertTrue(axis.low < axis.high and axis.step > 0, (one, other, axis))
                 self.assertTrue(0 < len(list(axis.labels())) < 20, (one, other, axis))
 
-    def test_a_jump_between_the_ends_of_floats_is_a_number(self):
+    def test_change_between_the_largest_floats_is_finite(self):
         link = FakeLink("evil", {"t": "V"})
         link.state.sensors[0]["limits"] = {"jump": 1}
         checks = QualityChecks([link])
@@ -187,16 +187,16 @@ class Arithmetic(unittest.TestCase):
 
 
 class ManyChannels(PagesCase):
-    def test_the_front_page_has_some_cards_of_each_node_and_a_link_to_the_others(self):
+    def test_front_page_limits_the_cards_of_a_node_and_links_to_the_others(self):
         for part in range(5):
             self.web.store_samples("evil", [{f"n{k:04d}": 1.0 for k in range(part * 250, part * 250 + 250)}])
         page = self.get("/", html=True)
         self.assertEqual(page.count('<a class="card'), 1 + MOST_CARDS + 1)
-        self.assertIn(f'href="/nodes/evil"><span class="name">{1024 - MOST_CARDS} more of evil</span>', page)
+        self.assertIn(f'href="/nodes/evil"><span class="name">{1024 - MOST_CARDS} more sensors of evil</span>', page)
         self.assertIn("n1023", self.get("/nodes/evil", html=True))
         self.assertNotIn("n1024", self.get("/nodes/evil", html=True))
 
-    def test_a_setting_allows_more(self):
+    def test_setting_raises_the_limit_of_channels(self):
         with mock.patch.object(self.web.ingestor, "_limits", NodeLimits(self.web.store, 300, 2000)):
             self.web.store_samples("evil", [{f"n{k}": 1.0 for k in range(290)}])
         self.assertEqual(len(self.web.store.channels("evil", 9999)), 290)

@@ -1,4 +1,4 @@
-"""The page on which somebody changes the own password: who may, how often, and whose sessions end."""
+"""Page for changing the own password: permissions, rate limit, and the sessions that end."""
 
 import unittest
 
@@ -29,13 +29,13 @@ class PasswordCase(unittest.TestCase):
         return self.house.request("GET", "/", session, html=True)[0] == 200
 
 
-class Changing(PasswordCase):
-    def test_the_page(self):
+class ChangedPassword(PasswordCase):
+    def test_page_has_a_form_for_the_new_password(self):
         page = self.house.request("GET", "/password", self.session, html=True)[2].decode()
         self.assertIn("Change the password of admin", page)
         self.assertEqual(page.count('type="password"'), 3)
 
-    def test_it_is_changed_and_all_other_sessions_end(self):
+    def test_changed_password_ends_all_other_sessions_of_the_user(self):
         other = self.house.log_in()
         status, headers, page = self.change()
         self.assertEqual(status, 200, page)
@@ -47,7 +47,7 @@ class Changing(PasswordCase):
         self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": OLD})[0], 403)
         self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": NEW})[0], 303)
 
-    def test_the_role_stays_and_nobody_else_is_touched(self):
+    def test_changed_password_keeps_the_role_and_does_not_affect_other_users(self):
         self.house.users.set_password("guest", "only to look", "viewer")
         guest = self.house.log_in("guest", "only to look")
         admin = self.session
@@ -57,55 +57,55 @@ class Changing(PasswordCase):
         self.assertEqual(self.house.post_form("/password", fields, guest)[0], 200)
         self.assertEqual(self.house.users.roles(), {"admin": "operator", "guest": "viewer"})
         self.assertTrue(self.is_in(admin))
-        self.assertIsNotNone(self.house.users.check("admin", OLD))  # whatever the form said of another user
+        self.assertIsNotNone(self.house.users.check("admin", OLD))  # the user name in the form is ignored
         self.assertIsNotNone(self.house.users.check("guest", NEW))
 
 
-class Refused(PasswordCase):
-    def nothing_changed(self):
+class RejectedPassword(PasswordCase):
+    def assert_unchanged(self):
         self.assertTrue(self.is_in(self.session))
         self.assertIsNotNone(self.house.users.check("admin", OLD))
 
-    def test_a_wrong_old_password(self):
+    def test_wrong_old_password_is_rejected(self):
         status, _, page = self.change(old="wrong")
         self.assertEqual(status, 403)
-        self.assertIn("not your old password", page)
-        self.nothing_changed()
+        self.assertIn("The old password is wrong", page)
+        self.assert_unchanged()
 
-    def test_two_different_new_ones(self):
+    def test_two_different_new_passwords_are_rejected(self):
         status, _, page = self.change(again="another one")
         self.assertEqual(status, 400)
-        self.assertIn("not the same", page)
-        self.nothing_changed()
+        self.assertIn("repetition differ", page)
+        self.assert_unchanged()
 
-    def test_one_that_is_too_short(self):
+    def test_short_password_is_rejected(self):
         status, _, page = self.change(new="short")
         self.assertEqual(status, 400)
-        self.assertIn(">A password has 8 to 1024 characters, not 5.<", page)
-        self.nothing_changed()
+        self.assertIn(">A password must have 8 to 1024 characters, not 5.<", page)
+        self.assert_unchanged()
 
-    def test_without_the_token_of_our_pages(self):
+    def test_request_without_a_csrf_token_is_rejected(self):
         fields = {"old": OLD, "new": NEW, "again": NEW}
         self.assertEqual(self.house.post_form("/password", fields, self.session)[0], 403)
-        self.nothing_changed()
+        self.assert_unchanged()
 
-    def test_it_cannot_be_tried_out(self):
-        """As the login: later and later, then not at all; and the login of that address with it."""
+    def test_wrong_old_passwords_are_throttled_like_logins(self):
+        """Attempts are delayed and then rejected, and so are logins from the same address."""
         statuses = [self.change(old=f"wrong {number}")[0] for number in range(MOST + 2)]
         self.assertEqual(statuses, [403] * MOST + [429, 429])
         self.assertEqual(self.change()[0], 429)
         self.assertEqual(self.house.post_form("/login", {"user": "admin", "password": OLD})[0], 429)
-        self.nothing_changed()
+        self.assert_unchanged()
 
-    def test_the_key_of_control_py_has_no_password(self):
+    def test_key_of_control_py_cannot_change_a_password(self):
         fields = {"old": OLD, "new": NEW, "again": NEW}
         self.assertEqual(self.house.post_form("/password", fields, self.house.bearer)[0], 403)
         page = self.house.request("GET", "/password", self.house.bearer, html=True)[2].decode()
-        self.assertIn("You came in without a password", page)
+        self.assertIn("You signed in without a password", page)
 
 
-class Without(unittest.TestCase):
-    def test_nobody_can_log_in_and_no_attempt_is_counted(self):
+class NoPassword(unittest.TestCase):
+    def test_login_without_a_password_is_rejected_and_not_counted_as_a_failure(self):
         house = WebHouse(self)
         fields = {"user": "admin", "password": "wrong"}
         with self.assertNoLogs("pigeonpost.web.access", "WARNING"):
@@ -113,11 +113,12 @@ class Without(unittest.TestCase):
         for status, page in (*answers, house.request("GET", "/login", html=True)[::2]):
             self.assertIn(status, (200, 403))
             self.assertIn(b"<h1>No password is set", page)
-            self.assertIn(b"<pre>python3 control.py --data FOLDER password</pre>", page)  # anybody may ask
+            # Any client can request this page, so it does not contain the name of the folder.
+            self.assertIn(b"<pre>python3 control.py --data FOLDER password</pre>", page)
             self.assertNotIn(b"<form", page)
         self.assertIn(b"No password is set", house.request("GET", "/login")[2])
 
-    def test_where_no_password_is_set(self):
+    def test_password_page_explains_how_to_set_the_first_password(self):
         house = WebHouse(self)
         page = house.request("GET", "/password", html=True)[2].decode()
         self.assertIn(f"python3 control.py --data {house.folder} password", page)

@@ -1,4 +1,4 @@
-"""Metrics and the health check: what they say of sensors, without reading a day of each."""
+"""Metrics and health check: values and faults of sensors, without reading their last 24 hours."""
 
 import json
 import unittest
@@ -18,7 +18,7 @@ class Readings(unittest.TestCase):
     def setUp(self):
         self.links = [FakeLink(name, UNITS) for name in ("attic", "basement")]
         self.web = WebHouse(self, links=self.links)
-        for name in ("attic", "basement", "cellar"):  # nobody collects from the last one
+        for name in ("attic", "basement", "cellar"):  # the server does not collect from the last node
             self.web.store_samples(name, [{"temperature": 18.5, "light": 0}], UNITS)
 
     def get(self, path):
@@ -30,25 +30,25 @@ class Readings(unittest.TestCase):
     def readings(self):
         return {line.partition("{")[2] for line in self.get("/metrics").splitlines() if "_reading{" in line}
 
-    def test_the_last_value_of_every_sensor(self):
+    def test_metrics_contain_the_last_value_of_every_sensor(self):
         self.assertEqual(self.readings(), {
             f'node="{node}",sensor="{sensor}",unit="{UNITS[sensor]}"}} {value}'
             for node in ("attic", "basement", "cellar") for sensor, value in (("temperature", 18.5), ("light", 0))
         })  # fmt: skip
 
-    def test_a_sensor_that_was_taken_away_stays_until_the_next_sample(self):
+    def test_removed_sensor_stays_in_the_metrics_until_the_next_sample(self):
         self.links[0].state.sensors = [{"name": "temperature", "unit": "°C"}]
         self.assertIn('node="attic",sensor="light",unit="counts"} 0', self.readings())
         self.web.store_samples("attic", [{"temperature": 19}])
         self.assertEqual({line for line in self.readings() if "attic" in line},
                          {'node="attic",sensor="temperature",unit="°C"} 19'})  # fmt: skip
 
-    def test_no_day_is_read(self):
-        with mock.patch.object(self.web.store, "downsample_all", side_effect=AssertionError("it is read")):
+    def test_metrics_and_health_do_not_read_the_last_24_hours(self):
+        with mock.patch.object(self.web.store, "downsample_all", side_effect=AssertionError("the samples were read")):
             self.assertEqual(len(self.readings()), 6)
             self.assertTrue(json.loads(self.get("/api/v1/health"))["well"])
 
-    def test_a_failing_sensor_is_a_fault_and_one_taken_away_is_none(self):
+    def test_failed_sensor_is_a_fault_but_a_removed_one_is_not(self):
         self.links[0].state.sensors = [{"name": "temperature", "unit": "°C"}]
         self.web.store_samples("attic", [{"temperature": None}])
         self.assertEqual(json.loads(self.get("/api/v1/health"))["faults"], ["attic temperature: no reading"])

@@ -1,4 +1,4 @@
-"""The page of a node: before its first sensor, and with one that has never had a value."""
+"""Node page: without sensors, and with a sensor that has never had a value."""
 
 import unittest
 
@@ -19,24 +19,24 @@ class NodePage(unittest.TestCase):
         self.assertEqual(status, 200)
         return body.decode()
 
-    def test_without_a_sensor_it_says_so_and_offers_no_spans(self):
+    def test_page_of_a_node_without_sensors_has_no_time_ranges(self):
         page = self.page({})
-        self.assertIn("No sensor of this node is known yet.", page)
+        self.assertIn("No sensors of this node are known yet.", page)
         self.assertNotIn("Span of the charts", page)
-        self.assertIn('<section class="charts" aria-label="Charts"></section>', page)  # where the first one will come
+        self.assertIn('<section class="charts" aria-label="Charts"></section>', page)  # the first chart will be here
 
-    def test_a_sensor_without_any_value_does_not_choose_the_span(self):
+    def test_sensor_without_values_does_not_affect_the_time_range(self):
         page = self.page({"broken": "°C", "light": "counts"}, [{"broken": None, "light": 7}] * 3)
         self.assertIn('span=10m" aria-current="true">10 minutes</a>', page)
 
-    def test_the_sentence_names_a_sensor_that_fails(self):
+    def test_headline_names_a_failed_sensor(self):
         page = self.page({"broken": "°C", "light": "counts"}, [{"broken": None, "light": 7}])
         self.assertRegex(page, r'<p class="verdict wait"[^>]*>Reporting; broken: no reading; last sample')
 
-    def test_what_waits_is_not_what_is_kept(self):
+    def test_page_distinguishes_waiting_samples_from_samples_in_the_outbox(self):
         page = self.page({"light": "counts"})
-        self.assertIn("<th>waiting to be sent</th>", page)
-        self.assertIn("<th>in its outbox</th>", page)
+        self.assertIn("<th>unsent</th>", page)
+        self.assertIn("<th>outbox</th>", page)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The description of the interface: complete, of this version, and true in what can be held against the code."""
+"""OpenAPI document: completeness, version, references, and agreement with the code."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def setUpModule():
     use_memory_disk()
 
 
-class Document(WebCase):
+class OpenApiDocument(WebCase):
     def setUp(self):
         super().setUp()
         self.document = json.loads(self.get("/api/v1/openapi.json"))
@@ -30,14 +30,14 @@ class Document(WebCase):
             for path, item in self.document["paths"].items() for method in item if method in ("get", "post")
         }  # fmt: skip
 
-    def test_every_address_is_described_and_none_besides(self):
+    def test_document_describes_exactly_the_served_addresses(self):
         house = WebHouse(self, links=[FakeLink("basement")], transports=[push_server.PushServerTransport])
         routes = [route for _, by_method in house.web.routes.pages for route in by_method.values()]
         served = {(route.method, route.path.replace("NAME", "{name}")) for route in routes}
         served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web.routes.endpoints}
         self.assertEqual(self.described(), {one for one in served if one[1].startswith("/api/")})
 
-    def test_the_manual_has_every_address(self):
+    def test_manual_lists_every_address(self):
         manual = ""
         for name in ("web.md", "protocol.md"):
             with open(os.path.join(ROOT, "docs", name), encoding="utf-8") as file:
@@ -45,10 +45,10 @@ class Document(WebCase):
         for _, path in self.described():
             self.assertIn(path.replace("{name}", "NAME"), manual)
 
-    def test_it_is_of_this_version(self):
+    def test_document_has_the_version_of_the_program(self):
         self.assertEqual((self.document["openapi"], self.document["info"]["version"]), ("3.1.0", VERSION))
 
-    def test_what_it_refers_to_is_there(self):
+    def test_references_are_valid_and_no_component_is_unused(self):
         wanted = re.findall(r'"\$ref": ?"#/components/([a-zA-Z]+)/([A-Za-z]+)"', json.dumps(self.document))
         self.assertGreater(len(wanted), 50)
         parts = self.document["components"]
@@ -58,12 +58,12 @@ class Document(WebCase):
             unused = set(parts[kind]) - {name for found, name in wanted if found == kind}
             self.assertEqual(unused, set(), kind)
 
-    def test_names_are_the_protocols(self):
+    def test_name_patterns_are_those_of_the_protocol(self):
         for key, match in (("name", NODE_NAME), ("node", NODE_NAME), ("sensor", SENSOR_NAME)):
             pattern = self.document["components"]["parameters"][key]["schema"]["pattern"]
             self.assertEqual(pattern, f"^{match.__self__.pattern}$")
 
-    def test_each_operation_has_its_name_and_words(self):
+    def test_each_operation_has_a_unique_id_a_summary_and_the_common_responses(self):
         operations = [item[method] for item in self.document["paths"].values() for method in ("get", "post")
                       if method in item]  # fmt: skip
         self.assertEqual(len({one["operationId"] for one in operations}), len(operations))

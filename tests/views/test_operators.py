@@ -1,4 +1,4 @@
-"""`POST /api/v1/nodes/NAME/rename`, `retire` and `relabel`, and what they are refused; downloads for Excel."""
+"""`POST /api/v1/nodes/NAME/rename`, `retire` and `relabel` with their errors, and downloads for Excel."""
 
 import json
 import os
@@ -38,9 +38,9 @@ class OperatorCase(unittest.TestCase):
 
 
 class Actions(OperatorCase):
-    def test_rename(self):
+    def test_renamed_node_is_found_by_both_names_until_the_former_is_released(self):
         self.assertEqual(self.post("basement/rename", {"to": "cellar"}), {"node": "cellar", "former": "basement"})
-        for name in ("cellar", "basement"):  # addresses with the former name lead to the node
+        for name in ("cellar", "basement"):  # addresses with the former name still refer to the node
             self.assertEqual(json.loads(self.get(f"/api/v1/nodes/{name}")[1])["name"], "cellar")
             found = json.loads(self.get(f"/api/v1/samples?node={name}")[1])["samples"]
             self.assertEqual([one["node"] for one in found], ["cellar", "cellar"])
@@ -49,37 +49,38 @@ class Actions(OperatorCase):
         self.assertEqual(self.post("basement/rename", {"release": True}), {"released": "basement"})
         self.assertEqual(self.post("basement/rename", {"release": True}, 404)["error"]["code"], "unknown-node")
 
-    def test_retire(self):
+    def test_node_is_retired_and_returned_to_use(self):
         self.post("basement/retire", {"retired": True})
         self.assertEqual(json.loads(self.get("/api/v1/nodes/basement")[1])["state"], "retired")
         self.post("basement/retire", {"retired": False})
         self.assertNotEqual(json.loads(self.get("/api/v1/nodes/basement")[1])["state"], "retired")
 
-    def test_relabel(self):
+    def test_sensor_label_is_set_and_escaped(self):
         self.post("basement/relabel", {"sensor": "temperature", "label": "North <b>wall</b>"})
         sensor = json.loads(self.get("/api/v1/nodes/basement")[1])["sensors"][0]
         self.assertEqual((sensor["name"], sensor["label"]), ("temperature", "North <b>wall</b>"))
         self.assertNotIn(b"<b>wall", self.web.request("GET", "/nodes/basement", self.web.bearer, html=True)[2])
 
-    def test_refused(self):
+    def test_invalid_requests_are_rejected_with_a_reason(self):
         self.web.store_samples("attic", [{"temperature": 1.0}], UNITS)
         for path, content, status, text in (
-            ("basement/rename", {"to": "attic"}, 409, "there is a node attic already"),
-            ("basement/rename", {"to": "../x"}, 409, "no node name"), ("basement/rename", {}, 400, "to is missing"),
-            ("nobody/rename", {"to": "x"}, 404, "nothing of a node nobody"),
-            ("basement/retire", {"retired": "yes"}, 400, "The body is"),
-            ("basement/relabel", {"sensor": "temperature", "label": "a\nb"}, 409, "a label is a line"),
-            ("basement/relabel", {"sensor": "x", "label": "X"}, 404, "never had a sensor x"),
-            ("basement/relabel", {"sensor": "temperature"}, 400, "label is missing"),
+            ("basement/rename", {"to": "attic"}, 409, "a node attic exists already"),
+            ("basement/rename", {"to": "../x"}, 409, "not a valid node name"),
+            ("basement/rename", {}, 400, "`to` must be a string"),
+            ("unknown/rename", {"to": "x"}, 404, "nothing is stored for a node unknown"),
+            ("basement/retire", {"retired": "yes"}, 400, "The body must be"),
+            ("basement/relabel", {"sensor": "temperature", "label": "a\nb"}, 409, "a label must be one line"),
+            ("basement/relabel", {"sensor": "x", "label": "X"}, 404, "has never had a sensor x"),
+            ("basement/relabel", {"sensor": "temperature"}, 400, "`label` must be a string"),
         ):  # fmt: skip
             with self.subTest(path=path, content=content):
                 self.assertIn(text, self.post(path, content, status)["error"]["text"])
 
-    def test_busy_store_is_tried_again(self):
+    def test_busy_store_is_reported_as_not_stored(self):
         with mock.patch.object(NodeAdmin, "retire", side_effect=NotStored("busy")):
             self.assertEqual(self.post("basement/retire", {"retired": True}, 503)["error"]["code"], "not-stored")
 
-    def test_only_operators_may(self):
+    def test_actions_require_an_operator(self):
         for action in ("rename", "retire", "relabel"):
             status, _, _ = self.web.request("POST", f"/api/v1/nodes/basement/{action}", {
                 "Content-Type": "application/json", "Authorization": "Bearer wrong"}, b"{}")  # fmt: skip
@@ -87,7 +88,7 @@ class Actions(OperatorCase):
 
 
 class Excel(OperatorCase):
-    def test_log_is_converted_whole_and_nothing_is_left(self):
+    def test_log_for_excel_is_complete_and_leaves_no_temporary_file(self):
         before = sorted(os.listdir(self.web.folder))
         headers, body = self.get("/log.csv?for=excel", {"Accept-Language": "de-AT,de;q=0.9"})
         self.assertTrue(body.startswith(b"\xef\xbb\xbftime;node;sensor;value;unit\r\n"))
@@ -96,7 +97,7 @@ class Excel(OperatorCase):
         self.assertIn('filename="sensorlog_', headers["content-disposition"])
         self.assertEqual(sorted(os.listdir(self.web.folder)), before)
 
-    def test_every_csv_is(self):
+    def test_every_csv_download_can_be_converted_for_excel(self):
         for path in ("/log.csv?", "/chart.csv?node=basement&sensor=temperature&", "/api/v1/samples?format=csv&",
                      "/nodes/basement/temperature.csv?", "/gaps.csv?"):  # fmt: skip
             with self.subTest(path=path):
@@ -105,12 +106,12 @@ class Excel(OperatorCase):
                 self.assertEqual(body.count(b"\n"), body.count(b"\r\n"))
                 self.assertFalse(self.get(path.rstrip("?&"))[1].startswith(b"\xef"))
 
-    def test_other_forms_are_not(self):
+    def test_json_is_not_converted_and_invalid_decimal_is_rejected(self):
         self.assertTrue(self.get("/api/v1/nodes?for=excel")[1].startswith(b"{"))
         status, _, _ = self.web.request("GET", "/log.csv?for=excel&decimal=x", self.web.bearer)
         self.assertEqual(status, 400)
 
-    def test_pages_have_a_link(self):
+    def test_pages_link_to_the_download_for_excel(self):
         for path in ("/log", "/logs", "/chart?series=basement/temperature"):
             self.assertIn(b"for=excel", self.web.request("GET", path, self.web.bearer, html=True)[2], path)
 

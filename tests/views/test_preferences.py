@@ -1,4 +1,4 @@
-"""Preferences of users: kept, bounded, of their owner alone; units on all pages, and as measured in all data."""
+"""Preferences of users: storage, limits, privacy; displayed units on all pages, measured units in all data."""
 
 import html
 import http.client
@@ -40,41 +40,41 @@ class Store(unittest.TestCase):
     def put(self, user, wanted):
         self.store.save(user, lambda preferences: wanted)
 
-    def test_what_was_saved_is_there_after_a_restart(self):
+    def test_preferences_survive_a_restart(self):
         self.assertEqual(self.store.of("anna"), DEFAULTS)
         self.put("anna", self.some)
         for store in (self.store, PreferenceStore(self.folder, self.faults)):
             self.assertEqual(store.of("anna"), self.some)
             self.assertEqual(store.of("ben"), DEFAULTS)
 
-    def test_a_change_is_of_what_is_stored(self):
+    def test_change_is_applied_to_the_stored_preferences(self):
         self.put("anna", self.some)
         for key in ("shed/light", "shed/dew"):
             other = PreferenceStore(self.folder)
             other.save("anna", lambda kept, key=key: kept._replace(folded={*kept.folded, key}))
         self.assertEqual(self.store.of("anna"), self.some._replace(folded={"shed/load", "shed/light", "shed/dew"}))
 
-    def test_what_stays_the_same_is_not_written(self):
+    def test_unchanged_preferences_are_not_written(self):
         self.put("anna", self.some)
-        with mock.patch.object(json_file, "replace_file", side_effect=AssertionError("it is written")):
+        with mock.patch.object(json_file, "replace_file", side_effect=AssertionError("the file was written")):
             self.put("anna", self.some)
             self.put("ben", DEFAULTS)
 
-    def test_the_file_is_its_owners_alone(self):
+    def test_file_is_readable_by_its_owner_only(self):
         self.put("anna", self.some)
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
 
-    def test_without_a_password_there_is_one_user(self):
+    def test_preferences_of_one_time_key_and_this_machine_are_shared(self):
         self.put("one-time key", self.some)
         self.assertEqual(self.store.of("this machine"), self.some)
 
-    def test_of_too_many_users_those_of_the_oldest_change_go(self):
+    def test_preferences_changed_longest_ago_are_deleted_if_there_are_too_many_users(self):
         with mock.patch.object(preferences, "MOST_USERS", 3):
             for place, user in enumerate(("anna", "ben", "anna", "carl", "dora")):
                 self.put(user, self.some._replace(node=f"n{place}"))
         self.assertEqual([self.store.of(user).node for user in ("anna", "ben", "carl", "dora")], ["n2", "", "n3", "n4"])
 
-    def test_what_does_not_fit_is_left_out(self):
+    def test_invalid_and_excess_entries_are_not_saved(self):
         order = ("shed/light", "<b>/x", "../../etc", "shed/light", "shed", *(f"n/s{k}" for k in range(5000)))
         units = MappingProxyType({"°C": "parsec", "hPa": "inHg"})
         self.put("anna", Preferences(units, order, frozenset(order), "<b>"))
@@ -85,7 +85,7 @@ class Store(unittest.TestCase):
         with open(self.path, encoding="utf-8") as file:
             self.assertEqual(len(json.load(file)["anna"]["order"]), preferences.MOST_SENSORS)
 
-    def test_a_damaged_file_is_replaced_by_its_copy(self):
+    def test_damaged_file_is_replaced_by_its_backup(self):
         self.put("anna", self.some)
         for content in (b"", b"[]", b'{"anna": 5}', b'{"anna": {"units": [], "order": 5, "folded": 3}}', b"\xff"):
             with open(self.path, "wb") as file:
@@ -94,7 +94,7 @@ class Store(unittest.TestCase):
                 self.assertEqual(PreferenceStore(self.folder, self.faults).of("anna"), self.some, content)
             self.assertEqual(self.faults.present(), {})
 
-    def test_without_a_good_copy_everybody_has_the_defaults_and_the_fault_is_shown(self):
+    def test_defaults_are_used_and_a_fault_is_shown_without_a_valid_backup(self):
         for name in ("preferences.json", "preferences.json.bak"):
             with open(os.path.join(self.folder, name), "wb") as file:
                 file.write(b"{")
@@ -105,7 +105,7 @@ class Store(unittest.TestCase):
         with self.assertRaisesRegex(HTTPError, "Nothing was changed"):
             store.save("anna", lambda preferences: self.some)
 
-    def test_a_full_disk_changes_nothing(self):
+    def test_preferences_stay_unchanged_if_the_disk_is_full(self):
         self.put("anna", self.some)
         full = mock.patch.object(json_file, "replace_file", side_effect=DiskError("preferences.json: No space left"))
         with full, self.assertRaisesRegex(HTTPError, "No space left") as raised:
@@ -145,7 +145,7 @@ class UnitsCase(unittest.TestCase):
 
 
 class ChosenUnits(UnitsCase):
-    def test_the_form_shows_what_is_chosen(self):
+    def test_form_shows_the_selected_units(self):
         page = self.get("/settings")
         self.assertIn('<option value="°C" selected>°C</option>', page)
         self.assertIn('<a href="/settings" aria-current="page">Preferences</a>', page)
@@ -155,66 +155,66 @@ class ChosenUnits(UnitsCase):
         self.assertIn('role="status">Saved.', page)
         self.assertIn("°C      shown in °F", self.get("/settings", wants_html=False))
 
-    def test_the_units_of_all_sensors_are_offered_without_reading_their_day(self):
-        self.web.store_samples("cellar", [{"pressure": 5}], {"pressure": "psi"})  # nobody collects from it now
+    def test_units_of_all_sensors_are_offered_without_reading_their_samples(self):
+        self.web.store_samples("cellar", [{"pressure": 5}], {"pressure": "psi"})  # a former node
         self.link.state.sensors += [{"name": "wind", "unit": "km/h"}]
         self.web.web._snapshots.invalidate()
-        with mock.patch.object(self.web.store, "downsample_all", side_effect=AssertionError("it is read")):
+        with mock.patch.object(self.web.store, "downsample_all", side_effect=AssertionError("the samples were read")):
             page = self.get("/settings")
         for unit in ("km/h", "psi"):
             self.assertIn(f"Measured in {unit}, shown in", page)
 
-    def test_back_to_what_was_measured(self):
+    def test_selecting_the_measured_unit_removes_the_preference(self):
         self.choose()
         self.post("/settings", **{"unit:°C": "°C"})
         self.assertIn('<span class="unit">°C</span>', self.get("/nodes/shed/temperature"))
         with open(os.path.join(self.web.folder, "preferences.json"), encoding="utf-8") as file:
             self.assertEqual(json.load(file)["this machine"]["units"], {})
 
-    def test_nonsense_is_not_saved(self):
+    def test_unknown_units_are_not_saved(self):
         self.post("/settings", **{"unit:°C": "<script>", "unit:parsec": "m", "other": "x"})
         self.assertEqual(self.web.web._preferences.of("this machine").units, {})
 
-    def test_the_page_of_a_sensor(self):
+    def test_sensor_page_uses_the_selected_unit(self):
         self.choose()
         page = self.get("/nodes/shed/temperature")
         self.assertIn('<b data-live="shed/temperature">77</b> <span class="unit">°F</span>', page)
         self.assertIn('<span class="odd">above 75.2 °F</span>', page)
-        self.assertIn('<span class="odd">jumped by 9 °F</span>', page)  # 5 °C, without the 32
-        self.assertIn("32 to 75.2 °F; 3.6 °F a second", page)
+        self.assertIn('<span class="odd">jumped by 9 °F</span>', page)  # 5 °C × 1.8, without offset
+        self.assertIn("32 to 75.2 °F; change of at most 3.6 °F per second", page)
         self.assertIn('<td data-label="mean">72.5 °F</td>', page)
-        self.assertIn('<td data-label="deviation">4.5 °F</td>', page)  # 2.5 °C
+        self.assertIn('<td data-label="standard deviation">4.5 °F</td>', page)  # 2.5 °C
         self.assertIn('<td data-label="lowest">68 °F, ', page)
         self.assertIn("temperature of shed: 77 °F", self.get("/nodes/shed/temperature", wants_html=False))
 
-    def test_the_page_of_a_node(self):
+    def test_node_page_uses_the_selected_unit(self):
         self.choose()
         page = self.get("/nodes/shed")
         self.assertRegex(page, r'data-live="shed/temperature"[^>]*>77</b> <span class="unit">°F')
         self.assertRegex(page, r'data-live="shed/humidity"[^>]*>45</b> <span class="unit">%')
-        self.assertIn("processor at 122 °F", page)
+        self.assertIn("CPU temperature 122 °F", page)
         self.assertNotIn("°C", page)
 
-    def test_log_check(self):
+    def test_log_check_uses_the_selected_unit(self):
         self.choose()
         self.assertIn("temperature 77 °F, humidity 45 %", self.get("/log"))
         self.assertIn("temperature 77 °F, humidity 45 %", self.get("/log", wants_html=False))
 
-    def test_charts(self):
-        before = self.get("/chart.svg?series=shed/temperature")  # drawn, and kept for a while
+    def test_charts_use_the_selected_unit(self):
+        before = self.get("/chart.svg?series=shed/temperature")  # drawn and cached
         self.assertIn("temperature, °C", before)
         self.choose()
         for path in ("/chart.svg?series=shed/temperature", "/chart?series=shed/temperature"):
             self.assertIn("From 68 to 77, mean 72.5 °F", self.get(path), path)
         self.assertIn("temperature, °F", self.get("/chart.svg?series=shed/temperature"))
-        self.assertIn('<td data-label="deviation">4.5 °F</td>', self.get("/chart?series=shed/temperature"))
+        self.assertIn('<td data-label="standard deviation">4.5 °F</td>', self.get("/chart?series=shed/temperature"))
 
-    def test_the_script_of_the_charts_gets_what_the_picture_shows(self):
+    def test_chart_json_with_units_shown_uses_the_selected_unit(self):
         self.choose()
         shown = json.loads(self.get("/chart.json?series=shed/temperature&units=shown"))["series"][0]
         self.assertEqual((shown["unit"], shown["columns"][-1]["high"]), ("°F", 77))
 
-    def test_data_stays_as_measured(self):
+    def test_data_formats_keep_the_measured_unit(self):
         self.choose()
         plain = json.loads(self.get("/chart.json?series=shed/temperature"))["series"][0]
         self.assertEqual((plain["unit"], plain["columns"][-1]["high"]), ("°C", 25))
@@ -226,7 +226,7 @@ class ChosenUnits(UnitsCase):
         self.assertIn('"unit":"°C"', self.get("/api/v1/nodes/shed").replace(": ", ":"))
         self.assertRegex(self.get("/metrics"), r'pigeonpost_reading\{[^}]*unit="°C"[^}]*\} 25')
 
-    def test_two_measured_units_that_are_shown_alike_share_an_axis(self):
+    def test_series_with_the_same_displayed_unit_share_an_axis(self):
         self.link.state.sensors += [{"name": "other", "unit": "°F"}, {"name": "load", "unit": ""}]
         self.web.store_samples("shed", [{"temperature": 25.0, "humidity": 45, "other": 50.0, "load": 1.0}],
                                {**UNITS, "other": "°F", "load": ""})  # fmt: skip
@@ -235,7 +235,7 @@ class ChosenUnits(UnitsCase):
         self.choose()
         self.assertIn("</svg>", self.get(path))
 
-    def test_live_values_of_an_open_page(self):
+    def test_live_values_use_the_selected_unit(self):
         link = http.client.HTTPConnection(*self.web.address, timeout=LIMIT_S)
         self.addCleanup(link.close)
         link.request("GET", "/events", headers=self.session)
@@ -253,15 +253,15 @@ class ChosenUnits(UnitsCase):
         self.web.store_samples("shed", [{"temperature": 20.0, "humidity": 45}], UNITS)
         self.assertEqual(value(), "68 °F")
 
-    def test_the_front_page_is_put_back(self):
+    def test_reset_restores_the_front_page_and_keeps_the_units(self):
         store = self.web.web._preferences
         some = Preferences(MappingProxyType({"°C": "°F"}), ("shed/light",), frozenset(("a/b",)))
         store.save("this machine", lambda preferences: some)
         self.assertEqual(self.post("/settings/reset")[0], 303)
         self.assertEqual(store.of("this machine"), Preferences(MappingProxyType({"°C": "°F"})))
 
-    def test_who_may_not_change_anything(self):
-        page = self.web.request("GET", "/settings", html=True)[2].decode()  # on this machine, without the key
+    def test_preferences_cannot_be_changed_without_the_key(self):
+        page = self.web.request("GET", "/settings", html=True)[2].decode()  # from this machine, without the key
         self.assertRegex(page, r"<button[^>]* disabled>Save</button>")
         self.assertEqual(self.web.request("POST", "/settings")[0], 403)
         self.assertEqual(self.web.post_form("/settings", {"csrf": "wrong", "unit:°C": "°F"}, self.session)[0], 403)
@@ -271,19 +271,19 @@ class ChosenUnits(UnitsCase):
 class WithPasswords(UnitsCase):
     password = "correct horse"
 
-    def test_each_user_has_their_own(self):
+    def test_each_user_has_separate_preferences(self):
         self.web.users.set_password("anna", "battery staple", "viewer")
         answer = self.web.post_form("/login", {"user": "anna", "password": "battery staple"})
         anna = {"Cookie": str(answer[1]["set-cookie"]).partition(";")[0]}
         self.choose()
         self.assertIn("77 °F", self.get("/log"))
         self.assertIn("25 °C", self.get("/log", session=anna))
-        self.assertIn("How values are shown to anna.", self.get("/settings", session=anna))
-        self.assertEqual(self.post("/settings", anna, **{"unit:°C": "K"})[0], 303)  # a viewer may, too
+        self.assertIn("These preferences apply to anna.", self.get("/settings", session=anna))
+        self.assertEqual(self.post("/settings", anna, **{"unit:°C": "K"})[0], 303)  # allowed for viewers, too
         self.assertIn("298.1 K", re.sub(r"298\.\d+ K", "298.1 K", self.get("/log", session=anna)))
         self.assertIn("77 °F", self.get("/log"))
 
-    def test_control_py_sees_what_was_measured(self):
+    def test_control_py_gets_the_measured_units(self):
         self.choose()
         self.assertIn("25 °C", self.get("/log", session=self.web.bearer))
 

@@ -1,4 +1,4 @@
-"""Saved graphs: everybody's own, shared by their owner alone, few, small, escaped, and safe on the disk."""
+"""Saved graphs: private unless shared by their owner, limited in number and size, escaped, and durable."""
 
 import html
 import json
@@ -34,7 +34,7 @@ class GraphCase(unittest.TestCase):
         return self.web.post_form(path, fields, session)
 
     def saved(self, name="Basement", query=QUERY, session=None):
-        """Save a graph; its id."""
+        """Save a graph and return its id."""
         status, headers, body = self.post("/graphs", session, name=name, query=query)
         self.assertEqual((status, headers.get("location")), (303, "/graphs"), body)
         return next(one["id"] for one in self.listed(session) if one["name"] == " ".join(name.split()))
@@ -57,14 +57,14 @@ class GraphCase(unittest.TestCase):
         self.assertIn(text, html.unescape(answer[2].decode()))
 
 
-class One(GraphCase):
-    def test_without_any(self):
-        self.assertIn("You have saved none yet.", self.page()[1])
+class SingleUser(GraphCase):
+    def test_pages_without_a_saved_graph_state_that_there_is_none(self):
+        self.assertIn("You have not saved any graphs yet.", self.page()[1])
         self.assertEqual(self.listed(), [])
         self.assertEqual(self.web.request("GET", "/graphs")[2], b"No graph is saved yet.\n")
         self.assertFalse(os.path.exists(self.path))
 
-    def test_save_open_rename_delete(self):
+    def test_graph_is_saved_opened_renamed_and_deleted(self):
         id = self.saved()
         self.assertIn(f'<a href="/graphs/{id}">Basement</a>', self.page()[1])
         status, headers, _ = self.web.request("GET", f"/graphs/{id}")
@@ -77,26 +77,26 @@ class One(GraphCase):
         self.assertEqual(self.listed(), [])
         self.assertEqual(self.web.request("GET", f"/graphs/{id}")[0], 404)
 
-    def test_the_chart_s_page_has_the_form(self):
+    def test_chart_page_has_the_form_to_save_it(self):
         _, page = self.page(f"/chart?{QUERY}")
         form = re.search(r'<form[^>]* action="/graphs">(.*?)</form>', page, re.S)[1]
         fields = dict(re.findall(r'name="(\w+)"[^>]* value="([^"]*)"', form))
         self.assertEqual(html.unescape(fields["query"]), QUERY)
         self.assertEqual(self.post("/graphs", name="x", query=html.unescape(fields["query"]))[0], 303)
 
-    def test_it_is_kept_for_its_owner_s_eyes_and_over_a_restart(self):
+    def test_saved_graph_survives_a_restart_and_its_file_is_private(self):
         id = self.saved()
         self.assertEqual(stat.S_IMODE(os.stat(self.path).st_mode), 0o600)
         again = saved_charts.SavedCharts(self.web.folder)
         self.assertEqual(again._all()[id].name, "Basement")
 
-    def test_names_are_text(self):
+    def test_names_are_escaped(self):
         self.saved("<script>alert(1)</script>\"'&")
         page = self.page()[1]
         self.assertNotIn("<script>alert", page)
         self.assertIn("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;", page)
 
-    def test_names_that_are_none(self):
+    def test_invalid_names_are_rejected(self):
         id = self.saved()
         for name in (
             "",
@@ -108,17 +108,19 @@ class One(GraphCase):
             "\ud83d".encode("utf-8", "replace").decode() * 61,
         ):
             for path, more in (("/graphs", {"query": QUERY}), (f"/graphs/{id}/rename", {})):
-                self.assert_refused(self.post(path, name=name, **more), 400, "A name has 1 to 60 letters.")
+                self.assert_refused(
+                    self.post(path, name=name, **more), 400, "A name must have 1 to 60 printable characters."
+                )
         self.assertEqual([one["name"] for one in self.listed()], ["Basement"])
 
-    def test_a_name_is_one_graph_s(self):
+    def test_duplicate_names_are_rejected(self):
         self.saved("one")
         two = self.saved("two")
-        self.assert_refused(self.post("/graphs", name="one", query=QUERY), 409, "of that name already")
-        self.assert_refused(self.post(f"/graphs/{two}/rename", name="one"), 409, "of that name already")
+        self.assert_refused(self.post("/graphs", name="one", query=QUERY), 409, "already have a graph with that name")
+        self.assert_refused(self.post(f"/graphs/{two}/rename", name="one"), 409, "already have a graph with that name")
         self.assertEqual(self.post(f"/graphs/{two}/rename", name="two")[0], 303)
 
-    def test_queries_that_are_none(self):
+    def test_invalid_queries_are_rejected(self):
         for query in (
             "",
             "series=",
@@ -131,20 +133,20 @@ class One(GraphCase):
             self.assertEqual(self.post("/graphs", name="x", query=query)[0], 400, query)
         self.assertEqual(self.listed(), [])
 
-    def test_only_what_charts_know_is_kept(self):
+    def test_unknown_query_parameters_are_not_saved(self):
         self.saved("x", "node=basement&sensor=light&span=1h&evil=//evil.example&size=small")
         self.assertEqual(self.listed()[0]["chart"], "/chart?series=basement/light&span=1h")
 
-    def test_there_are_only_so_many(self):
+    def test_number_of_graphs_is_limited_per_user_and_in_total(self):
         with mock.patch.object(saved_charts, "MOST_OF_ONE", 3):
             for k in range(3):
                 self.saved(f"graph {k}")
-            self.assert_refused(self.post("/graphs", name="more", query=QUERY), 409, "room for")
+            self.assert_refused(self.post("/graphs", name="more", query=QUERY), 409, "can be saved")
         with mock.patch.object(saved_charts, "MOST", 3):
-            self.assert_refused(self.post("/graphs", name="more", query=QUERY), 409, "room for")
+            self.assert_refused(self.post("/graphs", name="more", query=QUERY), 409, "can be saved")
         self.assertEqual(len(self.listed()), 3)
 
-    def test_without_the_token_nothing_is_changed(self):
+    def test_requests_without_a_csrf_token_change_nothing(self):
         id = self.saved()
         for path in (
             "/graphs",
@@ -157,26 +159,26 @@ class One(GraphCase):
             self.assertEqual(self.post(path, csrf="wrong", name="evil", query=QUERY)[0], 403, path)
         self.assertEqual([(one["name"], one["shared"]) for one in self.listed()], [("Basement", False)])
 
-    def test_graphs_of_this_machine_are_those_of_who_has_the_key(self):
-        """Without a password there is one user, who once needed no key."""
+    def test_graphs_of_one_time_key_and_this_machine_are_shared(self):
+        """Without a password there is one user. In earlier versions, this user needed no key."""
         if self.password:
             self.skipTest("with a password there are users")
         id = self.saved()
-        here = self.web.request("GET", "/graphs.json")[2]  # on this machine, without the key
+        here = self.web.request("GET", "/graphs.json")[2]  # from this machine, without the key
         self.assertEqual([(one["id"], one["owner"]) for one in json.loads(here)["graphs"]], [(id, "this machine")])
         status, page = self.page(session={"Accept": "text/html"})
         self.assertEqual((status, page.count(" disabled>")), (200, 3))
         self.assertEqual(self.web.post_form(f"/graphs/{id}/delete", {"csrf": ""})[0], 403)
         self.assertEqual(self.post(f"/graphs/{id}/delete")[0], 303)
 
-    def test_by_get_nothing_is_changed(self):
+    def test_get_requests_change_nothing(self):
         id, csrf = self.saved(), self.web.csrf(self.session)
         for what in ("rename", "delete", "share", "unshare"):
             status, headers, _ = self.web.request("GET", f"/graphs/{id}/{what}?csrf={csrf}&name=x")
             self.assertEqual((status, headers["allow"]), (405, "POST"), what)
         self.assertEqual([(one["name"], one["shared"]) for one in self.listed()], [("Basement", False)])
 
-    def test_when_the_disk_does_not_take_it_nothing_has_changed(self):
+    def test_graphs_stay_unchanged_if_the_disk_is_full(self):
         id = self.saved()
         with mock.patch.object(
             saved_charts, "replace_file", side_effect=DiskError("graphs.json: No space left on device")
@@ -185,7 +187,7 @@ class One(GraphCase):
             self.assert_refused(self.post("/graphs", name="x", query=QUERY), 503, "Nothing was changed")
         self.assertEqual([one["id"] for one in self.listed()], [id])
 
-    def test_a_file_that_does_not_read_is_left_alone(self):
+    def test_damaged_file_is_reported_and_not_overwritten(self):
         good = {"id": "a" * 16, "user": "admin", "name": "n", "query": QUERY, "shared": True}
         for content in (
             b"", b"{", b"[]", b'{"graphs": 1}', b'{"graphs": [1]}', b'{"graphs": [{}]}', b"\xff", b"[" * 100_000,
@@ -196,7 +198,7 @@ class One(GraphCase):
             with open(self.path, "wb") as file:
                 file.write(content)
             self.assertEqual(self.page()[0], 503, content[:60])
-            self.assert_refused(self.post("/graphs", name="x", query=QUERY), 503, "does not read")
+            self.assert_refused(self.post("/graphs", name="x", query=QUERY), 503, "cannot be read")
             with open(self.path, "rb") as file:
                 self.assertEqual(file.read(), content)
         with open(self.path, "w", encoding="utf-8") as file:
@@ -204,7 +206,7 @@ class One(GraphCase):
         self.assertEqual(self.listed()[0]["owner"], "admin")
 
 
-class Users(GraphCase):
+class SeveralUsers(GraphCase):
     password = "correct horse"
 
     def setUp(self):
@@ -213,14 +215,14 @@ class Users(GraphCase):
         self.guest = self.web.log_in("guest", "battery staple")
 
     def csrf_of_guest(self):
-        """Who may only look has no button on the front page; the chart's page has a form for everybody."""
+        """Return the viewer's CSRF token from the chart page; the front page has no form for viewers."""
         _, page = self.page(f"/chart?{QUERY}", self.guest)
         return re.search(r'name="csrf" value="([^"]+)"', page)[1]
 
     def post_as_guest(self, path, **fields):
         return self.web.post_form(path, {"csrf": self.csrf_of_guest(), **fields}, self.guest)
 
-    def test_everybody_has_his_own(self):
+    def test_each_user_has_separate_graphs(self):
         id = self.saved()
         self.assertEqual(self.listed(self.guest), [])
         self.assertEqual(self.web.request("GET", f"/graphs/{id}", self.guest)[0], 404)
@@ -228,7 +230,7 @@ class Users(GraphCase):
         self.assertEqual([one["owner"] for one in self.listed(self.guest)], ["guest"])
         self.assertEqual([one["owner"] for one in self.listed()], ["admin"])
 
-    def test_a_shared_one_is_seen_by_all_and_changed_by_its_owner_alone(self):
+    def test_shared_graph_is_visible_to_all_and_changeable_only_by_its_owner(self):
         id = self.saved("<i>")
         self.assertEqual(self.post(f"/graphs/{id}/share")[0], 303)
         self.assertIn(f"<code>/graphs/{id}</code>", self.page()[1])
@@ -241,7 +243,7 @@ class Users(GraphCase):
         self.assertEqual(self.post(f"/graphs/{id}/unshare")[0], 303)
         self.assertEqual(self.web.request("GET", f"/graphs/{id}", self.guest)[0], 404)
 
-    def test_without_a_login_there_is_nothing(self):
+    def test_graphs_and_charts_require_a_login(self):
         id = self.saved()
         for path in (
             "/graphs.json",

@@ -1,4 +1,4 @@
-"""The page of a sensor: value, chart, statistics, limits; as HTML, text, JSON and CSV."""
+"""Sensor page: value, chart, statistics and limits, as HTML, text, JSON and CSV."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ class SensorPage(unittest.TestCase):
         self.assertEqual(found, status, body[:300])
         return body.decode()
 
-    def test_in_a_browser(self):
+    def test_browser_gets_value_chart_statistics_and_limits(self):
         page = self.get("/nodes/basement/temperature", html=True)
         self.assertIn('<h1>temperature of <a href="/nodes/basement">basement</a></h1>', page)
         self.assertIn('<b data-live="basement/temperature">24</b> <span class="unit">°C</span>', page)
@@ -53,26 +53,26 @@ class SensorPage(unittest.TestCase):
         self.assertIn("out of range 1 time", page)
         self.assertIn(" data-now=", page)
 
-    def test_a_young_sensor_begins_with_a_chart_of_an_hour(self):
+    def test_new_sensor_starts_with_a_chart_of_one_hour(self):
         young = FakeLink("shed", {"new": "V"})
         self.web.links.append(young)
         self.web.store_samples("shed", [{"new": 1.5}], {"new": "V"})
         self.assertIn("span=1h&amp;size=large", self.get("/nodes/shed/new", html=True))
 
-    def test_spans_of_its_chart(self):
+    def test_time_range_of_the_chart_can_be_selected(self):
         page = self.get("/nodes/basement/temperature?span=7d", html=True)
         self.assertIn("span=7d&amp;size=large", page)
         self.assertIn('<a href="/nodes/basement/temperature?span=7d" aria-current="true">week</a>', page)
         self.assertIn("span=24h&amp;size=large", self.get("/nodes/basement/temperature?span=never", html=True))
 
-    def test_in_a_terminal(self):
+    def test_terminal_gets_value_statistics_and_limits_as_text(self):
         text = self.get("/nodes/basement/temperature")
         self.assertTrue(text.startswith("temperature of basement: 24 °C, 0 s ago.\n"))
         self.assertRegex(text, r"(?m)^last 24 hours  3       22 +22 +20 +20, \d\d:\d\d +24, \d\d:\d\d +1\.633$")
         self.assertRegex(text, r"(?m)^last 7 days    4       19 +≈ \d\d +≈ \d\d ")
-        self.assertIn("limits: 0 to 23 °C\nbeyond them, in this run: out of range 1 time\n", text)
+        self.assertIn("limits: 0 to 23 °C\nflags in this run: out of range 1 time\n", text)
 
-    def test_for_programs(self):
+    def test_json_contains_value_statistics_and_limits(self):
         told = json.loads(self.get("/nodes/basement/temperature.json"))
         self.assertEqual(
             (told["node"], told["sensor"], told["unit"], told["value"]), ("basement", "temperature", "°C", 24.0)
@@ -85,36 +85,36 @@ class SensorPage(unittest.TestCase):
         self.assertAlmostEqual(week["deviation"], 5.385164807, 6)
         self.assertEqual((told["limits"], told["verdict_counts"]["range"]), ({"low": 0, "high": 23}, 1))
 
-    def test_in_a_sheet(self):
+    def test_csv_has_one_row_per_time_range(self):
         text = self.get("/nodes/basement/temperature.csv")
         self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
         rows = list(csv.DictReader(io.StringIO(text)))
         self.assertEqual([row["span"] for row in rows], ["day", "week", "month", "year"])
         self.assertEqual((rows[0]["count"], rows[0]["high"], rows[0]["median_is_exact"]), ("3", "24.0", "true"))
 
-    def test_a_sensor_that_fails(self):
+    def test_reason_of_a_failed_reading_is_shown_and_escaped(self):
         page = self.get("/nodes/basement/light", html=True)
         self.assertIn('<span class="fault">&lt;broken&gt;</span> <span class="day">0 s ago</span>', page)
         self.assertNotIn("<broken>", page)
         self.assertIn("light of basement: <broken>, 0 s ago.", self.get("/nodes/basement/light"))
 
-    def test_one_that_its_node_no_longer_has(self):
-        self.assertIn("old of basement: its node no longer has it.", self.get("/nodes/basement/old"))
+    def test_page_of_a_removed_sensor_states_that_the_node_no_longer_has_it(self):
+        self.assertIn("old of basement: the node no longer has this sensor.", self.get("/nodes/basement/old"))
         self.assertIn("last 7 days", self.get("/nodes/basement/old", html=True))
 
-    def test_names_that_are_addresses_of_buttons_too(self):
+    def test_sensor_named_like_a_button_has_a_distinct_address(self):
         self.assertEqual(sensor_path("basement", "status"), "/nodes/basement/status.html")
         self.assertIn("<h1>status of", self.get("/nodes/basement/status.html", html=True))
         self.assertIn('"sensor":"status"', self.get("/nodes/basement/status.json"))
         for name in UNITS:
             self.get(sensor_path("basement", name))
 
-    def test_cards_lead_to_it(self):
+    def test_cards_link_to_the_sensor_pages(self):
         page = self.get("/", html=True)
         for name in UNITS:
             self.assertIn(f'href="{sensor_path("basement", name)}"', page)
 
-    def test_what_is_not_there(self):
+    def test_unknown_sensors_nodes_and_formats_are_not_found(self):
         for path in (
             "/nodes/basement/wind", "/nodes/attic/temperature", "/nodes/basement/Temperature", "/nodes/basement/.json",
             "/nodes/basement/temperature.xml", "/nodes/basement/temperature.json.json", "/nodes/basement/..",

@@ -1,4 +1,4 @@
-"""Live values: every commit reaches every open page; who comes back misses nothing; who does not read is dropped."""
+"""Live values: every commit reaches every client, a reconnected client misses nothing, a blocked one is dropped."""
 
 import fcntl
 import json
@@ -22,8 +22,8 @@ def setUpModule():
     use_memory_disk()
 
 
-class Page:
-    """A page that listens: the client's end of a stream."""
+class StreamClient:
+    """The client's end of an event stream."""
 
     def __init__(self, sock):
         self.sock = sock
@@ -32,7 +32,7 @@ class Page:
         self.last_id = ""
 
     def block(self):
-        """The next block of the stream, its fields by name; a comment has the name ""; None when the stream ends."""
+        """Return the fields of the next block by name, or None at the end of the stream; a comment has the name ""."""
         while b"\n\n" not in self._data:
             try:
                 part = self.sock.recv(1 << 16)
@@ -47,14 +47,14 @@ class Page:
         return fields
 
     def samples(self):
-        """The samples of the next event."""
+        """Return the samples of the next event."""
         while (fields := self.block()) is not None:
             if "data" in fields:
                 return json.loads(fields["data"])["samples"]
         raise AssertionError("the stream has ended")
 
 
-class LiveCase(unittest.TestCase):
+class StreamCase(unittest.TestCase):
     def setUp(self):
         self.clock = FakeClock()
         self.latest = {}
@@ -71,47 +71,47 @@ class LiveCase(unittest.TestCase):
         headers = {} if last_id is None else {"last-event-id": last_id}
         return RequestContext(self.house, Request("GET", path, "1.1", headers), (), print)
 
-    def page(self, last_id=None, still_in=lambda: True, live=None, wait=True, buffer=None, path="/events"):
-        """Open a page, and wait until it is served: what is noted from then on comes to it as an event."""
+    def page(self, last_id=None, is_signed_in=lambda: True, live=None, wait=True, buffer=None, path="/events"):
+        """Open a stream and wait until it is served: it receives all later commits as events."""
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
         if buffer:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         live = live or self.live
-        answer = live.answer(self.visit(last_id, path), still_in)
+        answer = live.answer(self.visit(last_id, path), is_signed_in)
         self.assertEqual(answer.kind, "text/event-stream; charset=utf-8")
         self.assertEqual(answer.headers["Cache-Control"], "no-store")
         answer.live(theirs)
-        page = Page(ours)
+        page = StreamClient(ours)
         if wait:
             self.assertEqual(page.block(), {"retry": "3000"})
         return page
 
     def store(self, node="basement", values=None, units=None, live=None):
-        """Something of `node` was committed."""
+        """Commit a sample of `node`."""
         values = {"temperature": 21.5} if values is None else values
         units = {"temperature": "°C"} if units is None else units
         self.latest[node] = LatestSample(Sample(1, WALL_MS, 1, values, {}, ""), units, WALL_MS)
         (live or self.live).on_commit([SimpleNamespace(node=node)])
 
     def beat(self, live=None):
-        """Let the time of a heartbeat come; something stored makes the thread look at its clock."""
+        """Advance the clock to the next heartbeat, and wake the thread with a commit so that it reads the clock."""
         self.clock.sleep(15)
         (live or self.live).on_commit([])
 
 
-class Events(LiveCase):
-    def test_a_new_page_first_gets_what_is(self):
+class Events(StreamCase):
+    def test_new_client_first_receives_the_present_values(self):
         self.store()
         self.assertEqual(
             self.page().samples(),
             [{"node": "basement", "time_ms": WALL_MS, "values": {"temperature": "21.5 °C"}}],
         )
 
-    def test_a_page_of_a_house_without_samples_gets_an_empty_event(self):
+    def test_first_event_is_empty_without_samples(self):
         self.assertEqual(self.page().samples(), [])
 
-    def test_every_commit_comes_to_every_page(self):
+    def test_every_commit_is_sent_to_every_client(self):
         pages = [self.page() for _ in range(5)]
         for page in pages:
             page.samples()
@@ -120,22 +120,22 @@ class Events(LiveCase):
             (sample,) = page.samples()
             self.assertEqual(sample["values"], {"temperature": "22.25 °C", "light": "1,500", "load": "0"})
 
-    def test_a_sensor_that_failed_is_a_dash(self):
+    def test_failed_reading_is_sent_as_a_dash(self):
         page = self.page()
         page.samples()
         self.store(values={"temperature": None})
         self.assertEqual(page.samples()[0]["values"], {"temperature": "–"})
 
-    def test_a_commit_of_many_nodes_is_one_event(self):
+    def test_commit_of_several_nodes_is_one_event(self):
         page = self.page()
         page.samples()
         for node in "abc":
             self.latest[node] = LatestSample(Sample(1, WALL_MS, 1, {"t": 1}, {}, ""), {}, WALL_MS)
-        self.live.on_commit([SimpleNamespace(node=node) for node in "abcaz"])  # z has brought no sample but a gap
+        self.live.on_commit([SimpleNamespace(node=node) for node in "abcaz"])  # z has sent only a gap
         self.assertEqual([sample["node"] for sample in page.samples()], ["a", "b", "c"])
 
-    def test_the_writer_waits_for_nobody(self):
-        """Not even when it is woken more often than the pipe holds."""
+    def test_committing_thread_never_waits_for_clients(self):
+        """The pipe that wakes the other thread becomes full."""
         self.page(wait=False)
         fcntl.fcntl(self.live._wake_pipe._writer, fcntl.F_SETPIPE_SZ, 4096)
         writer = threading.Thread(target=lambda: [self.live.on_commit([]) for _ in range(10_000)])
@@ -143,7 +143,7 @@ class Events(LiveCase):
         writer.join(LIMIT_S)
         self.assertFalse(writer.is_alive())
 
-    def test_events_are_numbered(self):
+    def test_event_ids_contain_the_run_and_a_number(self):
         page = self.page()
         page.samples()
         first = page.last_id
@@ -154,9 +154,9 @@ class Events(LiveCase):
         self.assertEqual(page.last_id, f"{run}-{int(number) + 1}")
 
 
-class ComingBack(LiveCase):
+class Reconnection(StreamCase):
     def events(self, count, page):
-        """That many commits; `page` has had each of them."""
+        """Commit `count` samples; `page` receives each of them."""
         for number in range(count):
             self.store(values={"temperature": number})
             page.samples()
@@ -170,19 +170,19 @@ class ComingBack(LiveCase):
         page = self.page(last_id)
         return [page.samples()[0]["values"]["temperature"] for _ in range(count)]
 
-    def test_it_gets_what_it_missed(self):
+    def test_reconnected_client_receives_missed_events(self):
         self.events(3, self.first)
         last_id = self.first.last_id
         self.events(3, self.first)
         self.assertEqual(self.texts_from(last_id, 3), ["0 °C", "1 °C", "2 °C"])
 
-    def test_who_missed_nothing_gets_nothing(self):
+    def test_reconnected_client_without_missed_events_receives_only_new_ones(self):
         self.events(3, self.first)
         page = self.page(self.first.last_id)
         self.store(values={"temperature": 50})
         self.assertEqual(page.samples()[0]["values"]["temperature"], "50 °C")
 
-    def test_who_missed_too_much_gets_how_things_are(self):
+    def test_client_that_missed_too_many_events_receives_the_present_values(self):
         self.events(1, self.first)
         last_id = self.first.last_id
         self.events(66, self.first)
@@ -192,13 +192,13 @@ class ComingBack(LiveCase):
         self.events(1, self.first)
         self.assertEqual(page.samples()[0]["values"]["temperature"], "0 °C")
 
-    def test_exactly_as_many_as_are_kept(self):
+    def test_all_stored_events_are_sent_again(self):
         self.events(1, self.first)
         last_id = self.first.last_id
         self.events(64, self.first)
         self.assertEqual(self.texts_from(last_id, 64), [f"{number} °C" for number in range(64)])
 
-    def test_a_number_of_another_run_is_not_taken_for_ours(self):
+    def test_unknown_event_id_is_ignored(self):
         self.events(3, self.first)
         _, _, number = self.first.last_id.partition("-")
         for last_id in (f"abcdef-{int(number) - 2}", number, "", "-", f"{self.first.last_id}0", "x" * 5000,
@@ -206,8 +206,8 @@ class ComingBack(LiveCase):
             self.assertEqual(self.texts_from(last_id, 1), ["2 °C"], last_id)
 
 
-class Clients(LiveCase):
-    def test_as_many_as_there_is_room_for(self):
+class Clients(StreamCase):
+    def test_number_of_clients_is_limited(self):
         live = self.make(most_clients=2)
         pages = [self.page(live=live), self.page(live=live)]
         with self.assertRaises(HTTPError) as caught:
@@ -215,10 +215,10 @@ class Clients(LiveCase):
         self.assertEqual((caught.exception.status, caught.exception.code), (503, "busy"))
         self.assertEqual(caught.exception.headers, {"Retry-After": "30"})
         pages[0].sock.close()
-        wait_until(lambda: live.clients == 1, "the closed page is gone")
+        wait_until(lambda: live.clients == 1, "the closed client is removed")
         self.page(live=live)
 
-    def test_who_does_not_read_is_dropped_and_the_others_go_on(self):
+    def test_client_that_does_not_read_is_disconnected_and_others_are_not_affected(self):
         good, slow = self.page(), self.page(buffer=4096)
         good.samples()
         texts = {f"sensor_{number}": number for number in range(400)}
@@ -228,10 +228,10 @@ class Clients(LiveCase):
             if self.live.clients == 1:
                 break
         self.assertEqual(self.live.clients, 1)
-        while slow.block() is not None:  # what was on its way, and then the end
+        while slow.block() is not None:  # data sent before the end of the stream
             pass
 
-    def test_who_reads_late_gets_all_of_it(self):
+    def test_slow_client_receives_all_events(self):
         slow = self.page(buffer=4096)
         slow.samples()
         good = self.page()
@@ -244,20 +244,20 @@ class Clients(LiveCase):
             self.assertEqual(len(slow.samples()[0]["values"]), 100)
         self.assertEqual(slow.last_id, good.last_id)
 
-    def test_what_a_page_says_is_not_looked_at(self):
+    def test_data_from_a_client_is_ignored(self):
         page = self.page()
         page.samples()
         page.sock.sendall(b"x" * 5000)
         self.store()
         self.assertEqual(len(page.samples()), 1)
 
-    def test_who_leaves_is_let_go(self):
+    def test_disconnected_client_is_removed(self):
         page = self.page()
         wait_until(lambda: self.live.clients == 1)
         page.sock.close()
-        wait_until(lambda: self.live.clients == 0, "the page is gone")
+        wait_until(lambda: self.live.clients == 0, "the client is removed")
 
-    def test_a_heartbeat(self):
+    def test_heartbeat_is_sent_when_it_is_due(self):
         page = self.page()
         page.samples()
         self.beat()
@@ -265,15 +265,15 @@ class Clients(LiveCase):
         self.beat()
         self.assertEqual(page.block(), {"": ""})
 
-    def test_without_anything_new_there_is_a_heartbeat_too(self):
+    def test_heartbeat_is_sent_without_any_commit(self):
         self.house.clock = Clock()
         page = self.page(live=self.make(heartbeat_s=0.02))
         page.samples()
         self.assertEqual([page.block(), page.block()], [{"": ""}, {"": ""}])
 
-    def test_whose_session_has_ended_hears_no_more(self):
+    def test_client_is_disconnected_at_the_heartbeat_after_its_session_ended(self):
         may = [True]
-        guest, other = self.page(still_in=lambda: may[0]), self.page()
+        guest, other = self.page(is_signed_in=lambda: may[0]), self.page()
         for page in (guest, other):
             page.samples()
         self.beat()
@@ -284,9 +284,9 @@ class Clients(LiveCase):
         self.assertIsNone(guest.block())
         self.assertEqual(other.block(), {"": ""})
 
-    def test_whose_session_has_ended_gets_not_even_the_next_event(self):
+    def test_client_whose_session_ended_does_not_receive_the_next_event(self):
         may = [True]
-        guest, other = self.page(still_in=lambda: may[0]), self.page()
+        guest, other = self.page(is_signed_in=lambda: may[0]), self.page()
         for page in (guest, other):
             page.samples()
         may[0] = False
@@ -295,13 +295,13 @@ class Clients(LiveCase):
         self.assertIsNone(guest.block())
 
 
-class SomeNodes(LiveCase):
-    """`/events?nodes=...`: a page that shows some of thousands of nodes hears of these alone."""
+class SelectedNodes(StreamCase):
+    """`/events?nodes=...`: a page that shows some of thousands of nodes receives only their values."""
 
     def nodes(self, page):
         return [sample["node"] for sample in page.samples()]
 
-    def test_only_the_named_nodes_come(self):
+    def test_client_receives_only_the_requested_nodes(self):
         for node in ("attic", "basement", "shed"):
             self.store(node)
         page, all_nodes = self.page(path="/events?nodes=shed,attic"), self.page()
@@ -312,7 +312,7 @@ class SomeNodes(LiveCase):
             self.assertEqual(self.nodes(all_nodes), [node])
         self.assertEqual(self.nodes(page), ["shed"])
 
-    def test_who_comes_back_misses_nothing_of_them(self):
+    def test_reconnected_client_receives_missed_events_of_its_nodes(self):
         page = self.page(path="/events?nodes=shed,attic")
         self.assertEqual(page.samples(), [])
         watcher = self.page()
@@ -323,7 +323,7 @@ class SomeNodes(LiveCase):
         again = self.page(page.last_id, path="/events?nodes=shed,attic")
         self.assertEqual([self.nodes(again), self.nodes(again)], [["shed"], ["attic"]])
 
-    def test_of_thousands_the_first_event_is_small(self):
+    def test_first_event_contains_only_the_requested_nodes(self):
         for k in range(3000):
             self.latest[f"n{k}"] = LatestSample(Sample(1, WALL_MS, 1, {"t": k}, {}, ""), {"t": "°C"}, WALL_MS)
         page = self.page(path="/events?nodes=" + ",".join(f"n{k}" for k in range(60)))
@@ -331,15 +331,15 @@ class SomeNodes(LiveCase):
         self.store("n7")
         self.assertEqual(self.nodes(page), ["n7"])
 
-    def test_names_are_checked(self):
+    def test_invalid_node_lists_are_rejected(self):
         for query in (",", "a,<b>", "../x", ",".join(f"n{k}" for k in range(61))):
             with self.assertRaises(HTTPError) as raised:
                 self.live.answer(self.visit(path=f"/events?nodes={query}"), lambda: True)
             self.assertEqual(raised.exception.status, 400)
 
 
-class Ending(LiveCase):
-    def test_all_streams_end(self):
+class Shutdown(StreamCase):
+    def test_stop_ends_all_streams(self):
         pages = [self.page() for _ in range(3)]
         self.live.stop(LIMIT_S)
         for page in pages:
@@ -348,7 +348,7 @@ class Ending(LiveCase):
         with self.assertRaises(HTTPError):
             self.live.answer(self.visit(), lambda: True)
 
-    def test_one_that_was_about_to_be_served_ends_too(self):
+    def test_stop_ends_a_stream_that_was_not_yet_served(self):
         live = EventStream(self.house)
         self.addCleanup(live.stop, LIMIT_S)
         page = self.page(live=live, wait=False)
@@ -357,7 +357,7 @@ class Ending(LiveCase):
         while page.block() is not None:
             pass
 
-    def test_stopped_before_it_began(self):
+    def test_stop_works_before_start(self):
         live = EventStream(self.house)
         live.stop(LIMIT_S)
 
@@ -369,15 +369,15 @@ class Ending(LiveCase):
         self.assertLessEqual(set(os.listdir("/proc/self/fd")), before)
         live.on_commit([])
 
-    def test_pages_that_have_gone_leave_no_descriptor(self):
+    def test_disconnected_clients_leave_no_descriptors(self):
         self.page().samples()
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(200):
-            wait_until(lambda: self.live.clients < 10, "there is room for one more")
+            wait_until(lambda: self.live.clients < 10, "a client can be added")
             ours, theirs = socket.socketpair()
             self.live.answer(self.visit(), lambda: True).live(theirs)
             ours.close()
-        wait_until(lambda: self.live.clients == 1, "all are gone")
+        wait_until(lambda: self.live.clients == 1, "all clients but one are removed")
         self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 2)
 
 

@@ -1,4 +1,4 @@
-"""Statistics of any span: as a recount says, from samples or windows, and while windows are still summed up."""
+"""Statistics of time ranges, from samples and from rollups, compared with a direct calculation."""
 
 import math
 import statistics
@@ -25,7 +25,7 @@ def setUpModule():
     use_memory_disk()
 
 
-class Reckoning(unittest.TestCase):
+class StatisticsOfRanges(unittest.TestCase):
     def setUp(self):
         set_zone(self, "UTC")
         self.clock = FakeClock()
@@ -36,7 +36,7 @@ class Reckoning(unittest.TestCase):
         self.seq = 0
 
     def put(self, values, every_ms, end_ms=None):
-        """Values of `t`, one every `every_ms`, up to `end_ms`; (time, value) of each."""
+        """Store a value of `t` every `every_ms` up to `end_ms`, and return (time, value) of each that is not None."""
         end_ms = end_ms or self.now_ms - 1
         times = [end_ms - (len(values) - 1 - k) * every_ms for k in range(len(values))]
         samples = [
@@ -66,7 +66,7 @@ class Reckoning(unittest.TestCase):
         self.assertIn((found.low_ms, found.low), put)
         self.assertIn((found.high_ms, found.high), put)
 
-    def test_of_a_day_everything_is_exact(self):
+    def test_statistics_of_a_day_are_exact(self):
         put = self.put([(k * 7919) % 1000 / 8 for k in range(2000)], MINUTE_MS)
         found = self.of(1)
         self.assert_right(found, put)
@@ -75,7 +75,7 @@ class Reckoning(unittest.TestCase):
         self.assertEqual(found.median, statistics.median(values))
         self.assertEqual(found.mode, min(statistics.multimode(values)))
 
-    def test_of_longer_spans_all_but_median_and_mode(self):
+    def test_only_median_and_mode_of_long_ranges_are_approximate(self):
         put = self.put([20 + 5 * math.sin(k / 100) + (k * 7919) % 100 / 100 for k in range(9000)], 5 * MINUTE_MS)
         for summed in (False, True):
             if summed:
@@ -88,7 +88,7 @@ class Reckoning(unittest.TestCase):
                 self.assertAlmostEqual(found.median, statistics.median(values), delta=0.5)
                 self.assertFalse(found.is_exact)
 
-    def test_windows_that_wait_to_be_summed_up_are_counted(self):
+    def test_windows_without_a_rollup_are_counted(self):
         put = self.put([float(k % 50) for k in range(240)], 40 * MINUTE_MS, self.now_ms - HOUR_MS)
         self.sum_up()
         put += self.put([100.0 + k % 50 for k in range(120)], 61 * MINUTE_MS, self.now_ms - DAY_MS)
@@ -99,7 +99,7 @@ class Reckoning(unittest.TestCase):
         self.figures._kept.clear()
         self.assertEqual(self.figures.of("n", "t", before.from_ms, before.to_ms), before)
 
-    def test_where_too_much_waits_median_mode_and_deviation_are_not_told(self):
+    def test_median_mode_and_deviation_are_missing_if_too_many_samples_have_no_rollup(self):
         put = self.put([float(k % 50) for k in range(3000)], 5 * MINUTE_MS)
         values = [value for at, value in put if self.now_ms - 7 * DAY_MS <= at]
         with mock.patch.object(views_statistics, "_MOST_RECOUNTED", 1000):
@@ -109,18 +109,18 @@ class Reckoning(unittest.TestCase):
         self.assertIn((found.high_ms, found.high), put)
         self.assertEqual((found.median, found.mode, found.deviation), (None, None, None))
 
-    def test_failed_readings_do_not_count(self):
+    def test_failed_readings_are_not_counted(self):
         put = self.put([1.0, None, 3.0], MINUTE_MS)
         self.assert_right(self.of(1), put)
         self.assertIsNone(self.figures.of("n", "u", self.now_ms - DAY_MS, self.now_ms))
         self.assertIsNone(self.figures.of("nobody", "t", self.now_ms - DAY_MS, self.now_ms))
 
-    def test_spans_that_are_none(self):
+    def test_invalid_ranges_have_no_statistics(self):
         self.put([1.0], MINUTE_MS)
         for from_ms in (self.now_ms, self.now_ms + 1, self.now_ms - 371 * DAY_MS):
             self.assertIsNone(self.figures.of("n", "t", from_ms, self.now_ms))
 
-    def test_values_near_the_ends_of_floats(self):
+    def test_extreme_values_have_finite_statistics(self):
         for days in (1, 7):
             self.put([1.7e308, -1.7e308, 1.7e308] * 10, HOUR_MS // 2)
             self.sum_up()
@@ -128,7 +128,7 @@ class Reckoning(unittest.TestCase):
             for value in (found.mean, found.median, found.deviation):
                 self.assertTrue(math.isfinite(value), found)
 
-    def test_one_just_reckoned_is_not_reckoned_again(self):
+    def test_statistics_are_cached_for_a_minute(self):
         self.put([1.0], MINUTE_MS)
         self.assertEqual(self.of(1).values, 1)
         self.put([2.0], MINUTE_MS)
@@ -136,22 +136,22 @@ class Reckoning(unittest.TestCase):
         self.clock.sleep(61)
         self.assertEqual(self.of(1).values, 2)
 
-    def test_only_some_are_kept(self):
+    def test_cache_holds_at_most_256_entries(self):
         for k in range(300):
             self.figures.of("n", f"t{k}", 0, DAY_MS)
         self.assertLessEqual(len(self.figures._kept), 256)
 
-    def test_two_at_a_time_and_the_rest_come_again(self):
-        self.figures._working.acquire = lambda timeout: False  # five seconds later
+    def test_request_is_rejected_as_busy_while_two_others_are_calculated(self):
+        self.figures._working.acquire = lambda timeout: False  # as after the time limit of five seconds
         with self.assertRaises(HTTPError) as caught:
             self.of(1)
         self.assertEqual(caught.exception.status, 503)
 
-    def test_for_people_and_for_programs(self):
+    def test_statistics_are_formatted_as_html_text_and_json(self):
         self.put([1.0, 2.0, 2.0], MINUTE_MS)
         rows = [("day", self.of(1), "<b>"), ("none", None, "")]
         page = views_statistics.statistics_table("span", rows, self.now_ms)
-        self.assertIn('<td data-label="most often">2 &lt;b&gt;</td>', page)
+        self.assertIn('<td data-label="mode">2 &lt;b&gt;</td>', page)
         self.assertNotIn("<b>", page)
         lines = views_statistics.statistics_text("span", rows, self.now_ms)
         self.assertRegex(lines[1], r"^day   3       1\.667  2       2     1, .*\d\d:\d\d  2, .*\d\d:\d\d  0\.471$")

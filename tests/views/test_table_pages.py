@@ -1,4 +1,4 @@
-"""The pages that are one table, as people, terminals and programs ask for them; and the page about the server."""
+"""Table pages as HTML, text, CSV and JSON, and the page about the server."""
 
 import csv
 import hashlib
@@ -22,7 +22,7 @@ def setUpModule():
     use_memory_disk()
 
 
-class ListCase(WebCase):
+class TableCase(WebCase):
     def rows(self, path):
         return list(csv.DictReader(io.StringIO(self.get(path))))
 
@@ -34,17 +34,17 @@ class ListCase(WebCase):
         wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
 
 
-class Missing(ListCase):
-    def test_nothing(self):
-        self.assertIn("Nothing is missing.", self.page("/gaps"))
-        self.assertIn("Nothing is missing.", self.get("/gaps"))
+class Gaps(TableCase):
+    def test_page_without_gaps_states_that_nothing_is_missing(self):
+        self.assertIn("No samples are missing.", self.page("/gaps"))
+        self.assertIn("No samples are missing.", self.get("/gaps"))
         self.assertEqual(self.json("/gaps.json"), {"gaps": []})
 
-    def test_something(self):
+    def test_gap_is_listed_in_all_formats(self):
         self.missing()
         page, text = self.page("/gaps"), self.get("/gaps")
         for said in (page, text):
-            self.assertIn("7 samples are known to be lost, in one stretch", said)
+            self.assertIn("7 samples are permanently lost, in 1 gap", said)
             self.assertIn("3 to 9 of epoch 0123456789abcdef", said)
             self.assertIn("overwritten before it was delivered", said)
         self.assertIn('href="/gaps.csv"', page)
@@ -54,24 +54,24 @@ class Missing(ListCase):
                          ("basement", "7", "3", "overwritten before it was delivered"))  # fmt: skip
         self.assertEqual((gap["noted"], gap["count"], gap["to"], gap["before"]), (row["noted"], 7, 9, 0))
 
-    def test_what_a_node_says_is_no_markup_and_no_formula(self):
+    def test_text_from_a_node_is_escaped_in_html_and_csv(self):
         self.missing('=cmd|"<script>"')
         self.assertNotIn("<script>", self.page("/gaps").partition("<main>")[2])
         self.assertEqual(self.rows("/gaps.csv")[0]["why"], '\'=cmd|"<script>"')
 
 
-class Happened(ListCase):
+class EventList(TableCase):
     def setUp(self):
         self.enterContext(mock.patch.object(event_log, "_LOOK_S", 0.02))
         super().setUp()
 
-    def test_what_is_durable_and_what_is_of_this_run(self):
+    def test_events_of_earlier_runs_and_of_this_run_are_listed(self):
         set_zone(self, "UTC")
         self.missing()
         for name in ("sensorlog_191126_0715.csv", "sensorlog_999999_9999.csv", "notes.csv"):
             with open(os.path.join(self.web.folder, "logs", name), "w", encoding="utf-8"):
                 pass
-        wait_until(lambda: "connected" in self.get("/happenings"), "the event log has looked")
+        wait_until(lambda: "connected" in self.get("/happenings"), "the event log is updated")
         found = self.json("/happenings.json")["happenings"]
         self.assertEqual([one["time"] for one in found], sorted((one["time"] for one in found), reverse=True))
         self.assertEqual(found[-1], {
@@ -85,13 +85,13 @@ class Happened(ListCase):
         self.assertIn("19 Nov 07:15", self.page("/happenings"))
         self.assertEqual(len(self.rows("/happenings.csv")), len(found))
 
-    def test_off_is_told(self):
-        wait_until(lambda: "connected" in self.get("/happenings"), "the event log has looked")
+    def test_node_that_is_switched_off_is_listed(self):
+        wait_until(lambda: "connected" in self.get("/happenings"), "the event log is updated")
         self.link.state.on = False
-        wait_until(lambda: "switched off" in self.get("/happenings"), "the event log has seen it")
+        wait_until(lambda: "switched off" in self.get("/happenings"), "the event log contains it")
 
 
-class Logs(ListCase):
+class Logs(TableCase):
     def setUp(self):
         super().setUp()
         self.folder = os.path.join(self.web.folder, "logs")
@@ -103,10 +103,10 @@ class Logs(ListCase):
             file.write(sums_text({"sensorlog_191126_0715.csv": self.sum}))
         self.own = os.path.basename(self.web.csv.whole()[0])
 
-    def test_all_are_listed(self):
+    def test_all_logs_are_listed_with_size_and_checksum(self):
         page, text = self.page("/logs"), self.get("/logs")
         for said in (page, text):
-            for part in ("2 logs", self.own, "sensorlog_191126_0715.csv", self.sum, "open: it still grows"):
+            for part in ("2 logs", self.own, "sensorlog_191126_0715.csv", self.sum, "still open"):
                 self.assertIn(part, said)
         self.assertIn(f'href="/logs/{self.own}"', page)
         found = {one["name"]: one for one in self.json("/logs.json")["logs"]}
@@ -117,7 +117,7 @@ class Logs(ListCase):
         rows = {row["name"]: row for row in self.rows("/logs.csv")}
         self.assertEqual((rows[self.own]["open"], rows["sensorlog_191126_0715.csv"]["open"]), ("true", "false"))
 
-    def test_one_is_taken_away(self):
+    def test_log_is_downloaded_completely_or_in_part(self):
         self.assertEqual(self.get("/logs/sensorlog_191126_0715.csv"), self.old.decode())
         self.assertIn('filename="sensorlog_191126_0715.csv"', self.headers["content-disposition"])
         self.assertEqual(self.headers["content-type"], "text/csv; charset=utf-8")
@@ -125,23 +125,23 @@ class Logs(ListCase):
         self.assertEqual((part[0], part[2]), (206, b"time"))
         self.assertEqual(self.get(f"/logs/{self.own}"), self.get("/log.csv"))
 
-    def test_only_what_is_listed(self):
+    def test_files_that_are_not_listed_cannot_be_downloaded(self):
         os.symlink("/etc/passwd", os.path.join(self.folder, "passwd.csv"))
         os.mkdir(os.path.join(self.folder, "folder.csv"))
         self.assertNotIn("passwd", self.get("/logs"))
         for name in ("passwd.csv", "folder.csv", "SHA256SUMS", "..", ".", "users.json", "no.csv"):
             self.get(f"/logs/{name}", 404)
 
-    def test_a_run_without_any_sample(self):
+    def test_unknown_log_is_not_found(self):
         self.get("/logs/WORD", 404)
 
 
-class Bus(ListCase):
-    def test_where_it_is_not_open(self):
+class Bus(TableCase):
+    def test_bus_page_is_missing_if_the_bus_is_disabled(self):
         self.assertIn("does not listen to the multicast bus", self.page("/bus", 404))
         self.assertNotIn('href="/bus"', self.page("/about"))
 
-    def test_where_it_is(self):
+    def test_codifiers_are_listed_and_escaped_in_all_formats(self):
         state = BusState()
         report = {
             "control": "239.0.0.1:1", "data": "239.0.0.2:2", "interface": "", "fault": "", "stored": 3, "unstored": 0,
@@ -164,26 +164,26 @@ class Bus(ListCase):
         self.assertIn('href="/bus"', self.page("/about"))
 
 
-class About(ListCase):
-    def test_it_tells_what_this_is(self):
+class About(TableCase):
+    def test_about_page_shows_server_store_and_version(self):
         for said in (self.page("/about"), self.get("/about")):
             for part in (self.web.folder, "SQLite", "numbered, visible gap", "0.1.0", "/gaps", "/happenings", "MIT"):
                 self.assertIn(part, said)
         found = self.json("/about.json")
         self.assertEqual((found["server"], found["data"], found["samples_stored"]), ("house", self.web.folder, 2))
 
-    def test_it_names_the_kind_of_store(self):
+    def test_about_page_shows_the_kind_of_store(self):
         store = "SQLite, pigeonpost.sqlite3 in the data folder"
         self.assertIn(f"<tr><th>store</th><td>{store}</td></tr>", self.page("/about"))
         self.assertRegex(self.get("/about"), rf"(?m)^store +{store}$")
         self.assertEqual(self.json("/about.json")["store"], store)
 
-    def test_the_promise_is_the_one_of_the_manual(self):
+    def test_promise_is_that_of_the_manual(self):
         with open(os.path.join(ROOT, "docs", "promise.md"), encoding="utf-8") as file:
             manual = file.read().replace("*", "").replace("\n> ", " ").replace("\n", " ")
         self.assertIn(" ".join(PROMISE), manual)
 
-    def test_it_fits_a_terminal(self):
+    def test_text_pages_fit_into_80_columns(self):
         for line in self.get("/about").splitlines():
             self.assertLessEqual(len(line), 80, line)
         self.missing()
@@ -192,12 +192,12 @@ class About(ListCase):
                 self.assertLessEqual(len(line), 80, line)
 
 
-class Others(WebCase):
-    """Programs are told that they are not let in; people are led to the login."""
+class AccessControl(WebCase):
+    """Programs receive 401; browsers are redirected to the login."""
 
     password = "correct horse"
 
-    def test_without_a_session(self):
+    def test_pages_redirect_to_the_login_and_data_requires_a_token(self):
         for path in ("/gaps", "/happenings", "/logs", "/bus", "/about", "/password", "/logs/x.csv"):
             self.get(path, 303)
             self.assertEqual(self.headers["location"], "/login")

@@ -1,16 +1,16 @@
-// Keeps an open page up to date. The page is whole without it; everything it shows comes from the server as it stands.
+// Live updates of an open page. The page is complete without this script. All texts are shown as the server wrote them.
 "use strict";
 (() => {
-  const shift = Number(document.body.dataset.now) - Date.now();  // the server's clock minus this one's
-  // The page "exited" was the answer to a form: reloading it shall lead home, and not send the form to the next run.
+  const shift = Number(document.body.dataset.now) - Date.now();  // server clock minus browser clock, in ms
+  // The page "exited" is the response to a form. Without this, a reload would send the form again, to the next server.
   if (document.querySelector("[data-home]")) history.replaceState(null, "", document.querySelector(".brand").href);
   if (!document.body.dataset.now) return;
   const FRESH_MS = 5000, CHARTS_MS = 15000;
 
-  // New values go where the page has a place for them, as the server has written them: "23.4 °C".
+  // Show new values in the elements of the page that display them. The server has formatted them: "23.4 °C".
   function show(samples) {
     for (const { node, time_ms, values } of samples) {
-      let taken = time_ms;  // by the server's clock, as far as the page knows the difference
+      let taken = time_ms;  // node clock; converted to the server clock below if the card contains the offset
       for (const [name, text] of Object.entries(values)) {
         const place = document.querySelector(`[data-live="${CSS.escape(`${node}/${name}`)}"]`);
         if (!place) continue;
@@ -28,7 +28,7 @@
     tick();
   }
 
-  // A value beyond the day's lowest or highest is the new one.
+  // Update the lowest and highest value of the day.
   function widen(card, text, time_ms) {
     const day = card.querySelector("[data-low]"), zone = card.parentElement.dataset.zone;
     const value = Number(text.replace("−", "-").replaceAll(",", ""));
@@ -58,7 +58,7 @@
     }
   }
 
-  // What is more than a value comes with a fresh copy of the page, piece by piece, but for the piece in use.
+  // Fetch a new copy of the page, and replace each part that changed, except the part that has the focus.
   async function refresh() {
     if (document.hidden) return;
     const before = changes;
@@ -68,8 +68,8 @@
       if (!answer.ok) return;
       if (answer.redirected) { location.reload(); return; }
       fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    } catch { return; }  // the server is away: the ages go on, and tell it
-    if (changes !== before) return;  // this copy is of before a form was sent
+    } catch { return; }  // the server is not reachable; the user sees it from the growing ages
+    if (changes !== before) return;  // this copy is older than the last submitted form
     exchange(fresh);
     for (const image of document.querySelectorAll(".charts img, .charts source")) {
       const key = image.tagName === "IMG" ? "src" : "srcset", address = new URL(image[key], location.href);
@@ -81,10 +81,10 @@
   function exchange(fresh) {
     for (const piece of document.querySelectorAll("[data-piece]")) {
       const other = fresh.querySelector(`[data-piece="${piece.dataset.piece}"]`);
-      if (!other || piece.isEqualNode(other)) continue;  // a button that stays as it is stays under the finger, too
+      if (!other || piece.isEqualNode(other)) continue;  // do not replace a button while it is being pressed
       if (!piece.contains(document.activeElement)) piece.replaceWith(other);
     }
-    // Charts stay as long as they are the same ones, and are only drawn anew: others than before are put in their place.
+    // If the list of charts is unchanged, keep the elements: refresh() reloads their images. Otherwise replace them all.
     const [charts, others] = [document, fresh].map((one) => one.querySelector("#charts") ?? one.querySelector(".charts"));
     if (charts && others && shownIn(charts) !== shownIn(others)) charts.replaceWith(others);
   }
@@ -94,7 +94,7 @@
     return [...all].map((one) => one.alt ?? one.dataset.chart).join("\n");
   }
 
-  // Forms that change only this page are sent without leaving it. Where that fails, they are sent as any other.
+  // Send a form that changes only this page, without leaving the page. Return false if that failed.
   let changes = 0;
   async function send(form, fields) {
     changes++;
@@ -120,13 +120,13 @@
     (again(pressed.name) ?? again(others[pressed.name]))?.focus();
   });
 
-  // The buttons follow the list of nodes at once.
+  // Update the buttons immediately when another node is selected.
   document.addEventListener("change", (event) => {
     const form = event.target.closest(".chooser");
     if (form) send(form, [...new FormData(form), ["do", "choose"]]);
   });
 
-  // A page of a few of very many nodes asks for these alone.
+  // A page that shows only some of many nodes subscribes to these nodes alone.
   const only = document.querySelector("[data-nodes]")?.dataset.nodes;
   const events = new EventSource(`${document.body.dataset.root}events${only ? `?nodes=${only}` : ""}`);
   events.onmessage = (event) => show(JSON.parse(event.data).samples);

@@ -1,19 +1,20 @@
-// A hair line with time and values over a chart, and a span chosen in it. The page is whole without it: the same values
-// stand in its tables, and its links lead through time.
+// Crosshair of a chart: shows time and values, and selects a time range. The page is complete without this script: its
+// tables contain the same values, and its links open other time ranges.
 //
-// Pointer: move to read, drag to choose a span. Keys: arrows move the line, with Shift they choose, Enter shows what is
-// chosen, Escape lets go.
+// Pointer: move to read values, drag to select a time range. Keys: the arrow keys move the line, Shift with an arrow key
+// selects a range, Enter opens the selected range, and Escape clears the selection.
 "use strict";
 (() => {
-  const HINT = "Move over the chart to read values, drag to choose a span. Arrow keys do the same, with Shift and Enter.";
+  const HINT = "Move the pointer over the chart to read values, or drag to select a time range. "
+    + "Keyboard: arrow keys, Shift + arrow keys, Enter.";
 
-  function number(value) {  // as the server writes them: up to four figures that count
+  function number(value) {  // the server's format: up to four significant digits
     if (Number.isInteger(value) || Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
     if (Math.abs(value) < 0.01) return String(Number(value.toPrecision(3)));
     return String(Number(value.toFixed(Math.abs(value) >= 100 ? 1 : Math.abs(value) >= 10 ? 2 : 3)));
   }
 
-  function clock(text) {  // the server's local time, as it has written it: 2026-11-20T16:36:10.000+01:00
+  function clock(text) {  // local time of the server, from its text: 2026-11-20T16:36:10.000+01:00
     return `${text.slice(0, 10)} ${text.slice(11, 19)}`;
   }
 
@@ -30,9 +31,9 @@
     plot.tabIndex = 0;
     plot.setAttribute("role", "group");
     plot.setAttribute("aria-label", `Chart. ${HINT}`);
-    let data = null, asking = null, at = -1, anchor = -1, down = null;  // down: where the pointer was pressed
+    let data = null, asking = null, at = -1, anchor = -1, down = null;  // down: event of the pressed pointer
 
-    // The numbers are fetched when they are wanted first, and again when the picture is another one.
+    // Return the chart's numbers, or null. They are fetched on first use, and again after the image has changed.
     async function numbers() {
       if (data) return data;
       asking ??= (async () => {
@@ -44,7 +45,7 @@
         data = await asking;
         data.byPlace = data.series.map((one) => new Map(one.columns.map((column) => [column.place, column])));
       } catch {
-        data = null;  // the server is away, or busy: the next movement asks again
+        data = null;  // the server is not reachable or busy; the next movement tries again
       } finally {
         asking = null;
       }
@@ -57,13 +58,14 @@
       return Math.min(data.times.length - 1, Math.max(0, Math.floor((x - left) / (right - left) * data.times.length)));
     }
 
-    // Where a place begins, in parts of the picture's width.
+    // Return the left edge of a column, as a fraction of the image's width.
     function part(place) {
       const { width, left, right } = data.plot;
       return (left + place * (right - left) / data.times.length) / width;
     }
 
-    // Of each series the values at the place, or at the nearest one that has some: a rare sensor's column is narrow.
+    // Return one text per series, from this column or else from the nearest one within 3 that has values: the columns of a
+    // sensor with rare samples are mostly empty.
     function values(place) {
       return data.series.map((one, k) => {
         let near = null;
@@ -71,7 +73,7 @@
           near = data.byPlace[k].get(place - d) ?? data.byPlace[k].get(place + d) ?? null;
         }
         const name = data.series.length > 1 ? `${one.sensor} of ${one.node}` : one.sensor;
-        if (!near) return `${name}: nothing`;
+        if (!near) return `${name}: no value`;
         const range = near.low === near.high ? "" : ` (${number(near.low)} to ${number(near.high)})`;
         return `${name}: ${number(near.mean)}${one.unit ? ` ${one.unit}` : ""}${range}`;
       });
@@ -100,7 +102,7 @@
       told.textContent = HINT;
     }
 
-    // To the page of this chart from one place to another.
+    // Open the page of this chart for the time range from the first to the last column.
     function open(first, last) {
       const begin = Date.parse(data.from), width = (Date.parse(data.to) - begin) / data.times.length;
       const query = new URLSearchParams(plot.dataset.page);
@@ -115,7 +117,7 @@
     });
     plot.addEventListener("pointerdown", async (event) => {
       if (event.button || !event.isPrimary) return;
-      event.preventDefault();  // else the picture itself would be dragged
+      event.preventDefault();  // otherwise the browser would drag the image
       plot.focus({ preventScroll: true });
       plot.setPointerCapture(event.pointerId);
       down = event;
@@ -126,10 +128,10 @@
     plot.addEventListener("pointerup", async (event) => {
       const began = down;
       down = null;
-      if (!began || !await numbers()) return;  // a tap may be over before they are there
+      if (!began || !await numbers()) return;  // a tap may end before the numbers are loaded
       const first = Math.min(placeOf(began), placeOf(event)), last = Math.max(placeOf(began), placeOf(event));
       anchor = -1;
-      if (last - first >= 3) open(first, last);  // less is a trembling finger
+      if (last - first >= 3) open(first, last);  // shorter movements are taps
       else show(placeOf(event));
     });
     plot.addEventListener("pointercancel", letGo);

@@ -1,23 +1,26 @@
-"""The operator's command line: tokens, passwords, status, commands to nodes, checks.
+"""Command line for operators: tokens, passwords, status, commands to nodes, checks.
 
-    python3 control.py token basement            make a token for a node
-    python3 control.py status                    ask the running server
-    python3 control.py send basement off         turn a node off
+    python3 control.py token basement            create a token for a node
+    python3 control.py status                    show the state of all nodes
+    python3 control.py send basement off         turn sampling of a node off
 
-Works with the files in the data folder; with a running server, over its JSON API; with a node itself, over the link.
-Exit status: 0 done; 1 failed, with one line per fault; 2 wrong usage or settings.
+Commands read and write the files in the data folder, or call the JSON API of the running server, or connect to a node.
+Exit status: 0 on success; 1 on failure, with one line per fault; 2 for a usage error or invalid settings.
 """
 
 from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - older versions do not read our own imports
-    sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
+if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot parse the modules imported below
+    sys.exit(
+        "Pigeonpost needs Python 3.11 or later, as in Raspberry Pi OS bookworm; this is %d.%d" % sys.version_info[:2]
+    )
 
 import argparse
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,11 +74,15 @@ COMMANDS: Mapping[str, Command] = {
     **doctor.COMMANDS,
 }
 
-SERVICE_DATA = "/var/lib/pigeonpost-server"  # deploy/pigeonpost-server.service
-# Flags that mean the same before and after the command.
+SERVICE_DATA = "/var/lib/pigeonpost-server"  # as in deploy/pigeonpost-server.service
+_SECTIONS = re.compile(r"\n\s*(?:Args|Returns|Raises):\n")  # of docstrings in Google style
+# Flags that are accepted both before and after the command.
 _EVERYWHERE: Sequence[tuple[str, Mapping[str, Any]]] = (
-    ("--data", {"metavar": "DIR", "help": "the server's data folder (./data, else the installed service's)"}),
-    ("--config", {"metavar": "FILE", "help": "the server's settings file"}),
+    (
+        "--data",
+        {"metavar": "DIR", "help": "data folder of the server (default: ./data, else that of the installed service)"},
+    ),
+    ("--config", {"metavar": "FILE", "help": "settings file of the server (default: server.toml)"}),
 )
 
 _EXAMPLES = """examples:
@@ -90,17 +97,26 @@ _EXAMPLES = """examples:
 
 
 def data_folder(settings: Settings) -> str:
-    """Return the server's data folder: as chosen, else ./data, else that of the service that is installed here."""
+    """Return the path of the server's data folder.
+
+    This is the folder in `settings` or in $STATE_DIRECTORY. If neither is set, it is ./data if that exists, else the
+    folder of the installed service if that exists.
+    """
     folder = config.data_folder(settings["server", "data"])
     is_chosen = settings["server", "data"] or "STATE_DIRECTORY" in os.environ
-    # lexists: it is a link into a folder that only root may look into.
+    # lexists, not exists: the path is a link into a folder that only root may read.
     return SERVICE_DATA if not is_chosen and not os.path.isdir(folder) and os.path.lexists(SERVICE_DATA) else folder
 
 
+def help_text(command: Command) -> str:
+    """Return the description of a `command` in --help: its docstring without the sections Args, Returns and Raises."""
+    return _SECTIONS.split(command.run.__doc__ or "", maxsplit=1)[0]
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; what it parses has the command's function as `run`."""
+    """Return the parser of all commands. The parsed arguments have the command's function as their attribute `run`."""
     parser = argparse.ArgumentParser(
-        prog="control.py", description="Look after Pigeonpost: tokens, password, status, data.",
+        prog="control.py", description="Manage Pigeonpost: tokens, passwords, status, data.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for flag, options in _EVERYWHERE:
@@ -108,9 +124,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.run.__doc__, aliases=command.aliases)
+        sub = commands.add_parser(name, help=command.help, description=help_text(command), aliases=command.aliases)
         sub.set_defaults(run=command.run, loads_settings=command.loads_settings)
-        for flag, options in _EVERYWHERE:  # suppressed: what stands before the command would be overwritten else
+        for flag, options in _EVERYWHERE:  # SUPPRESS: a default here would overwrite a flag before the command
             sub.add_argument(flag, **options, default=argparse.SUPPRESS)
         for argument, options in command.arguments:
             sub.add_argument(argument, **options)
@@ -118,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do one command; the exit status."""
+    """Run the command given by `arguments` (by default those of the command line), and return the exit status."""
     chosen = make_parser().parse_args(arguments)
     try:
         flags = argparse.Namespace(config=chosen.config, server_data=chosen.data)
@@ -126,13 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = "" if chosen.loads_settings else data_folder(settings)
         context = Context(data, chosen, settings, functools.partial(node_of_file, data))
         exit_status: int = chosen.run(context)
-        sys.stdout.flush()  # while a reader that has ended is still no fault
+        sys.stdout.flush()  # here, where a closed pipe is still handled
         return exit_status
-    except BrokenPipeError:  # the reader of the output has ended, as `head`
+    except BrokenPipeError:  # the reader of the output has closed the pipe, as `head` does
         discard_output()
         return 1
     except KeyboardInterrupt:
-        return 130  # as a shell tells a program that SIGINT ended
+        return 130  # the status that a shell reports for a program that SIGINT ended
     except (PigeonpostError, ValueError) as error:
         print(f"control.py: {hide_secrets(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) or not isinstance(error, PigeonpostError) else 1

@@ -1,1 +1,1 @@
-"""Commands of control.py, one module per group."""
+"""Commands of control.py, with one module per group of commands."""

@@ -1,9 +1,9 @@
-"""Health check: whether the program on a data folder answers.
+"""Health check of the program that uses a data folder.
 
     python3 control.py alive
-    python3 -m pigeonpost.cli.alive DATA     the same in a third of the time, for a container on a Pi Zero
+    python3 -m pigeonpost.cli.alive DATA     the same check in a third of the time, for a container on a Pi Zero
 
-Errors: Failed where it does not answer; SettingsError for those of the node.
+Errors: Failed if the program does not answer; SettingsError for invalid settings of the node.
 """
 
 from __future__ import annotations
@@ -25,16 +25,23 @@ from pigeonpost.settings import load_node
 from protocol import LINE_BYTES, VERSION, decode, encode
 
 
-def alive(context: Context) -> int:
-    """Exit 0 when the program on this data answers, a node at the address of its settings. For health checks."""
+def _alive(context: Context) -> int:
+    """Exit with status 0 if the server or node that uses the data folder answers, else with 1.
+
+    A node is contacted at the address in its settings.
+    """
     check_alive(context.data)
     return 0
 
 
 def check_alive(data: str) -> None:
-    """Ask the server that runs on `data`, else a node. Raises Failed where none answers.
+    """Check that the server that uses the folder `data` answers, or else a node on this machine.
 
-    Where a server has run and no node, no node is asked: containers that share a network would take each other's.
+    If a server has used the folder and no node has, no node is contacted: containers that share a network would
+    otherwise reach the node of another container.
+
+    Raises:
+        Failed: Neither answers.
     """
     is_running, was_server, was_node = (
         os.path.exists(os.path.join(data, name)) for name in (RUNNING, SERVER_LOCK, OUTBOX_LOCK)
@@ -47,9 +54,9 @@ def check_alive(data: str) -> None:
 
 
 def _greet_node(address: tuple[str, int]) -> None:
-    """Have the node at an address say anything of the protocol. Raises Failed.
+    """Send HELLO to the node at an address. Raise Failed unless it answers in the link protocol.
 
-    HELLO takes no token, and is answered in plain text on this machine; a refusal is an answer too.
+    HELLO needs no token, and on this machine it is answered without TLS. A rejection counts as an answer.
     """
     place = join_address(*address)
     hello = {"link": VERSION, "server": "health-check", "nonce": secrets.token_hex(16)}
@@ -63,13 +70,13 @@ def _greet_node(address: tuple[str, int]) -> None:
     try:
         answer = decode(line)
     except WireError:
-        raise Failed(f"what answers at {place} is no node: {line[:60]!r}") from None
+        raise Failed(f"the program at {place} is not a node: it answered {line[:60]!r}") from None
     if answer is None:
-        raise Failed(f"{place}: closed without an answer")
+        raise Failed(f"{place}: the connection was closed without an answer")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the program on the data folder that is given, else on ./data. Returns the exit status."""
+    """Check the program that uses the data folder in `arguments` (default: ./data), and return the exit status."""
     try:
         check_alive(arguments[0] if arguments else data_folder(""))
     except PigeonpostError as error:
@@ -79,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "alive": Command("exit 0 when the program answers (for health checks)", [], alive),
+    "alive": Command("exit 0 if the program answers (for health checks)", [], _alive),
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Commands for the data: backup, restore, verify.
+"""Commands `backup`, `restore` and `verify` for the data of a server.
 
-    python3 control.py backup /mnt/usb/pigeonpost.tar        while the server runs
-    python3 control.py verify /mnt/usb/pigeonpost.tar        is it unchanged?
-    python3 control.py restore /mnt/usb/pigeonpost.tar       while no server runs
+    python3 control.py backup /mnt/usb/pigeonpost.tar        while the server is running
+    python3 control.py verify /mnt/usb/pigeonpost.tar        check that the backup is unchanged
+    python3 control.py restore /mnt/usb/pigeonpost.tar       while no server is running
 
-Errors: Failed, when something is wrong with the data or the disk: then an existing backup is unchanged, and nothing was
+Errors: Failed, if the data is damaged or the disk fails. An existing backup then stays unchanged, and nothing is
 restored.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from pigeonpost.auth.api_tokens import read_api_token
 from pigeonpost.auth.tokens import read_replaced, read_token
 from pigeonpost.auth.users import read_user
-from pigeonpost.cli.contract import Bar, Command, Context, Failed, look, require_store
+from pigeonpost.cli.contract import Bar, Command, Context, Failed, open_read_only, require_store
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import (
     API_TOKENS,
@@ -39,6 +39,7 @@ from pigeonpost.core.data_folder import (
 )
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
 from pigeonpost.core.files import give_to_owner, lock_data_dir, make_folder, replace_file, sync_folder
+from pigeonpost.core.format import counted
 from pigeonpost.server import backup as server_backup
 from pigeonpost.server.backup_file import contents_of, contents_text, make_backup_file
 from pigeonpost.server.work_folder import work_folder
@@ -56,16 +57,17 @@ _STAGING = ".restoring"
 # ------------------------------------------------------------------------------------------------------- backup
 
 
-def backup(context: Context) -> int:
-    """Copy everything that the server keeps into FILE, while it runs. FILE is replaced only when the copy is checked.
+def _backup(context: Context) -> int:
+    """Write a backup of all data of the server to FILE. The server may be running.
 
-    The database alone when FILE ends in .sqlite3; else a tar file of the database, logs, dropped files, tokens, API
-    tokens and users: keep it as you keep passwords. A folder gets a new file, named by date and time.
+    If FILE ends in .sqlite3, the backup contains the database only. Otherwise it is a tar file of the database, logs,
+    uploaded files, tokens, API tokens and users: it contains secrets. If FILE is a folder, the backup gets a name with
+    the date and time. An existing FILE is replaced only after the new backup has been checked.
     """
     data = context.data
     _require_sqlite(context)
     target = _target(context.arguments.file, data)
-    with _showing() as progress, _failing(target):
+    with _progress_bars() as progress, _errors_as_failed(target):
         try:
             about = make_backup_file(data, target, f".{os.path.basename(target)}.making", progress)
         except server_backup.BadBackup as error:
@@ -73,32 +75,33 @@ def backup(context: Context) -> int:
             for fault in faults:
                 print(fault)
             raise Failed(text) from None
-    print(f"{target}: {about}; {os.path.getsize(target):,} bytes, checked")
+    print(f"{target}: {about}; {counted(os.path.getsize(target), 'byte')}, checked")
     return 0
 
 
-def _target(said: str, data: str) -> str:
-    """The whole path of the file that is to be made."""
-    target = os.path.abspath(said)
+def _target(path: str, data: str) -> str:
+    """Return the absolute path of the backup file. Raise SettingsError if it cannot be written there."""
+    target = os.path.abspath(path)
     if os.path.isdir(target):
         target = os.path.join(target, time.strftime("pigeonpost-%Y-%m-%d_%H%M%S.tar"))
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
-        raise SettingsError(f"{folder} is no folder")
+        raise SettingsError(f"{folder} is not a folder")
     inside = os.path.join(os.path.realpath(data), "")
     if os.path.join(os.path.realpath(folder), "").startswith(inside):
-        raise SettingsError(f"{said} lies in the data folder, and would be lost with it: choose another place")
+        raise SettingsError(f"{path} is in the data folder, and would be lost with it: choose a file on another disk")
     return target
 
 
 # ------------------------------------------------------------------------------------------------------ restore
 
 
-def restore(context: Context) -> int:
-    """Put back what a backup holds. No server may run. What is there is moved aside, into a folder of its own.
+def _restore(context: Context) -> int:
+    """Restore the data of a server from a backup. Stop the server first.
 
-    Samples that came since the backup was made are brought again by the nodes, as far as they hold them.
-    Of tokens.json.bak, users.json.bak and the like only that file is put back, also while a server runs.
+    The existing data is moved to a new folder inside the data folder. Samples taken after the backup are sent again by
+    the nodes that still have them. If FILE is tokens.json.bak, users.json.bak or a similar copy, only that file is
+    restored; the server may be running.
     """
     data, file = context.data, context.arguments.file
     if os.path.basename(file).removesuffix(COPY) in _SMALL_FILES and file.endswith(COPY):
@@ -108,67 +111,79 @@ def restore(context: Context) -> int:
     try:
         lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
     except InUse as error:
-        raise Failed(f"the server runs ({error}): stop it, then restore") from None
+        raise Failed(f"the server is running ({error}): stop it, then restore again") from None
     try:
-        with _showing() as progress, _failing(data), work_folder(data, _STAGING) as staging:
-            names = _unpacked(file, staging, progress)
+        with _progress_bars() as progress, _errors_as_failed(data), work_folder(data, _STAGING) as staging:
+            names = _unpack(file, staging, progress)
             aside = _put_in_place(data, staging, names)
         with contextlib.closing(SqliteStore(data, look_only=True)) as store:
-            # The database was checked before. A log that was written from it is checked against its checksum.
+            # The database has been checked already. If the log was written from it, only the checksum is checked.
             faults = list(_log_faults(store, data, with_rows=_has_logs(names)))
     finally:
         os.close(lock)
     for fault in faults:
         print(fault)
     print(f"{data}: {contents_of(data)}")
-    print(f"What was there before is in {aside}." if aside else "There was nothing there before.", file=sys.stderr)
-    print("Start the server: the nodes bring what they have taken since, by themselves.", file=sys.stderr)
+    _print_previous_data(aside)
+    print(
+        "Start the server again. The nodes then send the samples that they have taken since the backup.",
+        file=sys.stderr,
+    )
     return 1 if faults else 0
 
 
+def _print_previous_data(aside: str) -> None:
+    print(f"The previous data is in {aside}." if aside else "There was no previous data.", file=sys.stderr)
+
+
 def _restore_copy(data: str, file: str) -> int:
-    """Put back the copy of a small file. Raises Failed for one that is no better than what it is to replace."""
+    """Restore a small file from its copy `file`. Raise Failed if the copy is invalid, too."""
     name = os.path.basename(file).removesuffix(COPY)
     what, check = _SMALL_FILES[name]
     path = os.path.join(data, name)
     try:
         with open(file, "rb") as copy:
             content = copy.read()
-        count = len({entry: check(told) for entry, told in json.loads(content).items()})
+        count = len({entry: check(value) for entry, value in json.loads(content).items()})
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Failed(f"{file} is no {what} either: nothing was changed; a backup may have a good one") from error
-    with _failing(data):
+        raise Failed(
+            f"{file} is not a valid {what} either: nothing was changed; a backup may contain a valid one"
+        ) from error
+    with _errors_as_failed(data):
         aside = _move_aside(data, [name])
         replace_file(path, content)
-    print(f"{path}: a {what} with {count} {'entry' if count == 1 else 'entries'}")
-    print(f"What was there before is in {aside}." if aside else "There was nothing there before.", file=sys.stderr)
+    print(f"{path}: restored, a {what} with {counted(count, 'entry', 'entries')}")
+    _print_previous_data(aside)
     return 0
 
 
-def _unpacked(file: str, staging: str, progress: server_backup.Progress) -> list[str]:
-    """Lay out a backup in `staging`, looked through; the names of what there is. Raises Failed, BadBackup."""
+def _unpack(file: str, staging: str, progress: server_backup.Progress) -> list[str]:
+    """Unpack a backup into `staging`, check it, and return the names of its files. Raise Failed or BadBackup."""
     if not os.path.isfile(file):
-        raise SettingsError(f"{file}: there is no such file")
+        raise SettingsError(f"{file}: the file does not exist")
     if server_backup.is_database(file):
         server_backup.copy_database(file, os.path.join(staging, DATABASE), progress)
         names = [DATABASE]
     else:
         names = server_backup.unpack(file, staging, progress)
     if server_backup.version_of(staging) == 0:
-        raise server_backup.BadBackup(f"{file}: is the database of another program")
+        raise server_backup.BadBackup(f"{file}: this is the database of another program")
     if server_backup.version_of(staging) < VERSION:
-        migrate(os.path.join(staging, DATABASE), lambda done, total: progress("new format", done, total))
+        migrate(os.path.join(staging, DATABASE), lambda done, total: progress("conversion", done, total))
     _refuse_faults(staging, "nothing was changed")
     return names
 
 
 def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
-    """Move what is there aside, and what was laid out to its place; where the former is now (empty: there was none).
+    """Move the existing data aside, and the files in `staging` into the data folder.
 
-    The database goes first, as one file, and comes last: so in no moment could a server take a half of it, or a WAL of
-    another one. A restore that is interrupted here is repeated.
+    The database is moved away first, as one file, and the new one is moved in last. So at no time can a server open
+    part of a database, or a database with the WAL of another one. A restore that is interrupted here can be repeated.
+
+    Returns:
+        The folder with the previous data, or an empty string if there was none.
     """
     if not _has_logs(names):
         os.makedirs(os.path.join(staging, LOGS), exist_ok=True)
@@ -177,19 +192,19 @@ def _put_in_place(data: str, staging: str, names: Sequence[str]) -> str:
             rebuild_log(os.path.join(staging, LOGS), log_name(clock.wall_ms()), store, clock)
     own = [name for name in server_backup.KEPT if name in names]
     server_backup.fold_in_wal(os.path.join(data, DATABASE))
-    gone = _move_aside(
+    aside = _move_aside(
         data, [DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOGS, *own, *(f"{name}{COPY}" for name in own)]
     )
     for name in names:
         if name.startswith(f"{FILES}/") and not os.path.lexists(os.path.join(data, name)):
             make_folder(os.path.join(data, FILES))
             _place(staging, data, name)
-    for name in own:  # its copy: of it a later damage is mended, not of what was there before
+    for name in own:  # its copy must be new, too: a file that is damaged later is repaired from the copy
         with open(os.path.join(staging, name), "rb") as file:
             replace_file(os.path.join(data, f"{name}{COPY}"), file.read())
     for name in [LOGS, *own, DATABASE]:
         _place(staging, data, name)
-    return gone
+    return aside
 
 
 def _has_logs(names: Sequence[str]) -> bool:
@@ -197,8 +212,9 @@ def _has_logs(names: Sequence[str]) -> bool:
 
 
 def _move_aside(data: str, names: Sequence[str]) -> str:
-    there = [name for name in names if os.path.lexists(os.path.join(data, name))]
-    if not there:
+    """Move files of the data folder to a new folder inside it, and return its path. Return "" if none exists."""
+    existing = [name for name in names if os.path.lexists(os.path.join(data, name))]
+    if not existing:
         return ""
     first = aside = os.path.join(data, f"{BEFORE_RESTORE}-{time.strftime('%Y-%m-%d_%H%M%S')}")
     number = 1
@@ -207,14 +223,14 @@ def _move_aside(data: str, names: Sequence[str]) -> str:
         aside = f"{first}_{number}"
     os.mkdir(aside, 0o700)
     give_to_owner(aside)
-    for name in there:
+    for name in existing:
         os.rename(os.path.join(data, name), os.path.join(aside, name))
     sync_folder(os.path.join(aside, DATABASE))
     return aside
 
 
 def _place(staging: str, data: str, name: str) -> None:
-    """One file, or folder of files, to its place."""
+    """Move a file, or a folder of files, from `staging` into the data folder."""
     path = os.path.join(staging, name)
     for inner in os.listdir(path) if os.path.isdir(path) else ():
         _give(os.path.join(path, inner), data)
@@ -224,7 +240,7 @@ def _place(staging: str, data: str, name: str) -> None:
 
 
 def _give(path: str, data: str) -> None:
-    """Make it the property of whose folder it is in: root may restore for the server's user."""
+    """Give a file to the owner of the data folder: root may run a restore for the user of the server."""
     if os.geteuid() == 0:
         owner = os.stat(data)
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
@@ -233,27 +249,33 @@ def _give(path: str, data: str) -> None:
 # ------------------------------------------------------------------------------------------------------- verify
 
 
-def verify(context: Context) -> int:
-    """Look at everything that is stored, or at a backup; one line per fault.
+def _verify(context: Context) -> int:
+    """Check all stored data, or a backup, and print one line per fault.
 
-    The database itself, marks and gaps, the sums of closed logs and, when no server runs, each row of the logs.
+    The check covers the database, sequence numbers and gaps, and the checksums of closed logs. If no server is running,
+    each row of the logs is compared with the database, too.
     """
     data, file = context.data, context.arguments.file
     if file:
-        with _showing() as progress, _failing(file), work_folder(data, f"{_STAGING}-{os.getpid()}") as staging:
-            _unpacked(os.path.abspath(file), staging, progress)
+        with (
+            _progress_bars() as progress,
+            _errors_as_failed(file),
+            work_folder(data, f"{_STAGING}-{os.getpid()}") as staging,
+        ):
+            _unpack(os.path.abspath(file), staging, progress)
             print(f"{file}: {contents_of(staging)}")
         return 0
-    look(context).close()
+    open_read_only(context).close()
     try:
         lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
     except InUse:
         lock = -1
         print(
-            "the server runs, so the logs are not compared with the store (stop it to have that done)", file=sys.stderr
+            "the server is running, so the logs are not compared with the store (stop it for a full check)",
+            file=sys.stderr,
         )
     try:
-        with contextlib.closing(look(context)) as store:
+        with contextlib.closing(open_read_only(context)) as store:
             faults = list(_faults(store, data, with_rows=lock >= 0))
             about = contents_text(store) if not faults else ""
     finally:
@@ -267,6 +289,7 @@ def verify(context: Context) -> int:
 
 
 def _faults(store: Store, data: str, with_rows: bool) -> Iterator[str]:
+    """Yield the faults of the store and the logs. `with_rows` also compares each row of the logs with the store."""
     try:
         yield from store.verify()
     except StoreDamaged as error:
@@ -281,13 +304,13 @@ def _log_faults(store: Store, data: str, with_rows: bool) -> Iterator[str]:
         try:
             yield from verify_logs(logs, store)
         except StoreDamaged as error:
-            yield f"the logs are not compared with the store, which cannot be read wholly: {error}"
+            yield f"the logs are not compared with the store, which cannot be read completely: {error}"
 
 
-# ------------------------------------------------------------------------------------------------- what they share
+# ------------------------------------------------------------------------------------------------- shared helpers
 
 
-_ELSEWHERE = "the samples are in PostgreSQL, which has pg_dump and pg_restore; copy server.id, logs/ and files/ by hand"
+_ELSEWHERE = "the samples are in PostgreSQL: use pg_dump and pg_restore, and copy server.id, logs/ and files/ by hand"
 
 
 def _require_sqlite(context: Context) -> None:
@@ -296,17 +319,18 @@ def _require_sqlite(context: Context) -> None:
     require_store(context)
 
 
-def _refuse_faults(folder: str, so: str) -> None:
+def _refuse_faults(folder: str, effect: str) -> None:
+    """Print the faults of a restored folder. Raise Failed with the `effect` if there are any."""
     faults = list(server_backup.faults_of(folder))
     for fault in faults:
         print(fault)
     if faults:
-        raise Failed(f"the database is damaged: {so}")
+        raise Failed(f"the database is damaged: {effect}")
 
 
 @contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """A disk that does not do its part, in words."""
+def _errors_as_failed(what: str) -> Iterator[None]:
+    """Turn errors of the disk and of SQLite into Failed; `what` names the file if the error does not."""
     try:
         yield
     except sqlite3.Error as error:
@@ -318,8 +342,8 @@ def _failing(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _showing() -> Iterator[server_backup.Progress]:
-    """Yield a function that shows one bar per stage, on a terminal."""
+def _progress_bars() -> Iterator[server_backup.Progress]:
+    """Yield a function that shows one progress bar per stage, on a terminal only."""
     bars: dict[str, Bar] = {}
 
     def show(stage: str, done: int, total: int) -> None:
@@ -336,7 +360,7 @@ def _showing() -> Iterator[server_backup.Progress]:
             bar.end()
 
 
-# What each should be, and how an entry of it is checked.
+# Small files with their description, and the function that checks one entry.
 _SMALL_FILES: Mapping[str, tuple[str, Callable[[Any], object]]] = {
     TOKENS: ("list of tokens", read_token),
     API_TOKENS: ("list of API tokens", read_api_token),
@@ -346,10 +370,11 @@ _SMALL_FILES: Mapping[str, tuple[str, Callable[[Any], object]]] = {
 }
 _FILE = {"metavar": "FILE"}
 COMMANDS: Mapping[str, Command] = {
-    "backup": Command("copy everything into FILE, while the server runs (.sqlite3: the database alone)",
-                      [("file", _FILE)], backup),
-    "restore": Command("put back what a backup holds, while no server runs; or tokens.json.bak, users.json.bak",
-                       [("file", _FILE)], restore),
-    "verify": Command("look at all that is stored (or at a backup), and say what is wrong with it",
-                      [("file", {**_FILE, "nargs": "?"})], verify),
+    "backup": Command("back up all data to FILE (.sqlite3: the database only); the server may be running",
+                      [("file", {**_FILE, "help": "file or folder to write to"})], _backup),
+    "restore": Command("restore a backup (stop the server first), or tokens.json.bak or users.json.bak",
+                       [("file", {**_FILE, "help": "backup to restore"})], _restore),
+    "verify": Command("check all stored data, or a backup, for damage",
+                      [("file", {**_FILE, "nargs": "?", "help": "backup to check (default: the data folder)"})],
+                      _verify),
 }  # fmt: skip

@@ -1,6 +1,6 @@
-"""The command `bundle`: one of the programs as one file, for machines to which copying a folder is too much.
+"""Command `bundle`, which packs one of the programs into a single file that is easy to copy to another machine.
 
-Source: zipapp, and "Executing zipped files" in the manual of Python's command line.
+Source: the module zipapp, and "Interface options" in Python's documentation of its command line.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ sys.exit(main())
 
 
 def _bundle(context: Context) -> int:
-    """Write one file that is the program: `python3 FILE.pyz` runs it, with the same flags, settings and data.
+    """Write a program as a single file. `python3 FILE.pyz` runs it, with the same flags, settings and data.
 
-    The machine needs Python 3.11 or later, and a node with an MCP3008 python3-spidev; nothing else has to be there.
+    The other machine needs Python 3.11 or later. A node with an MCP3008 also needs python3-spidev.
     """
     program, path = context.arguments.program, context.arguments.file
     if os.path.isdir(path):
-        raise SettingsError(f"{path} is a folder: name the file, as {os.path.join(path, program + '.pyz')}")
+        raise SettingsError(
+            f"{path} is a folder: give the name of a file, such as {os.path.join(path, program + '.pyz')}"
+        )
     content = bundle_of(program)
     replace_file(path, content, 0o755)
-    print(
-        f"{path}: {len(content) / 1e6:.1f} MB; copy it, and run it: {shlex.join(['python3', os.path.basename(path)])}"
-    )
+    print(f"{path}: {len(content) / 1e6:.1f} MB; copy it and run it: {shlex.join(['python3', os.path.basename(path)])}")
     return 0
 
 
 def bundle_of(program: str) -> bytes:
-    """Return the content of the file of a program: `node`, `server` or `control`."""
+    """Return the content of the bundle of `program`: `node`, `server` or `control`."""
     content = io.BytesIO()
     content.write(_FIRST_LINE)
     with zipfile.ZipFile(content, "a") as archive:
@@ -52,16 +52,16 @@ def bundle_of(program: str) -> bytes:
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file with the same date in every bundle: the same program gives the same bytes."""
+    """Add a file with a fixed date, so that the same program always gives the same bytes."""
     archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
 COMMANDS = {
     "bundle": Command(
-        "write one of the programs as one file to copy",
+        "write a program as a single file, to copy to another machine",
         [
-            ("program", {"choices": PROGRAMS, "help": "which program"}),
-            ("file", {"metavar": "FILE.pyz", "help": "the file to write"}),
+            ("program", {"choices": PROGRAMS, "help": "program to write"}),
+            ("file", {"metavar": "FILE.pyz", "help": "file to write"}),
         ],
         _bundle,
     ),

@@ -1,7 +1,8 @@
-"""What commands of control.py have in common: the command, its context, its failure, a progress bar.
+"""Base of all commands of control.py: command table, context, error, argument types, progress bar.
 
-A module of this package has `COMMANDS`, a table like control.py's own; it may import everything below it, as a program
-does. Errors: Failed, for exit status 1; SettingsError for 2.
+Each module with commands has a table `COMMANDS`, from the name of a command to its `Command`. The docstring of a
+command's function, without the sections Args, Returns and Raises, is its text in --help. A command raises Failed for
+exit status 1, and SettingsError for 2.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
 
 class Failed(PigeonpostError):
-    """The command was understood but could not be done."""
+    """A valid command could not be executed."""
 
 
 class Command(NamedTuple):
-    """One command: its help in one line, its arguments for argparse, its function, and its former names.
+    """One command of control.py.
 
-    loads_settings  it loads the settings itself, whatever is wrong with them: its context has neither them nor `data`
+    Attributes:
+        help: Its help in one line.
+        arguments: Its arguments, as name and options for argparse.
+        run: Its function, which returns the exit status. The docstring is the description in --help.
+        aliases: Its former names.
+        loads_settings: True if the command loads the settings itself, so that it also runs if they are invalid. Its
+            context then contains no settings, and `data` is an empty string.
     """
 
     help: str
@@ -38,12 +45,14 @@ class Command(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a command works with.
+    """Input of a command.
 
-    data          the server's data folder
-    arguments     as argparse gives them
-    settings      the server's settings
-    node_of_file  returns the node that dropped a file here, by its path; empty where that is not known
+    Attributes:
+        data: Data folder of the server.
+        arguments: Parsed arguments of the command line.
+        settings: Settings of the server.
+        node_of_file: Function that returns the name of the node that uploaded the file at a path, or an empty string
+            if it is not known.
     """
 
     data: str
@@ -53,25 +62,27 @@ class Context(NamedTuple):
 
 
 def has_store(context: Context) -> bool:
-    """Return True if there is a store that `look` can open."""
+    """Return True if the settings of `context` name a PostgreSQL database, or its data folder has a database file."""
     return bool(context.settings["store", "postgres"]) or os.path.exists(os.path.join(context.data, DATABASE))
 
 
 def require_store(context: Context) -> None:
-    """Raise SettingsError where there is no store."""
+    """Raise SettingsError if `has_store` returns False for `context`."""
     if not has_store(context):
-        raise SettingsError(f"there is no database in {context.data}; --data DIR names its folder")
+        raise SettingsError(f"there is no database in the folder {context.data}; --data DIR selects another folder")
 
 
 def discard_output() -> None:
-    """Write nothing more: the reader has what it wanted, as `head`. Else Python would report that when it ends."""
+    """Discard all further output after its reader has closed the pipe. Otherwise Python reports an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def look(context: Context) -> Store:
-    """Open the store that the settings name for reading, also beside a running server. The caller closes it.
+def open_read_only(context: Context) -> Store:
+    """Open the store of `context` for reading, and return it. The caller must close it. The server may be running.
 
-    Raises Failed for one that is so damaged that it cannot be opened.
+    Raises:
+        SettingsError: There is no store.
+        Failed: The store is so damaged that it cannot be opened.
     """
     require_store(context)
     try:
@@ -81,11 +92,17 @@ def look(context: Context) -> Store:
 
 
 def matching(match: Callable[[str], object], what: str, takes: str) -> Callable[[str], str]:
-    """Return a type for argparse: text that `match` accepts. Errors say that it is no `what`, and what one `takes`."""
+    """Return a type for argparse that accepts text for which `match` is true.
+
+    Args:
+        match: Function that returns a true value for valid text.
+        what: Noun for valid text, used in the error message: "node name".
+        takes: Description of valid text, used in the error message.
+    """
 
     def read(text: str) -> str:
         if not match(text):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {what}: {takes}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a valid {what}: {takes}")
         return text
 
     return read
@@ -96,27 +113,27 @@ sensor_name = matching(SENSOR_NAME, "sensor name", SENSOR_NAME_TAKES)
 
 
 class Bar:
-    """A progress bar, on a terminal only."""
+    """Progress bar with the label `name` on standard error. It is shown only on a terminal."""
 
     def __init__(self, name: str) -> None:
         self._name = name if len(name) <= 30 else name[:27] + "..."
         self._shown = -1
         self._is_seen = sys.stderr.isatty()
 
-    def show(self, gone: int, size: int) -> None:
-        """Show that `gone` of `size` bytes, rows or pages are done."""
-        percent = min(100, 100 * gone // size) if size else 100
+    def show(self, done: int, size: int) -> None:
+        """Show that `done` of `size` bytes, rows or pages are finished."""
+        percent = min(100, 100 * done // size) if size else 100
         if self._is_seen and percent != self._shown:
             self._shown = percent
-            done = "#" * (percent * _BAR // 100)
-            print(f"\r{self._name:30} [{done:-<{_BAR}}] {percent:3} %", end="", file=sys.stderr, flush=True)
+            filled = "#" * (percent * _BAR // 100)
+            print(f"\r{self._name:30} [{filled:-<{_BAR}}] {percent:3} %", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """End the line of the bar."""
+        """End the line of the bar, if it was shown."""
         if self._shown >= 0:
             print(file=sys.stderr)
             self._shown = -1
 
 
 _BAR = 30  # columns
-NODE = ("node", {"metavar": "NODE", "type": node_name})
+NODE = ("node", {"metavar": "NODE", "type": node_name, "help": "name of the node"})

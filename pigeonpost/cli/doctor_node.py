@@ -1,7 +1,7 @@
-"""Checks of a node: its sensors as the program meets them, its token, its link, and the server it sends to.
+"""Checks of a node: its sensors, its token, its link, and the server that it sends to.
 
-Sensors are read once, by whoever runs doctor; whether a service may open their devices is seen in its unit.
-Errors: none; a failure is a finding.
+Each sensor is read once, as the user that runs doctor. Whether a service may open its devices is derived from its unit.
+No errors are raised: a check that fails yields a finding.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pigeonpost.cli.doctor_checks import (
     REACH_S,
     Finding,
     as_root,
-    broker,
-    device,
+    check_broker,
+    check_device,
+    check_folder,
+    check_group,
+    check_port,
+    check_private,
+    check_reachable,
     first_account,
-    folder,
-    in_group,
     in_our_container,
     listeners,
     may_use,
-    port,
-    private,
-    reach,
 )  # fmt: skip
-from pigeonpost.cli.doctor_libraries import OF_KINDS, libraries, missing
+from pigeonpost.cli.doctor_libraries import OF_KINDS, check_libraries, check_library
 from pigeonpost.cli.doctor_service import Service
 from pigeonpost.cli.install_files import DROP_INS, DropIn
 from pigeonpost.cli.remote import local_host
@@ -47,7 +47,7 @@ from pigeonpost.sensors.contract import DerivedSource
 from pigeonpost.sensors.registry import KINDS, make_source
 from protocol import NODE_NAME, decode, encode
 
-# Commands that open devices, and the drop-in of the unit that lets them.
+# Commands that open devices, with the drop-in that allows the unit to open them.
 _TOOLS = {
     **dict.fromkeys(("vcgencmd",), "video.conf"),
     **dict.fromkeys(("i2cget", "i2cset", "i2cdump", "i2cdetect", "i2ctransfer"), "i2c.conf"),
@@ -59,30 +59,42 @@ _YES = ("yes", "true", "on", "1")
 _HOMES = re.compile(r"(?:^|[\s='\"])((?:/home|/root|~|/run/user)/[^\s'\"]*)")
 
 
-def node(settings: Settings, root: str = "/", service: Service | None = None) -> Iterator[Finding]:
-    """Yield what a node needs; `service` is the one that runs it."""
+def check_node(settings: Settings, root: str = "/", service: Service | None = None) -> Iterator[Finding]:
+    """Yield the findings on a node.
+
+    Args:
+        settings: Settings of the node.
+        root: Folder that replaces `/` in tests.
+        service: Service that runs the node, or None if it is started by hand.
+    """
     if service is None:
-        yield from folder(config.data_folder(settings["node", "data"]))
-    yield from sensors(settings, root, service)
+        yield from check_folder(config.data_folder(settings["node", "data"]))
+    yield from check_sensors(settings, root, service)
     if service is None:
         yield from _token(settings)
     else:
-        yield from doctor_service_files.token(service, settings)
+        yield from doctor_service_files.check_token(service, settings)
     yield from _tls(settings, service)
     yield from _link(settings, service)
     if settings["push", "to"]:
         push = split_url(settings["push", "to"])
-        remedy = "is it running, and is its port open? `[push] to` in node.toml says where it is"
-        yield reach((push.host, push.port), "the server", remedy)
-    yield from libraries(settings, "node", service)
-    yield from broker(settings, "node.toml")
+        remedy = "check that it is running, that its port is open, and that `[push] to` in node.toml is correct"
+        yield check_reachable((push.host, push.port), "the server", remedy)
+    yield from check_libraries(settings, "node", service)
+    yield from check_broker(settings, "node.toml")
 
 
 # ------------------------------------------------------------------------------------------------------- sensors
 
 
-def sensors(settings: Settings, root: str, service: Service | None = None) -> Iterator[Finding]:
-    """Yield, for each source, what it needs, and then what it reads."""
+def check_sensors(settings: Settings, root: str, service: Service | None = None) -> Iterator[Finding]:
+    """Yield the findings on each sensor: first its devices and libraries, then its readings.
+
+    Args:
+        settings: Settings of the node.
+        root: Folder that replaces `/` in tests.
+        service: Service that runs the node, or None if it is started by hand.
+    """
     tables = settings.tables.get("sensor")
     if not tables and not settings["node", "simulate"]:
         channels = {"temperature": {"input": 1, "convert": "mcp9700"}, "light": {"input": 2}}
@@ -91,23 +103,24 @@ def sensors(settings: Settings, root: str, service: Service | None = None) -> It
         kind = str(table.get("kind"))
         if kind == "adc" and settings["node", "simulate"]:
             continue
-        about = (
-            f"[[sensor]] {count}, {kind}" if settings.tables.get("sensor") else "the MCP3008 that is read by default"
-        )
-        needs = list(_needs(kind, table, root, service))
-        yield from (need._replace(about=f"{about}: {need.about}") for need in needs)
-        if kind == "command" and _is_anothers(settings.file):
-            yield Finding("note", f"{about}: root runs no command of {settings.file}, which others may write",
-                          "doctor without sudo does, as that user")  # fmt: skip
-        elif all(need.word == "ok" for need in needs):
+        about = f"[[sensor]] {count}, {kind}" if settings.tables.get("sensor") else "the MCP3008 (the default sensor)"
+        required = list(_requirements(kind, table, root, service))
+        yield from (finding._replace(about=f"{about}: {finding.about}") for finding in required)
+        if kind == "command" and _is_writable_by_others(settings.file):
+            yield Finding("note", f"{about}: not run as root, because other users may write to {settings.file}",
+                          "run doctor without sudo, as the user of that file")  # fmt: skip
+        elif all(finding.status == "ok" for finding in required):
             yield from _readings(about, kind, table)
     yield _interfaces(root)
     if service is None:
-        yield from in_group("gpio", "nothing of Pigeonpost needs it, but a command that it runs may")
+        yield from check_group("gpio", "Pigeonpost does not need it, but a command that it runs may")
 
 
-def _is_anothers(path: str) -> bool:
-    """Return True for root and a settings file that another user may write: whoever can would be root by a command."""
+def _is_writable_by_others(path: str) -> bool:
+    """Return True if this user is root, and another user may change the settings file at `path`.
+
+    Its commands are then not executed: the other user could otherwise run any command as root.
+    """
     if os.geteuid() != 0 or not os.path.exists(path):
         return False
     folder_, file = os.stat(os.path.dirname(os.path.abspath(path))), os.stat(path)
@@ -115,14 +128,14 @@ def _is_anothers(path: str) -> bool:
 
 
 def _interfaces(root: str) -> Finding:
-    """Which of a Pi's buses are switched on, whether or not the settings need them."""
+    """Return a note with the buses of a Raspberry Pi that are enabled, even if the settings do not use them."""
     found = {
         "SPI": _names(root, "dev", r"spidev[0-9]+\.[0-9]+"), "I2C": _names(root, "dev", r"i2c-[0-9]+"),
         "1-wire": _names(root, "sys/bus/w1/devices", r"w1_bus_master[0-9]+"),
     }  # fmt: skip
     on = ", ".join(f"{bus} ({', '.join(names)})" for bus, names in found.items() if names)
     off = ", ".join(bus for bus, names in found.items() if not names)
-    return Finding("note", f"switched on: {on or 'none'}; not: {off or 'none'}")
+    return Finding("note", f"buses enabled: {on or 'none'}; disabled: {off or 'none'}")
 
 
 def _names(root: str, folder: str, pattern: str) -> list[str]:
@@ -132,129 +145,132 @@ def _names(root: str, folder: str, pattern: str) -> list[str]:
         return []
 
 
-def _needs(kind: str, table: Mapping[str, Any], root: str, service: Service | None) -> Iterator[Finding]:
+def _requirements(kind: str, table: Mapping[str, Any], root: str, service: Service | None) -> Iterator[Finding]:
     if kind in OF_KINDS:
-        yield from missing(OF_KINDS[kind], service)
+        yield from check_library(OF_KINDS[kind], service)
     if kind == "adc":
         path = f"/dev/spidev{table.get('bus', 0)}.{table.get('device', 0)}"
         yield from _device(path, "do_spi", root, service)
     elif kind == "mcp3424":
         yield from _device(f"/dev/i2c-{table.get('bus', 1)}", "do_i2c", root, service)
-    elif kind == "kernel" and any(str(its.get("from", "")).startswith("w1/") for its in _channels(table)):
+    elif kind == "kernel" and any(str(channel.get("from", "")).startswith("w1/") for channel in _channels(table)):
         path = os.path.join(root, "sys/bus/w1/devices")
         if not os.path.isdir(path):
-            yield Finding("wrong", "1-wire is not switched on",
+            yield Finding("wrong", "1-wire is not enabled",
                           "sudo raspi-config nonint do_onewire 0, then sudo reboot")  # fmt: skip
     elif kind == "command" and service is not None:
         yield from _command(table, service)
 
 
 def _device(path: str, switch: str, root: str, service: Service | None) -> Iterator[Finding]:
-    """Check a device of a bus; `switch` is raspi-config's word for it."""
-    here, on = os.path.join(root, path[1:]), f"sudo raspi-config nonint {switch} 0, then sudo reboot"
+    """Check the device of a bus. `switch` is the command of raspi-config that enables the bus."""
+    local_path, remedy = os.path.join(root, path[1:]), f"sudo raspi-config nonint {switch} 0, then sudo reboot"
     if in_our_container():
-        on = (
-            f'in docker-compose.yml: devices: ["{path}:{path}"], then docker compose up -d; where the machine itself'
-            f" lacks it: {on}"
+        remedy = (
+            f'in docker-compose.yml: devices: ["{path}:{path}"], then docker compose up -d; if the host lacks it, too:'
+            f" {remedy}"
         )
-    if service is not None and os.path.exists(here):
-        yield from _opened_by(service.unit, path, here) if service.lets_through(path) else [_closed(path, service)]
-    elif in_our_container(root) and os.path.exists(here):
+    if service is not None and os.path.exists(local_path):
+        may_open = service.may_open_device(path)
+        yield from _opened_by(service.unit, path, local_path) if may_open else [_closed(path, service)]
+    elif in_our_container(root) and os.path.exists(local_path):
         account = first_account(root)
-        if may_use(account, here, os.R_OK | os.W_OK):
-            yield from _opened_by(account.name, path, here)
+        if may_use(account, local_path, os.R_OK | os.W_OK):
+            yield from _opened_by(account.name, path, local_path)
         else:
-            yield Finding("wrong", f"{path} may not be opened by {account.name}",
+            yield Finding("wrong", f"{path} cannot be opened by {account.name}",
                           "user: root in docker-compose.yml, then docker compose up -d: the entry point joins the"
-                          " device's group, and gives up root")  # fmt: skip
+                          " group of the device, and then drops root")  # fmt: skip
     else:
-        yield device(here, on)
+        yield check_device(local_path, remedy)
 
 
-def _opened_by(who: str, path: str, here: str) -> Iterator[Finding]:
-    """Say that a program may open a device; this user perhaps not."""
+def _opened_by(who: str, path: str, local_path: str) -> Iterator[Finding]:
+    """Yield the finding that a program may open a device, and a note if this user may not open it."""
     yield Finding("ok", f"{who} may open {path}")
-    if not os.access(here, os.R_OK | os.W_OK):
-        yield Finding("note", f"run doctor as root to see what {path} reads")
+    if not os.access(local_path, os.R_OK | os.W_OK):
+        yield Finding("note", f"run doctor as root to see the readings of {path}")
 
 
 def _closed(path: str, service: Service) -> Finding:
-    """Say why a service may not open a device, and which drop-in lets it."""
-    one = next(one for one in DROP_INS if any(fnmatch.fnmatchcase(path, device) for device in one.devices))
-    if service.allows_device(path) and one.group in service.groups:
+    """Return the finding on a device that a service may not open, with the drop-in that allows it as the remedy."""
+    drop_in = next(each for each in DROP_INS if any(fnmatch.fnmatchcase(path, device) for device in each.devices))
+    if service.allows_device(path) and drop_in.group in service.groups:
         rules = os.path.join(os.path.dirname(service.script), "deploy/pigeonpost.rules")
-        return Finding("wrong", f"{path} may not be opened by {service.unit}: its group is not {one.group}",
+        return Finding("wrong", f"{path} cannot be opened by {service.unit}: the device's group is not {drop_in.group}",
                        as_root(f"install -m 644 {rules} /etc/udev/rules.d/60-pigeonpost.rules") + " && "
                        + as_root("udevadm control --reload") + " && " + as_root("udevadm trigger"))  # fmt: skip
-    return Finding("wrong", f"{service.unit} may not open {path}: the drop-in {one.name} is missing",
-                   _drop_in_remedy(one, service))  # fmt: skip
+    return Finding("wrong", f"{service.unit} cannot open {path}: the drop-in {drop_in.name} is missing",
+                   _drop_in_remedy(drop_in, service))  # fmt: skip
 
 
-def _drop_in_remedy(one: DropIn, service: Service) -> str:
-    return f"{doctor_systemd.reinstall(service)}, which writes /etc/systemd/system/{service.unit}.service.d/{one.name}"
+def _drop_in_remedy(drop_in: DropIn, service: Service) -> str:
+    path = f"/etc/systemd/system/{service.unit}.service.d/{drop_in.name}"
+    return f"{doctor_systemd.reinstall_command(service)}, which writes {path}"
 
 
 def _command(table: Mapping[str, Any], service: Service) -> Iterator[Finding]:
-    """Check a command, or a file, for what the unit of the node forbids."""
+    """Check a sensor's command or file for accesses that the unit of the node forbids."""
     given = table.get("command") or table.get("file") or ""
     if not isinstance(given, str | list):
-        return  # which the settings do not take
+        return  # the check of the settings reports this
     text = given if isinstance(given, str) else shlex.join(map(str, given))
     words = text.split() if isinstance(given, str) else [str(word) for word in given]
     home = _HOMES.search(text)
     if home and service.value("ProtectHome") in (*_YES, "tmpfs"):
-        remedy = as_root(f"install -m 755 {home[1]} /usr/local/bin/") + ", and that path in node.toml"
+        remedy = as_root(f"install -m 755 {home[1]} /usr/local/bin/") + ", and write the new path in node.toml"
         if table.get("file"):
-            remedy = "let the other program write it to a folder outside, as /run, and name that in node.toml"
-        yield Finding("wrong", f"{home[1]} is not there for the service, which sees no home folders", remedy)
+            remedy = "let the other program write it to another folder, such as /run, and write that path in node.toml"
+        yield Finding("wrong", f"{home[1]} cannot be read by the service, which has no access to home folders", remedy)
         return
     if table.get("file") and text.startswith(("/tmp/", "/var/tmp/")) and service.value("PrivateTmp") in _YES:
-        yield Finding("wrong", f"{text} is not there for the service, which has a /tmp of its own",
-                      "let the other program write it elsewhere, as to /run, and name that in node.toml")  # fmt: skip
+        yield Finding("wrong", f"{text} cannot be read by the service, which has its own /tmp",
+                      "let the other program write it to another folder, such as /run, and write that path in"
+                      " node.toml")  # fmt: skip
     if not words or not table.get("command"):
         return
     if words[0] == "sudo":
-        yield Finding("wrong", "sudo does not work in the service, which may never become root",
-                      "a drop-in with the device and its group: docs/install.md, Devices")  # fmt: skip
+        yield Finding("wrong", "sudo does not work in the service, which may not become root",
+                      "add a drop-in with the device and its group: docs/install.md, Devices")  # fmt: skip
         return
     name = os.path.basename(words[0])
     if not table.get("shell") and shutil.which(words[0], path=_UNIT_PATH) is None:
-        yield Finding("wrong", f"{words[0]} is not among the programs of the service ({_UNIT_PATH})",
-                      f'command = ["/the/whole/path/{name}", ...] in /etc/pigeonpost/node.toml')  # fmt: skip
+        yield Finding("wrong", f"{words[0]} is not in the search path of the service ({_UNIT_PATH})",
+                      f'write command = ["/full/path/to/{name}", ...] in /etc/pigeonpost/node.toml')  # fmt: skip
     used = {os.path.basename(word) for word in words} if table.get("shell") else {name}
     for tool in sorted(used.intersection(_TOOLS)):
-        one = next(one for one in DROP_INS if one.name == _TOOLS[tool])
-        has_devices = any(glob.glob(service.path(device)) for device in one.devices)
-        if has_devices and one.group not in service.groups:
-            yield Finding("wrong", f"{service.unit} does not let {tool} open its devices: the drop-in {one.name} is"
-                          " missing", _drop_in_remedy(one, service))  # fmt: skip
+        drop_in = next(each for each in DROP_INS if each.name == _TOOLS[tool])
+        has_devices = any(glob.glob(service.path(device)) for device in drop_in.devices)
+        if has_devices and drop_in.group not in service.groups:
+            yield Finding("wrong", f"{service.unit} does not allow {tool} to open its devices: the drop-in"
+                          f" {drop_in.name} is missing", _drop_in_remedy(drop_in, service))  # fmt: skip
 
 
 def _channels(table: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     channels = table.get("channels")
-    return [its for its in channels.values() if isinstance(its, dict)] if isinstance(channels, dict) else []
+    return [channel for channel in channels.values() if isinstance(channel, dict)] if isinstance(channels, dict) else []
 
 
 def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
     options = {key: value for key, value in table.items() if key != "kind"}
     if kind not in KINDS:
-        yield Finding("wrong", f"{about}: there is no such kind", "docs/sensors.md lists them")
+        yield Finding("wrong", f"{about}: this kind of sensor does not exist", "docs/sensors.md lists all kinds")
         return
     try:
         source = make_source(kind, options, about)
     except PigeonpostError as error:
-        yield Finding("wrong", str(error), "docs/settings.md has the keys of each kind")
+        yield Finding("wrong", str(error), "docs/settings.md lists the keys of each kind")
         return
     if isinstance(source, DerivedSource):
         return
     try:
         for channel, value in source.read().items():
             if isinstance(value, SensorError):
-                yield Finding("wrong", f"{about}: {channel} does not read: {value}")
+                yield Finding("wrong", f"{about}: {channel} cannot be read: {value}")
             else:
-                yield Finding("ok", f"{about}: {channel} reads {value:g}")
+                yield Finding("ok", f"{about}: {channel} = {value:g}")
     except SensorError as error:
-        yield Finding("wrong", f"{about} does not read: {error}")
+        yield Finding("wrong", f"{about} cannot be read: {error}")
     finally:
         source.close()
 
@@ -266,12 +282,12 @@ def _token(settings: Settings) -> Iterator[Finding]:
     origin = settings.origin("node", "token")
     if not settings["node", "token"]:
         if not is_loopback(settings["node", "listen"][0]):
-            yield Finding("note", "no token: only servers on this machine may collect",
-                          "`control.py token NAME` on the server makes one; docs/tutorial.md")  # fmt: skip
+            yield Finding("note", "no token is set: only servers on this machine may collect",
+                          "`control.py token NAME` on the server creates one; see docs/tutorial.md")  # fmt: skip
     elif origin == settings.file and os.path.exists(settings.file):
-        yield private(settings.file, "which holds the token")
+        yield check_private(settings.file, "contains the token")
     else:
-        yield Finding("ok", f"a token is set, by {origin}")
+        yield Finding("ok", f"a token is set in {origin}")
 
 
 def _tls(settings: Settings, service: Service | None) -> Iterator[Finding]:
@@ -281,64 +297,64 @@ def _tls(settings: Settings, service: Service | None) -> Iterator[Finding]:
     path = settings["link", "certificate"] or os.path.join(data, LINK_CERTIFICATE)
     if os.path.exists(path):
         if service is None:
-            yield private(settings["link", "key"] or path, "the key of the link's certificate")
+            yield check_private(settings["link", "key"] or path, "the key of the link's certificate")
     elif shutil.which("openssl") is None:
-        yield Finding("wrong", "there is no program openssl, with which a node makes its certificate",
-                      "sudo apt install openssl; or [link] certificate and key")  # fmt: skip
+        yield Finding("wrong", "openssl is missing; the node needs it to create its certificate",
+                      "sudo apt install openssl; or set [link] certificate and key")  # fmt: skip
 
 
 def _link(settings: Settings, service: Service | None) -> Iterator[Finding]:
-    """Check the address at which servers collect, and what a node there says of itself."""
+    """Check the address at which servers collect, and the status of the node that runs there."""
     address = settings["node", "listen"]
     where = join_address(*address)
     if service is not None and service.is_active:
         if address[1] and not listeners(address[1]):
-            yield Finding("wrong", f"{service.unit} runs, but does not listen on {where}",
-                          doctor_systemd.restart(service))  # fmt: skip
+            yield Finding("wrong", f"{service.unit} is running, but does not listen on {where}",
+                          doctor_systemd.restart_command(service))  # fmt: skip
             return
         status = _ask_node(address)
         if status is not None:
-            yield Finding("ok", f"{where}: {_says(status)}")
+            yield Finding("ok", f"{where}: {_describe(status)}")
             yield from _faults(status)
-    elif service is not None:  # a node that has its port by hand is in its way
-        yield port(address, '[node] listen = "0.0.0.0:5004" in /etc/pigeonpost/node.toml', str)
+    elif service is not None:  # `str` returns "": a node that was started by hand and uses the port is a problem, too
+        yield check_port(address, '[node] listen = "0.0.0.0:5004" in /etc/pigeonpost/node.toml', str)
     else:
         answers: list[dict[str, Any] | None] = []
 
-        def is_ours() -> str:
+        def describe_own() -> str:
             answers.append(_ask_node(address))
-            return _says(answers[0])
+            return _describe(answers[0])
 
-        yield port(address, "--listen HOST:PORT", is_ours)
+        yield check_port(address, "--listen HOST:PORT", describe_own)
         yield from (fault for status in answers if status is not None for fault in _faults(status))
 
 
 def _faults(status: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what a running node says is wrong with it, each with its remedy."""
+    """Yield the faults that a running node reports."""
     yield from (Finding("wrong", f"the node reports: {fault}") for fault in status.get("faults") or ())
 
 
 def _ask_node(address: tuple[str, int]) -> dict[str, Any] | None:
-    """Return what a node of ours at an address says of itself, perhaps nothing; None: none answers."""
+    """Return the status of the node at an address: empty if it requires a token, or None if no node answers."""
     host, number = address
     try:
         with socket.create_connection((local_host(host), number), REACH_S) as link:
             link.settimeout(REACH_S)
             link.sendall(encode("CHECK"))
-            said = decode(link.makefile("rb").readline(1 << 16))
+            answer = decode(link.makefile("rb").readline(1 << 16))
     except (OSError, PigeonpostError):
         return None
-    if said is None or said.word not in ("STATUS", "ERROR"):
+    if answer is None or answer.word not in ("STATUS", "ERROR"):
         return None
-    return dict(said.args[2]) if said.word == "STATUS" else {}
+    return dict(answer.args[2]) if answer.word == "STATUS" else {}
 
 
-def _says(status: dict[str, Any] | None) -> str:
-    """Describe a node that answered; empty: none did."""
+def _describe(status: dict[str, Any] | None) -> str:
+    """Return a description of a node that answered, or an empty string for None."""
     if status is None:
         return ""
     collectors = status.get("collectors")
     if not isinstance(collectors, list):
-        return "this machine's node answers"
+        return "the node of this machine answers"
     who = ", ".join(str(name) for name in collectors if NODE_NAME(str(name))) or "no server"
-    return f"this machine's node answers; {who} collects from it"
+    return f"the node of this machine answers; collected by {who}"

@@ -1,6 +1,6 @@
-"""Checks of a program's service: its unit, and its state, with the meaning of each exit status.
+"""Checks of a systemd service: its unit and its state, with the meaning of each exit status.
 
-Errors: none; what cannot be seen by this user is a finding that says so.
+No errors are raised: a check that fails yields a finding.
 """
 
 from __future__ import annotations
@@ -9,160 +9,165 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-from pigeonpost.cli.doctor_checks import TOKEN, Finding, as_root, control, group_id, may_use
+from pigeonpost.cli.doctor_checks import TOKEN, Finding, as_root, control_command, group_id, may_use
 from pigeonpost.cli.doctor_service import PACKAGED, Service, last_line
 from pigeonpost.cli.program_files import FOLDER, PACKAGE, program_files
 from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.core.format import counted
 
-_RESTARTS_NOTED = 3  # by systemd itself, since it was started; one may be a disk that came back
+_RESTARTS_NOTED = 3  # automatic restarts that yield a note; fewer may be due to a disk that was reconnected
 _HOMES = ("/home/", "/root/", "/run/user/")
 _OLDEST_PYTHON = (3, 11)
-_PYTHON_S = 10.0  # for an interpreter to start: a Pi Zero takes one second
-# Exit statuses: those of the programs, and of systemd where it could not start them (systemd.exec(5)).
+_PYTHON_S = 10.0  # limit for an interpreter to start: on a Pi Zero it takes one second
+# Exit statuses of the programs, and of systemd if it could not start them (systemd.exec(5)).
 _MEANINGS = {
-    "1": "an error that the log shows",
-    "2": "wrong settings",
+    "1": "an error, see the log",
+    "2": "invalid settings",
     "74": "the disk failed",
     "75": "another program uses the same data",
-    "200": "CHDIR: its working folder is missing",
-    "203": "EXEC: its Python or its program cannot be run",
-    "216": "GROUP: it names a group that this system lacks",
-    "217": "USER: its user cannot be made",
-    "226": "NAMESPACE: a folder that it names is missing",
-    "238": "STATE_DIRECTORY: its folder in /var/lib cannot be made",
-    "243": "CREDENTIALS: its token cannot be passed to it",
+    "200": "CHDIR: the working folder is missing",
+    "203": "EXEC: Python or the program cannot be run",
+    "216": "GROUP: a group in the unit does not exist on this system",
+    "217": "USER: the user cannot be created",
+    "226": "NAMESPACE: a folder in the unit is missing",
+    "238": "STATE_DIRECTORY: the folder in /var/lib cannot be created",
+    "243": "CREDENTIALS: the token cannot be passed to the program",
 }
 _REMEDIES = {
     "2": "correct them, then {restart}",
-    "74": "sudo journalctl -k | tail tells what the disk reports; it is tried again every 2 s",
-    "75": "end that one (the log has its process number), then {restart}",
+    "74": "sudo journalctl -k | tail shows the errors of the disk; the service is restarted every 2 s",
+    "75": "stop the other program (the log contains its process id), then {restart}",
     "200": "{install}",
     "203": "{install}",
-    "216": "as above",
-    "226": "mount or make that folder, or write ReadWritePaths=- with a dash before it; then {restart}",
+    "216": "see the remedy above",
+    "226": "mount or create that folder, or make it optional with a dash: ReadWritePaths=-; then {restart}",
     "243": "{install}",
 }
 
 
-def service(found: Service) -> Iterator[Finding]:
-    """Check the unit and its state."""
-    yield from _unit(found)
-    yield from _command(found)
-    if not found.state:
-        yield Finding("note", f"{found.unit}: systemd does not run here, so its state is not known")
+def check_service(service: Service) -> Iterator[Finding]:
+    """Yield the findings on the unit and the state of `service`."""
+    yield from _unit(service)
+    yield from _command(service)
+    if not service.state:
+        yield Finding("note", f"{service.unit}: systemd is not running here, so the state is unknown")
         return
-    yield from _state(found)
+    yield from _state(service)
 
 
-def restart(found: Service) -> str:
-    """Return the command that starts a service again."""
-    return as_root(f"systemctl restart {found.unit}")
+def restart_command(service: Service) -> str:
+    """Return the command that restarts `service`."""
+    return as_root(f"systemctl restart {service.unit}")
 
 
-def reinstall(found: Service) -> str:
-    """Return the command that writes the unit as this version has it, with what this machine needs."""
-    if found.paths[0].startswith(PACKAGED):
-        return as_root("apt install --reinstall pigeonpost") + " (or dpkg --install with the file of the package)"
-    return control(f"install {found.program} --write", as_root=True)
+def reinstall_command(service: Service) -> str:
+    """Return the command that installs the unit of `service` again, as in this version of the program."""
+    if service.paths[0].startswith(PACKAGED):
+        return as_root("apt install --reinstall pigeonpost") + " (or dpkg --install with the package file)"
+    return control_command(f"install {service.program} --write", as_root=True)
 
 
 # ------------------------------------------------------------------------------------------------------- the unit
 
 
-def _unit(found: Service) -> Iterator[Finding]:
-    """Check what the unit file says."""
-    path, remedy = found.paths[0], reinstall(found)
-    is_well = True
-    for value in found.values("LoadCredential"):
+def _unit(service: Service) -> Iterator[Finding]:
+    """Check the unit file: token, groups, program, changes by the user."""
+    path, remedy = service.paths[0], reinstall_command(service)
+    is_valid = True
+    for value in service.values("LoadCredential"):
         if value.startswith("-"):
-            is_well = False
-            yield Finding("wrong", f"{path} is of an older version: it calls the token {value.partition(':')[0]!r},"
-                          " so the node never gets it", remedy)  # fmt: skip
-    if found.program == "node":
-        has_file, is_loaded = os.path.exists(found.path(TOKEN)), bool(found.values("LoadCredential"))
+            is_valid = False
+            yield Finding("wrong", f"{path} is from an older version: it names the token {value.partition(':')[0]!r},"
+                          " so the node does not receive it", remedy)  # fmt: skip
+    if service.program == "node":
+        has_file, is_loaded = os.path.exists(service.path(TOKEN)), bool(service.values("LoadCredential"))
         if has_file and not is_loaded:
-            is_well = False
-            yield Finding("wrong", f"{path} passes no token on: the node gets none from {TOKEN}", remedy)
-        elif is_loaded and is_well and not has_file and not found.values("SetCredential"):
-            is_well = False
-            yield Finding("wrong", f"{path} is of an older version: without {TOKEN} it does not start"
+            is_valid = False
+            yield Finding("wrong", f"{path} does not pass the token in {TOKEN} to the node", remedy)
+        elif is_loaded and is_valid and not has_file and not service.values("SetCredential"):
+            is_valid = False
+            yield Finding("wrong", f"{path} is from an older version: without {TOKEN} the service does not start"
                           " (243/CREDENTIALS)", remedy)  # fmt: skip
-    for group in found.groups:
+    for group in service.groups:
         if group_id(group) is None:
-            is_well = False
-            make = f"{as_root(f'groupadd --system {group}')} && {restart(found)}"
-            yield Finding("wrong", f"{found.unit} names the group {group}, which this system lacks, and does not start"
-                          " (216/GROUP)", remedy if group in found.own.groups else make)  # fmt: skip
-    if not found.script:
-        is_well = False
+            is_valid = False
+            make = f"{as_root(f'groupadd --system {group}')} && {restart_command(service)}"
+            yield Finding("wrong", f"{service.unit} does not start: the group {group} does not exist on this system"
+                          " (216/GROUP)", remedy if group in service.own.groups else make)  # fmt: skip
+    if not service.script:
+        is_valid = False
         yield Finding("wrong", f"{path}: ExecStart names no program", remedy)
-    if is_well and not path.startswith(PACKAGED) and _differs_from_program(found):
-        yield Finding("note", f"{path} differs from that of the program in {os.path.dirname(found.script)}",
-                      f"{remedy}; what you changed goes into a drop-in: systemctl edit {found.unit}")  # fmt: skip
-    if is_well:
-        more = f" with {', '.join(map(os.path.basename, found.paths[1:]))}" if found.paths[1:] else ""
+    if is_valid and not path.startswith(PACKAGED) and _differs_from_program(service):
+        yield Finding("note", f"{path} differs from the unit that belongs to {os.path.dirname(service.script)}",
+                      f"{remedy}; put your own changes into a drop-in: systemctl edit {service.unit}")  # fmt: skip
+    if is_valid:
+        more = f" with {', '.join(map(os.path.basename, service.paths[1:]))}" if service.paths[1:] else ""
         yield Finding("ok", f"unit: {path}{more}")
 
 
-def _differs_from_program(found: Service) -> bool:
-    """Return True if the unit file is not the one that the program came with."""
-    own = found.path(os.path.join(os.path.dirname(found.script), f"deploy/{found.unit}.service"))
+def _differs_from_program(service: Service) -> bool:
+    """Return True if the unit file differs from the one in the folder of the program."""
+    own = service.path(os.path.join(os.path.dirname(service.script), f"deploy/{service.unit}.service"))
     if not os.path.exists(own):
         return False
     with open(own, "rb") as file:
-        return _differs(found.path(found.paths[0]), file.read())
+        return _differs(service.path(service.paths[0]), file.read())
 
 
-def _command(found: Service) -> Iterator[Finding]:
-    """Check that the unit's program is there, and runs with the unit's Python."""
-    for path in filter(None, (found.command[0] if found.command else "", found.script)):
-        if path.startswith("/") and not os.path.exists(found.path(path)):
-            yield Finding("wrong", f"{found.paths[0]} starts {path}, which is not there", reinstall(found))
+def _command(service: Service) -> Iterator[Finding]:
+    """Check that the program and the Python in the unit exist, and that the Python is new enough."""
+    for path in filter(None, (service.command[0] if service.command else "", service.script)):
+        if path.startswith("/") and not os.path.exists(service.path(path)):
+            yield Finding(
+                "wrong", f"{service.paths[0]} starts {path}, which does not exist", reinstall_command(service)
+            )
             return
-    yield from _place(found)
-    version = python_version(found)
+    yield from _program_access(service)
+    version = python_version(service)
     if version is not None and version < _OLDEST_PYTHON:
-        yield Finding("wrong", f"{found.interpreter} of {found.unit} is Python {version[0]}.{version[1]}, and has to be"
-                      " 3.11 or later", "Raspberry Pi OS of October 2023 (bookworm) or later has it")  # fmt: skip
-    yield from _version(found)
+        yield Finding("wrong", f"{service.unit} runs {service.interpreter}, which is Python {version[0]}.{version[1]},"
+                      " but 3.11 or later is needed",
+                      "install Raspberry Pi OS of October 2023 (bookworm) or later, which has it")  # fmt: skip
+    yield from _version(service)
 
 
-def _place(found: Service) -> Iterator[Finding]:
-    """Check that the service, a user of its own who sees no home folders, may read the program."""
-    folder = os.path.dirname(found.script)
-    leads_to = os.path.realpath(found.path(folder))
-    if leads_to.startswith(_HOMES) and found.value("ProtectHome") in ("yes", "true", "on", "1"):
-        yield Finding("wrong", f"{folder} leads to {leads_to}, and the service sees no home folders",
-                      f"{as_root(f'rm {folder}')} && {reinstall(found)}")  # fmt: skip
-    elif not all(may_use(found.account, found.path(path), os.R_OK) for path in (folder, found.script)):
-        yield Finding("wrong", f"{found.script} may not be read by the service, which has a user of its own",
-                      as_root(f"chmod -R a+rX {folder}") + f" && {restart(found)}")  # fmt: skip
+def _program_access(service: Service) -> Iterator[Finding]:
+    """Check that the service may read the program: it runs as its own user, without access to home folders."""
+    folder = os.path.dirname(service.script)
+    target = os.path.realpath(service.path(folder))
+    if target.startswith(_HOMES) and service.value("ProtectHome") in ("yes", "true", "on", "1"):
+        yield Finding("wrong", f"{folder} is a link to {target}, but the service has no access to home folders",
+                      f"{as_root(f'rm {folder}')} && {reinstall_command(service)}")  # fmt: skip
+    elif not all(may_use(service.account, service.path(path), os.R_OK) for path in (folder, service.script)):
+        yield Finding("wrong", f"{service.script} cannot be read by the service, which runs as its own user",
+                      as_root(f"chmod -R a+rX {folder}") + f" && {restart_command(service)}")  # fmt: skip
 
 
-def python_version(found: Service) -> tuple[int, int] | None:
-    """Return the version of the unit's Python; None where it cannot be run."""
-    if not found.interpreter:
+def python_version(service: Service) -> tuple[int, int] | None:
+    """Return the version of the Python in the unit of `service`, or None if it cannot be run."""
+    if not service.interpreter:
         return None
-    ask = [found.path(found.interpreter), "-c", "import sys; print(*sys.version_info[:2])"]
+    ask = [service.path(service.interpreter), "-c", "import sys; print(*sys.version_info[:2])"]
     try:
-        said = subprocess.run(ask, capture_output=True, text=True, timeout=_PYTHON_S).stdout.split()
-        return int(said[0]), int(said[1])
+        words = subprocess.run(ask, capture_output=True, text=True, timeout=_PYTHON_S).stdout.split()
+        return int(words[0]), int(words[1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
         return None
 
 
-def _version(found: Service) -> Iterator[Finding]:
-    """Note a service that runs another version than this folder's."""
-    folder = found.path(os.path.dirname(found.script))
+def _version(service: Service) -> Iterator[Finding]:
+    """Report a service that runs another version of the program than the one in this folder."""
+    folder = service.path(os.path.dirname(service.script))
     if os.path.realpath(folder) == os.path.realpath(FOLDER) or not os.path.isdir(os.path.join(folder, PACKAGE)):
-        return  # the second: a program in one file
+        return  # the second condition is true for a program in a single file
     try:
         changed = sum(_differs(os.path.join(folder, name), content) for name, content in program_files())
     except PigeonpostError:
-        return  # this folder is not whole, which is a finding of its own
+        return  # this folder is incomplete, which another check reports
     if changed:
-        yield Finding("note", f"the service runs {os.path.dirname(found.script)}, another version than {FOLDER}:"
-                      f" {changed} files differ", reinstall(found))  # fmt: skip
+        differ = f"{counted(changed, 'file')} {'differs' if changed == 1 else 'differ'}"
+        yield Finding("note", f"the service runs {os.path.dirname(service.script)}, another version than {FOLDER}:"
+                      f" {differ}", reinstall_command(service))  # fmt: skip
 
 
 def _differs(path: str, content: bytes) -> bool:
@@ -176,56 +181,56 @@ def _differs(path: str, content: bytes) -> bool:
 # ------------------------------------------------------------------------------------------------------ its state
 
 
-def _state(found: Service) -> Iterator[Finding]:
-    """Check whether it runs, and starts at boot."""
-    state, unit = found.state, found.unit
+def _state(service: Service) -> Iterator[Finding]:
+    """Check that the service is running, and that it starts at boot."""
+    state, unit = service.state, service.unit
     if state.get("NeedDaemonReload") == "yes":
-        yield Finding("wrong", f"{unit}: its unit files have changed, and systemd has not read them",
-                      f"{as_root('systemctl daemon-reload')} && {restart(found)}")  # fmt: skip
-    is_started_again = state.get("SubState") == "auto-restart"
-    if state.get("ActiveState") == "failed" or is_started_again:
-        yield from _failure(found, is_started_again)
-    elif found.is_active:
-        yield Finding("ok", f"{unit} runs")
+        yield Finding("wrong", f"{unit}: the unit files have changed, but systemd has not read them again",
+                      f"{as_root('systemctl daemon-reload')} && {restart_command(service)}")  # fmt: skip
+    is_restarting = state.get("SubState") == "auto-restart"
+    if state.get("ActiveState") == "failed" or is_restarting:
+        yield from _failure(service, is_restarting)
+    elif service.is_active:
+        yield Finding("ok", f"{unit} is running")
         restarts = state.get("NRestarts", "")
         if restarts.isdigit() and int(restarts) >= _RESTARTS_NOTED:
-            yield Finding("note", f"{unit} ended {restarts} times by itself, and was started again",
+            yield Finding("note", f"{unit} ended unexpectedly {restarts} times, and was restarted",
                           as_root(f"journalctl --unit {unit} --lines 50"))  # fmt: skip
     elif state.get("ActiveState") == "activating":
         yield Finding("note", f"{unit} is starting")
     elif state.get("UnitFileState") != "disabled":
-        yield Finding("wrong", f"{unit} does not run: it was stopped, or ended by Exit on the page",
+        yield Finding("wrong", f"{unit} is not running: it was stopped, or ended with the button Exit",
                       as_root(f"systemctl start {unit}"))  # fmt: skip
-    yield from _at_boot(found)
+    yield from _at_boot(service)
 
 
-def _at_boot(found: Service) -> Iterator[Finding]:
-    if found.state.get("UnitFileState") != "disabled":
+def _at_boot(service: Service) -> Iterator[Finding]:
+    if service.state.get("UnitFileState") != "disabled":
         return
-    if found.is_active:
-        yield Finding("wrong", f"{found.unit} runs, but does not start at boot",
-                      as_root(f"systemctl enable {found.unit}"))  # fmt: skip
+    if service.is_active:
+        yield Finding("wrong", f"{service.unit} is running, but does not start at boot",
+                      as_root(f"systemctl enable {service.unit}"))  # fmt: skip
     else:
-        yield Finding("wrong", f"{found.unit} is installed, but does not run, and does not start at boot",
-                      as_root(f"systemctl enable --now {found.unit}"))  # fmt: skip
+        yield Finding("wrong", f"{service.unit} is installed, but is not running and does not start at boot",
+                      as_root(f"systemctl enable --now {service.unit}"))  # fmt: skip
 
 
-def _failure(found: Service, is_started_again: bool) -> Iterator[Finding]:
-    """Explain why it ended: its exit status, and the last line of its log."""
-    unit, status, result = found.unit, found.state.get("ExecMainStatus", "0"), found.state.get("Result", "")
+def _failure(service: Service, is_restarting: bool) -> Iterator[Finding]:
+    """Yield the finding on a service that ended: the meaning of its exit status, and the last line of its log."""
+    unit, status, result = service.unit, service.state.get("ExecMainStatus", "0"), service.state.get("Result", "")
     if result in ("exit-code", "success") and status != "0":
-        meaning = f"status {status}: {_MEANINGS.get(status, 'see its log')}"
+        meaning = f"status {status}: {_MEANINGS.get(status, 'see the log')}"
     else:
         meaning = {
-            "watchdog": "it hung, and the watchdog ended it", "oom-kill": "the memory was full",
+            "watchdog": "it did not respond, and the watchdog ended it", "oom-kill": "the memory was full",
             "timeout": "it did not start or stop in time", "signal": f"killed by signal {status}",
-            "resources": "systemd could not prepare it",
+            "resources": "systemd could not prepare the start",
         }.get(result, result)  # fmt: skip
-    line = last_line(found)
+    line = last_line(service)
     log = as_root(f"journalctl --unit {unit} --lines 20 --no-pager")
-    remedy = _REMEDIES.get(status, f"{log} shows why")
+    remedy = _REMEDIES.get(status, f"{log} shows the reason")
     if not line and os.geteuid() != 0:
         line = "(run doctor with sudo to see the last line of its log)"
-    text = f"{unit} {'ends again and again' if is_started_again else 'has failed'} ({meaning})"
+    text = f"{unit} {'fails repeatedly' if is_restarting else 'has failed'} ({meaning})"
     yield Finding("wrong", f"{text}{f': {line}' if line else ''}",
-                  remedy.format(restart=restart(found), install=reinstall(found)))  # fmt: skip
+                  remedy.format(restart=restart_command(service), install=reinstall_command(service)))  # fmt: skip

@@ -1,8 +1,8 @@
-"""Reading of what is stored for an export, some at a time, and the text of its rows.
+"""Reader of stored samples for an export, and writers of its rows.
 
-Samples are read and written by column, some ten thousand at a time however many there are, and no query stays open
-meanwhile, which would keep the server from truncating its WAL.
-Errors: StoreDamaged for what cannot be read, where the caller does not ask for the rest.
+Samples are read and written by column, in parts of about 10,000 to 40,000 samples. No query stays open between parts:
+an open query would keep the server from truncating its WAL.
+Errors: StoreDamaged for data that cannot be read, unless the caller asks to skip it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.format import cell, local_times, log_rows
 from pigeonpost.storage.models import HOUR_MS, StoredBatch
 
-AT_ONCE = 40_000  # samples that are read together at most; an hour of ten a second has 36,000
-VALUES_PER_SAMPLE = 8  # samples with more count as several, since they take more memory
-_LEAST_LOST_S = 1.0  # of a span that cannot be read
+AT_ONCE = 40_000  # maximum number of samples in a part; an hour at 10 samples per second has 36,000
+VALUES_PER_SAMPLE = 8  # a sample with more values counts as several, because it takes more memory
+_LEAST_LOST_S = 1.0  # shortest time range, in seconds, that is skipped as unreadable
 
-Rows = Callable[[SampleBatch], bytes]  # makes the rows of samples of one node, taken in one hour of UTC
+Rows = Callable[[SampleBatch], bytes]  # returns the rows of one node's samples, all from the same hour of UTC
 Units = Mapping[str, str]
 
 
-class LostSpan(NamedTuple):
-    """Time range of a node [from_ms, to_ms) that a damaged store cannot read."""
+class UnreadableRange(NamedTuple):
+    """Time range of a node, [from_ms, to_ms), that cannot be read from a damaged store."""
 
     node: str
     from_ms: int
@@ -35,14 +35,25 @@ class LostSpan(NamedTuple):
 
 
 def walk(
-    store: Store, node: str, from_ms: int, to_ms: int, lost: list[LostSpan] | None = None
+    store: Store, node: str, from_ms: int, to_ms: int, lost: list[UnreadableRange] | None = None
 ) -> Iterator[tuple[int, list[SampleBatch]]]:
-    """Yield all samples of `node` taken in [from_ms, to_ms) in the order of their times, some at a time: up to when
-    they go, and they.
+    """Yield all samples of a node in a time range, in parts and in the order of their times.
 
-    How long a span is asked for follows from how many samples the last one had.
+    The time range of a part depends on the number of samples in the previous part.
 
-    lost: gets each span that a damaged store cannot read: a little longer than it is, for speed
+    Args:
+        store: Store to read.
+        node: Name of the node.
+        from_ms: Start of the range in milliseconds since 1970 (UTC), inclusive.
+        to_ms: End of the range in milliseconds since 1970 (UTC), exclusive.
+        lost: List to which each unreadable time range is appended. For speed, a range may be a little too long. If
+            None, an error is raised instead.
+
+    Yields:
+        The end of the part's time range in milliseconds since 1970, and its samples.
+
+    Raises:
+        StoreDamaged: A part cannot be read, and `lost` is None.
     """
     at_ms, width_ms, lost_ms = from_ms, HOUR_MS, 0
     while at_ms < to_ms:
@@ -56,7 +67,7 @@ def walk(
             if end_ms - at_ms > least_ms:
                 width_ms = max(least_ms, (end_ms - at_ms) // 4)
                 continue
-            _add_lost(lost, LostSpan(node, at_ms, end_ms))
+            _add_lost(lost, UnreadableRange(node, at_ms, end_ms))
             lost_ms += end_ms - at_ms
             at_ms, width_ms = end_ms, max(int(_LEAST_LOST_S * 1000), lost_ms // 16)
             continue
@@ -64,14 +75,14 @@ def walk(
         if found is None:
             width_ms = max(1, (end_ms - at_ms) // 4)
             continue
-        yield end_ms, _in_order_of_times(found)
+        yield end_ms, _sorted_by_time(found)
         at_ms = end_ms
         if sum(map(_weight, found)) <= AT_ONCE // 4:
             width_ms *= 2
 
 
 def _read(store: Store, node: str, from_ms: int, to_ms: int) -> list[StoredBatch] | None:
-    """Return what was taken in a span; None where it is too much, unless it is of one millisecond."""
+    """Return the samples of a time range, or None if there are too many and the range is longer than 1 ms."""
     found: list[StoredBatch] = []
     count = 0
     for stored in store.stored_batches(node, from_ms, to_ms):
@@ -86,15 +97,15 @@ def _weight(stored: StoredBatch) -> int:
     return len(stored.samples) * (1 + len(stored.samples.values) // VALUES_PER_SAMPLE)
 
 
-def _add_lost(lost: list[LostSpan], span: LostSpan) -> None:
-    """Note a span that cannot be read, as one with the last where it goes on there."""
+def _add_lost(lost: list[UnreadableRange], span: UnreadableRange) -> None:
+    """Append an unreadable time range, or extend the last one if the two are adjacent."""
     if lost and lost[-1].node == span.node and lost[-1].to_ms == span.from_ms:
         span = span._replace(from_ms=lost.pop().from_ms)
     lost.append(span)
 
 
-def _in_order_of_times(found: Sequence[StoredBatch]) -> list[SampleBatch]:
-    """Return the samples in the order of their times: as they are, unless times of batches overlap, or fall."""
+def _sorted_by_time(found: Sequence[StoredBatch]) -> list[SampleBatch]:
+    """Return samples in the order of their times. For speed, samples that are in this order already are not sorted."""
     last_ms = -(1 << 63)
     for _, _, batch in found:
         times = batch.times
@@ -104,12 +115,12 @@ def _in_order_of_times(found: Sequence[StoredBatch]) -> list[SampleBatch]:
     else:
         return [batch for _, _, batch in found]
     ranks = sorted(
-        (time_ms, stored.epoch, stored.samples.seq + place, number, place)
+        (time_ms, stored.epoch, stored.samples.seq + index, number, index)
         for number, stored in enumerate(found)
-        for place, time_ms in enumerate(stored.samples.times)
+        for index, time_ms in enumerate(stored.samples.times)
     )
     sorted_batches: list[SampleBatch] = []
-    for time_ms, _, _, number, place in ranks:
+    for time_ms, _, _, number, index in ranks:
         source = found[number].samples
         last = sorted_batches[-1] if sorted_batches else None
         if last is None or (last.names, last.clock) != (source.names, source.clock):
@@ -118,7 +129,7 @@ def _in_order_of_times(found: Sequence[StoredBatch]) -> list[SampleBatch]:
             sorted_batches.append(last)
         last.times.append(time_ms)
         for name, column in source.values.items():
-            last.values[name].append(column[place])
+            last.values[name].append(column[index])
     return sorted_batches
 
 
@@ -126,17 +137,29 @@ def _in_order_of_times(found: Sequence[StoredBatch]) -> list[SampleBatch]:
 
 
 def as_log(node: str, sensors: Sequence[str], units: Units) -> Rows:
-    """Make rows as the log has them: one per value."""
+    """Return a function that writes one CSV row per value, as in the log.
+
+    Args:
+        node: Name of the node.
+        sensors: Not used.
+        units: Units by sensor.
+    """
     return lambda batch: log_rows(node, "", batch, units, 0)
 
 
 def as_table(node: str, sensors: Sequence[str], units: Units) -> Rows:
-    """Make one row per sample, with a cell for each of `sensors`; empty where it failed, or was not there."""
+    """Return a function that writes one CSV row per sample, with a cell per sensor.
+
+    Args:
+        node: Name of the node.
+        sensors: Names of the columns. The cell of a sensor that failed, or is not in the sample, is empty.
+        units: Not used.
+    """
 
     def rows(batch: SampleBatch) -> bytes:
-        nothing = [""] * len(batch)
+        empty = [""] * len(batch)
         texts = dict(zip(batch.values, _with_none_as("", batch), strict=True))
-        cells = [texts.get(name, nothing) for name in sensors]
+        cells = [texts.get(name, empty) for name in sensors]
         lines = map(",".join, zip(local_times(batch.times), [node] * len(batch), *cells))
         return ("\n".join(lines) + "\n").encode()
 
@@ -144,7 +167,13 @@ def as_table(node: str, sensors: Sequence[str], units: Units) -> Rows:
 
 
 def as_json(node: str, sensors: Sequence[str], units: Units) -> Rows:
-    """Make one line per sample: a JSON object."""
+    """Return a function that writes one JSON object per sample, each on its own line.
+
+    Args:
+        node: Name of the node.
+        sensors: Not used.
+        units: Units by sensor.
+    """
 
     def rows(batch: SampleBatch) -> bytes:
         values = ",".join([f'"{name}":%s' for name in batch.values])
@@ -158,14 +187,14 @@ def as_json(node: str, sensors: Sequence[str], units: Units) -> Rows:
 
 
 def _with_none_as(text: str, batch: SampleBatch) -> list[list[str]]:
-    """Return the values of each column as text."""
+    """Return the values of each column as text, with `text` for missing values."""
     return [
         [text if value == "None" else value for value in texts] if "None" in texts else texts for texts in batch.texts
     ]
 
 
 def utc_times(times: Sequence[int]) -> list[str]:
-    """Return times that lie in one hour, as RFC 3339 in UTC."""
+    """Return `times`, in milliseconds since 1970 and all in the same hour, as RFC 3339 texts in UTC."""
     start_ms = times[0] // HOUR_MS * HOUR_MS
     head = rfc3339(start_ms)[:14]
     return [f"{head}{(ms := time_ms - start_ms) // 60_000:02d}:{ms % 60_000 / 1000:06.3f}Z" for time_ms in times]
@@ -177,7 +206,7 @@ FORMATS: Mapping[str, Callable[[str, Sequence[str], Units], Rows]] = {
 
 
 def only(batches: Sequence[SampleBatch], sensors: frozenset[str]) -> list[SampleBatch]:
-    """Return of each sample only those sensors; samples that have none of them are left out."""
+    """Return `batches` with the readings of `sensors` only. Samples without any of these sensors are omitted."""
     found = []
     for batch in batches:
         values = {name: column for name, column in batch.values.items() if name in sensors}
@@ -187,7 +216,12 @@ def only(batches: Sequence[SampleBatch], sensors: frozenset[str]) -> list[Sample
 
 
 def labelled(rows: Rows, labels: Mapping[str, str]) -> Rows:
-    """Return what makes the rows of `as_log` with the label of each sensor in one more column."""
+    """Return a function that writes the rows of `as_log` with one more column, the label of the sensor.
+
+    Args:
+        rows: Function from `as_log`.
+        labels: Labels by sensor.
+    """
 
     def with_labels(batch: SampleBatch) -> bytes:
         lines = rows(batch).decode().splitlines()

@@ -1,8 +1,8 @@
-"""Export to a SQLite file of one plain table with a row per value, for other programs.
+"""Export to an SQLite file with one plain table, one row per value, for other programs.
 
-    readings(time, node, sensor, value, unit)    time: RFC 3339 in UTC; value: NULL where the sensor failed
+    readings(time, node, sensor, value, unit)    time: RFC 3339 in UTC; value: NULL if the sensor failed
 
-Indexes are on time, and on node, sensor and time. Errors: those of SQLite, and OSError.
+The table has two indexes: on time, and on node, sensor and time. Errors: sqlite3.Error and OSError.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ _INDEXES = (
 
 
 def write_sqlite(path: str, parts: Iterable[tuple[str, Mapping[str, str], list[SampleBatch]]]) -> int:
-    """Write a new file, or leave the one that is there as it was. Returns its size in bytes.
+    """Write an SQLite file, and return its size in bytes. On an error, an existing file stays unchanged.
 
-    parts  of each node its name, its units by sensor, and samples
+    Args:
+        path: Path of the file.
+        parts: Tuples of node name, units by sensor, and samples. A node may have several parts.
     """
     with replacement_of(path) as new, contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
-        # Used only when it is whole: it needs no journal meanwhile, and is synced at the end.
+        # No journal is needed: the file is synced at the end, and replaces the old file only when it is complete.
         db.execute("PRAGMA journal_mode = OFF")
         db.execute("PRAGMA synchronous = OFF")
         db.execute(_TABLE)
@@ -48,7 +50,7 @@ def write_sqlite(path: str, parts: Iterable[tuple[str, Mapping[str, str], list[S
 
 
 def _insert(db: sqlite3.Connection, node: str, units: Mapping[str, str], batch: SampleBatch) -> None:
-    """Store samples in the order of their times, as the CSV log has them."""
+    """Insert samples in the order of their times, as in the CSV log."""
     for stretch in stretches(batch):
         times = utc_times(stretch.times)
         columns = [

@@ -1,4 +1,4 @@
-"""Command that imports readings from files and from databases of older systems, each reading once.
+"""Command `import`, which reads files and databases of other programs, and stores each reading once.
 
     python3 control.py import november.csv week.jsonl
     python3 control.py import --node attic 2023.csv
@@ -6,11 +6,11 @@
     python3 control.py import --query "SELECT at AS time, room AS node, t AS temperature FROM log" old.db
     python3 control.py import --table readings --node attic postgresql://user@host/sensors
 
-Errors: Failed, with the wrong rows of each file; nothing of such a file is stored.
+Errors: Failed for invalid rows, which are printed. No reading of a file with invalid rows is stored.
 
-Only one process writes to the store, so no server may run; beside one, files are imported on the page (`/files`). A
-database is first converted to our CSV format, in a temporary file: its readings are recognised by what is read, not by
-the database's own bytes, which change when somebody only looks.
+Only one process may write to the store, so the server must be stopped. While it is running, import files with the web
+interface (`/files`). A database is first converted to a temporary file in Pigeonpost's CSV format. A repeated import is
+recognised by the checksum of this file, because the bytes of a database can change even when it is only read.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import SERVER_LOCK
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
 from pigeonpost.core.files import lock_data_dir
+from pigeonpost.core.format import counted
 from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
 from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, sqlite_lines
 from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
@@ -39,7 +40,13 @@ _SQLITE = b"SQLite format 3\0"
 
 
 class ImportSource(NamedTuple):
-    """A file to import: its name, which tells its format, and the node of readings that name none."""
+    """File to import.
+
+    Attributes:
+        file: The open file.
+        name: Its name, whose extension determines the format.
+        node: Node of readings that name none, or an empty string.
+    """
 
     file: BinaryIO
     name: str
@@ -47,54 +54,58 @@ class ImportSource(NamedTuple):
 
 
 class ProgressFile:
-    """A file that reports the progress of reading it."""
+    """Wrapper of a binary `file` that shows on a `bar` how much of it has been read."""
 
     def __init__(self, file: BinaryIO, bar: Bar) -> None:
         self._file, self._bar = file, bar
         self._size = os.fstat(file.fileno()).st_size
-        self._at = self._lines = 0
+        self._position = self._lines = 0
 
     def readline(self, most: int) -> bytes:
+        """Read and return a line of at most `most` bytes."""
         line = self._file.readline(most)
-        self._at += len(line)
+        self._position += len(line)
         self._lines += 1
         if self._lines % 1000 == 0:
-            self._bar.show(self._at, self._size)
+            self._bar.show(self._position, self._size)
         return line
 
     def read(self, most: int) -> bytes:
+        """Read and return at most `most` bytes."""
         return self._file.read(most)
 
-    def seek(self, at: int) -> int:
-        self._at = at
-        return self._file.seek(at)
+    def seek(self, position: int) -> int:
+        """Move to the `position`, in bytes from the beginning of the file, and return it."""
+        self._position = position
+        return self._file.seek(position)
 
 
-def import_files(context: Context) -> int:
-    """Bring readings into the store: CSV as the log or as a table, JSON, JSON lines, or tables of a database: an SQLite
-    file, or a postgresql:// address.
+def _import_files(context: Context) -> int:
+    """Import readings from files or databases.
 
-    Each reading is stored once, however often its file is imported. A file with a wrong row is not imported at all.
+    A file is CSV (in the format of the log, or a table with one column per sensor), JSON, or JSON lines. A database is
+    an SQLite file, or a PostgreSQL database given by its address (postgresql://...). Each reading is stored once, even
+    if its file is imported again. A file with an invalid row is not imported.
     """
     chosen = context.arguments
     for path in chosen.file:
         if not IS_URL(path) and not os.path.isfile(path):
-            raise SettingsError(f"{path}: there is no such file")
+            raise SettingsError(f"{path}: the file does not exist")
     try:
         lock = lock_data_dir(os.path.join(context.data, SERVER_LOCK))
     except InUse as error:
         raise Failed(
-            f"the server runs ({error}): stop it and import then, or drop the file to it (send-files) and import it on"
-            " its page, under Files"
+            f"the server is running ({error}): stop it and import again, or upload the file (send-files) and import it"
+            " on the page Files"
         ) from None
     try:
         with open_to_write(context) as (store, ingestor):
             units = {about["name"]: about["sensors"] for about in store.nodes()}
-            wrong = [path for path in chosen.file if not _import_one(path, context, ingestor, units)]
+            rejected = [path for path in chosen.file if not _import_one(path, context, ingestor, units)]
     finally:
         os.close(lock)
-    if wrong:
-        raise Failed(f"not imported: {', '.join(map(_display_name, wrong))}")
+    if rejected:
+        raise Failed(f"not imported: {', '.join(map(_display_name, rejected))}")
     return 0
 
 
@@ -103,19 +114,19 @@ def _display_name(path: str) -> str:
 
 
 def _import_one(path: str, context: Context, ingestor: Ingestor, units: Mapping[str, Mapping[str, str]]) -> bool:
-    """Import one file, or one database. Returns True if that was possible."""
+    """Import one file or database. Return False if it has invalid rows."""
     shown = _display_name(path)
     bar = Bar(os.path.basename(shown))
     try:
         with _opened(path, context) as source:
-            watched = cast(BinaryIO, ProgressFile(source.file, bar))
-            look = inspect_readings(watched, source.name)
-            if "" in look.nodes and not source.node:
-                raise BadTable("does not say whose it is: --node says it")
-            node = source.node if "" in look.nodes or context.arguments.node else ""
+            progress_file = cast(BinaryIO, ProgressFile(source.file, bar))
+            summary = inspect_readings(progress_file, source.name)
+            if "" in summary.nodes and not source.node:
+                raise BadTable("the file does not name the node of its readings: add --node NODE")
+            node = source.node if "" in summary.nodes or context.arguments.node else ""
             source.file.seek(0)
             checksum = hashlib.file_digest(source.file, "sha256").hexdigest()  # type: ignore[arg-type]
-            total, new = import_readings(watched, source.name, checksum, ingestor, node, units)
+            total, new = import_readings(progress_file, source.name, checksum, ingestor, node, units)
     except (BadFile, BadTable) as error:
         bar.end()
         for line in str(error).splitlines():
@@ -127,13 +138,14 @@ def _import_one(path: str, context: Context, ingestor: Ingestor, units: Mapping[
         raise Failed(f"{shown}: {error.strerror or error}") from error
     finally:
         bar.end()
-    print(f"{shown}: {total} readings, {new} of them new, {rfc3339(look.first_ms)} to {rfc3339(look.last_ms)}")
+    period = f"{rfc3339(summary.first_ms)} to {rfc3339(summary.last_ms)}"
+    print(f"{shown}: {counted(total, 'reading')}, {new:,} new, {period}")
     return True
 
 
 @contextlib.contextmanager
 def _opened(path: str, context: Context) -> Iterator[ImportSource]:
-    """A file as it is or, of a database, as our CSV has it."""
+    """Open a file, or convert a database to Pigeonpost's CSV format and open the result."""
     chosen = context.arguments
     read: Callable[[str, str, str, ForeignColumns], Iterator[str]] = postgres_lines
     if not IS_URL(path):
@@ -142,30 +154,32 @@ def _opened(path: str, context: Context) -> Iterator[ImportSource]:
             if file.read(len(_SQLITE)) != _SQLITE:
                 yield ImportSource(file, os.path.basename(path), chosen.node or context.node_of_file(path))
                 return
-    said = ForeignColumns(
+    columns = ForeignColumns(
         chosen.node or "", chosen.sensor or ForeignColumns().sensor, chosen.unit or "", chosen.scale, chosen.utc
     )
-    # In the data folder: that has room for it, as it has for the readings themselves.
+    # The copy is in the data folder, which needs space for the imported readings anyway.
     with tempfile.TemporaryFile(dir=context.data) as copy:
-        for line in read(path, chosen.table or "", chosen.query or "", said):
+        for line in read(path, chosen.table or "", chosen.query or "", columns):
             copy.write(line.encode())
         copy.flush()
-        yield ImportSource(cast(BinaryIO, copy), "table.csv", said.node)
+        yield ImportSource(cast(BinaryIO, copy), "table.csv", columns.node)
 
 
-_DATABASE = "database: "
+_DATABASE = "for databases: "
 _OPTIONS: Sequence[tuple[str, dict[str, Any]]] = [
-    ("file", {"metavar": "FILE", "nargs": "+"}),
-    ("--node", {"metavar": "NODE", "type": node_name, "help": "whose all of it is (what the file says)"}),
-    ("--table", {"metavar": "NAME", "help": f"{_DATABASE}the table with the readings (the one that looks like it)"}),
+    ("file", {"metavar": "FILE", "nargs": "+", "help": "file to import, or a postgresql:// address"}),
+    ("--node", {"metavar": "NODE", "type": node_name, "help": "node of all readings (default: the nodes in the file)"}),
+    ("--table", {"metavar": "NAME", "help": f"{_DATABASE}table with the readings (default: found by its columns)"}),
     ("--query", {"metavar": "SQL", "help": f"{_DATABASE}a SELECT with columns time, node, and value or the sensors"}),
     ("--sensor", {"metavar": "SENSOR", "type": sensor_name,
-                  "help": f"{_DATABASE}what the column `value` is (as the table is called)"}),
-    ("--unit", {"metavar": "UNIT", "type": matching(UNIT, "unit", "up to 32 letters"),
-                "help": f"{_DATABASE}unit of the values"}),
-    ("--scale", {"metavar": "NUMBER", "type": float, "default": 1.0, "help": f"{_DATABASE}values times this"}),
-    ("--utc", {"action": "store_true", "help": f"{_DATABASE}times without an offset are UTC (local time)"}),
+                  "help": f"{_DATABASE}sensor of the column `value` (default: the name of the table)"}),
+    ("--unit", {"metavar": "UNIT", "type": matching(UNIT, "unit", "up to 32 printable characters"),
+                "help": f"{_DATABASE}unit of the values (default: the units in the table)"}),
+    ("--scale", {"metavar": "NUMBER", "type": float, "default": 1.0,
+                 "help": f"{_DATABASE}factor for all values (default: 1)"}),
+    ("--utc", {"action": "store_true",
+               "help": f"{_DATABASE}times without an offset from UTC are in UTC (default: local time)"}),
 ]  # fmt: skip
 COMMANDS: Mapping[str, Command] = {
-    "import": Command("bring readings into the store, from files or an older system's database", _OPTIONS, import_files)
+    "import": Command("import readings from files, or from the database of another program", _OPTIONS, _import_files)
 }

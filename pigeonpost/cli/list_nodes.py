@@ -1,6 +1,6 @@
-"""Commands that list nodes: how all of them are, as a running server sees them; those that have a token here.
+"""Commands that list nodes: `nodes` with their state in the running server, `list` with the time of the last sample.
 
-Errors: Failed where no server answers; SettingsError for a token file that cannot be read.
+Errors: Failed if no server answers; SettingsError for a token file that cannot be read.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pigeonpost.auth.tokens import Tokens
-from pigeonpost.cli.contract import Command, Context, has_store, look
+from pigeonpost.cli.contract import Command, Context, has_store, open_read_only
 from pigeonpost.cli.remote import ask_server
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import aligned
 
 
-def nodes(context: Context) -> int:
-    """List all nodes that a running server knows: state, version, address, clock, free disk, temperature."""
+def _nodes(context: Context) -> int:
+    """List all nodes of the running server: state, version, address, clock offset, free disk space, CPU temperature."""
     found = ask_server(context.data, "GET", "/api/v1/nodes")["nodes"]
     if context.arguments.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -39,27 +39,27 @@ def _cells(node: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def listing(context: Context) -> int:
-    """List the nodes that have a token or are retired, and the time of the last sample of each."""
+def _list(context: Context) -> int:
+    """List the nodes that have a token or are retired, with the time of their last sample (UTC)."""
     last_ms: dict[str, int | None] = {}
     retired: Mapping[str, int] = {}
     if has_store(context):
-        with contextlib.closing(look(context)) as store:
+        with contextlib.closing(open_read_only(context)) as store:
             last_ms = {about["name"]: about.get("last_ms") for about in store.nodes()}
             retired = store.node_records().retired
-    known = sorted({*Tokens(context.data), *retired})
-    width = max(map(len, known), default=0)
-    for node in known:
-        heard_ms = last_ms.get(node)
+    nodes = sorted({*Tokens(context.data), *retired})
+    width = max(map(len, nodes), default=0)
+    for node in nodes:
+        time_ms = last_ms.get(node)
         more = f"  retired on {rfc3339(retired[node])[:10]}" if node in retired else ""
-        print(f"{node:{width}}  {rfc3339(heard_ms) if heard_ms is not None else 'not heard yet'}{more}")
+        print(f"{node:{width}}  {rfc3339(time_ms) if time_ms is not None else 'no samples yet'}{more}")
     return 0
 
 
 COMMANDS = {
     "nodes": Command(
-        "state, version, address, clock, disk and temperature of every node",
-        [("--json", {"action": "store_true", "help": "as /api/v1/nodes has it"})], nodes,
+        "list all nodes: state, version, address, clock offset, free disk space, CPU temperature",
+        [("--json", {"action": "store_true", "help": "print JSON, as /api/v1/nodes"})], _nodes,
     ),
-    "list": Command("list the nodes that have a token, and when each was last heard", [], listing),
+    "list": Command("list the nodes that have a token or are retired, with the time of their last sample", [], _list),
 }  # fmt: skip

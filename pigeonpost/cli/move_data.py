@@ -1,9 +1,10 @@
-"""Moves the data of a program that ran by hand to where its service keeps it, so that a kill at any moment loses none.
+"""Move of data from the folder of a program that was started by hand to the data folder of its service.
 
-Everything is copied to a folder beside the target and synced; one rename makes that the target; then the source is
-deleted. A second run goes on where the first was killed: a mark in the target names the source and its files.
-Errors: InUse while a program works on the data; Failed where the target has data already, or the source has changed
-after it was copied; DiskError.
+The data is copied to a new folder next to the target and synced. One rename turns the new folder into the target, and
+then the source is deleted. If a run is killed, the next run continues: the file `.moved-from` in the target names the
+source and its files.
+Errors: InUse while a program uses the data; Failed if the target already has data, or the source has changed since it
+was copied; DiskError.
 """
 
 from __future__ import annotations
@@ -29,23 +30,29 @@ from pigeonpost.core.errors import DiskError
 from pigeonpost.core.files import lock_data_dir, sync_folder
 
 _MARK = ".moved-from"
-_UNFINISHED = ".moving"  # what the name of the folder beside the target ends with
+_UNFINISHED = ".moving"  # suffix of the new folder next to the target
 _LOCKS = {"node": OUTBOX_LOCK, "server": SERVER_LOCK}
 _NODE_NAMES = (LINK_CERTIFICATE, PI_ID)
-_OF_A_RUN = (OUTBOX_LOCK, SERVER_LOCK, RUNNING)
+_RUN_FILES = (OUTBOX_LOCK, SERVER_LOCK, RUNNING)
 
-Files = dict[str, list[int]]  # path from the data folder -> size in bytes, time of its last change in ns
+Files = dict[str, list[int]]  # path relative to the data folder -> size in bytes, modification time in ns
 
 
 class Move(NamedTuple):
-    """The data of one program, and where it goes. Both folders as absolute paths, the target without symbolic links."""
+    """Move of the data of one program.
+
+    Attributes:
+        source: Absolute path of the folder from which the data is moved.
+        target: Absolute path of the data folder of the service, without symbolic links.
+        lock: Name of the program's lock file.
+    """
 
     source: str
     target: str
     lock: str
 
     def files(self) -> Files:
-        """Return what the source has of the program now."""
+        """Return the files of the program that are in the source now."""
         found = {}
         for path in _paths(self.source, _entries(self.source, self.lock)):
             status = os.stat(path, follow_symlinks=False)
@@ -54,32 +61,42 @@ class Move(NamedTuple):
 
 
 def check_move(program: str, source: str, target: str) -> Move:
-    """Check that the data can be moved, and lock it for the life of this process. Raises Failed and InUse.
+    """Check that the data can be moved, lock it until this process ends, and return the move.
 
-    program  node or server
-    source   the folder in which the program ran by hand; a folder of both has the data of each
-    target   the folder of the service
+    Args:
+        program: `node` or `server`.
+        source: Data folder of the program as it was started by hand. It may also contain the data of the other program.
+        target: Data folder of the service.
+
+    Raises:
+        Failed: There is no data to move, or the target already has data.
+        InUse: A program uses the data.
     """
     move = Move(os.path.abspath(source), os.path.realpath(target), _LOCKS[program])
     if move.target == os.path.realpath(source):
-        raise Failed(f"{source} is where the service keeps its data: there is nothing to move")
+        raise Failed(f"{source} is already the data folder of the service: there is nothing to move")
     main = os.path.join(move.source, OUTBOX if program == "node" else DATABASE)
     is_copied = _was_copied(move)
     if not os.path.exists(main) and not is_copied:
-        raise Failed(f"{main} is not there: there is nothing to move (--data DIR names another folder)")
+        raise Failed(f"{main} does not exist: there is nothing to move (--data DIR names another folder)")
     if os.path.isdir(move.source):
         lock_data_dir(os.path.join(move.source, move.lock))
-    there = sorted(os.listdir(move.target)) if os.path.isdir(move.target) else []
-    if there and not is_copied:
+    existing = sorted(os.listdir(move.target)) if os.path.isdir(move.target) else []
+    if existing and not is_copied:
         raise Failed(
-            f"{move.target} has {there[0]} already, and data is never mixed: if it is not needed, stop the service and"
-            f" put that aside, as sudo mv {move.target} {move.target}.old"
+            f"{move.target} already contains {existing[0]}, and the data of two folders is never merged: if you do not"
+            f" need it, stop the service and rename the folder: sudo mv {move.target} {move.target}.old"
         )
     return move
 
 
 def move_data(move: Move) -> int:
-    """Move what `check_move` has checked. Returns how many files there were. Raises Failed and DiskError."""
+    """Execute a `move` that `check_move` has checked, and return the number of files.
+
+    Raises:
+        Failed: The source has changed since it was copied, or the disk has too little space.
+        DiskError: The disk failed. No data is lost, and the move can be repeated.
+    """
     try:
         if not _was_copied(move):
             _copy(move)
@@ -90,35 +107,35 @@ def move_data(move: Move) -> int:
         _remove_rest(move)
         os.unlink(os.path.join(move.target, _MARK))
     except OSError as error:
-        raise DiskError(f"{error.filename or move.target}: {error.strerror}; nothing is lost, try again") from error
+        raise DiskError(f"{error.filename or move.target}: {error.strerror}; no data is lost, try again") from error
     return count
 
 
 def _remove_rest(move: Move) -> None:
-    """Remove what a run leaves, and the folder, where nothing else is in it."""
+    """Delete the lock file and running.json from the source, and the folder itself if it is then empty."""
     if not os.path.isdir(move.source):
-        return  # the last run was killed just after that
-    of_the_run = (move.lock, RUNNING) if move.lock == SERVER_LOCK else (move.lock,)
-    for name in set(of_the_run).intersection(os.listdir(move.source)):
+        return  # an earlier run was killed just after it had deleted the folder
+    names = (move.lock, RUNNING) if move.lock == SERVER_LOCK else (move.lock,)
+    for name in set(names).intersection(os.listdir(move.source)):
         os.unlink(os.path.join(move.source, name))
     if not os.listdir(move.source):
         os.rmdir(move.source)
 
 
 def _entries(source: str, lock: str) -> Sequence[str]:
-    """Return the names in a data folder that are of the program with this lock."""
+    """Return the names of the files and folders in a data folder that belong to the program with this lock."""
     is_node = lock == OUTBOX_LOCK
     names = tuple(name for name in NAMES if name != ".")  # hidden files are unfinished work
     found = []
     for name in sorted(os.listdir(source)) if os.path.isdir(source) else ():
         is_of_node = name.startswith("outbox.") or name in _NODE_NAMES
-        if is_of_node == is_node and name.startswith(names) and name not in _OF_A_RUN:
+        if is_of_node == is_node and name.startswith(names) and name not in _RUN_FILES:
             found.append(name)
     return found
 
 
 def _paths(source: str, names: Sequence[str]) -> Iterator[str]:
-    """Yield every file of these entries."""
+    """Yield the paths of all files in these files and folders."""
     for name in names:
         path = os.path.join(source, name)
         if not os.path.isdir(path):
@@ -131,7 +148,7 @@ def _copy(move: Move) -> None:
     files, unfinished = move.files(), move.target + _UNFINISHED
     need, free = sum(size for size, _ in files.values()), shutil.disk_usage(os.path.dirname(move.target)).free
     if need > free:
-        raise Failed(f"{os.path.dirname(move.target)} has {free >> 20} MiB free, and the data takes {need >> 20} MiB")
+        raise Failed(f"{os.path.dirname(move.target)} has {free >> 20} MiB free, but the data needs {need >> 20} MiB")
     shutil.rmtree(unfinished, ignore_errors=True)
     os.mkdir(unfinished, 0o700)
     for name in _entries(move.source, move.lock):
@@ -144,13 +161,13 @@ def _copy(move: Move) -> None:
         json.dump({"from": move.source, "files": files}, file)
     _sync(unfinished)
     if os.path.isdir(move.target):
-        os.rmdir(move.target)  # it is empty
+        os.rmdir(move.target)  # check_move has found it empty
     os.rename(unfinished, move.target)
     sync_folder(move.target)
 
 
 def _sync(top: str) -> None:
-    """Make a folder durable with everything in it."""
+    """Sync a folder and all its content to the disk."""
     for folder, _, names in os.walk(top):
         for path in (*(os.path.join(folder, name) for name in names), folder):
             if not os.path.islink(path):
@@ -162,7 +179,7 @@ def _sync(top: str) -> None:
 
 
 def _marked(move: Move) -> Files:
-    """Return the files that were copied to the target; none where it was not made of this source."""
+    """Return the files that were copied to the target, or an empty dict if it is not a copy of this source."""
     try:
         with open(os.path.join(move.target, _MARK), encoding="utf-8") as file:
             mark = json.load(file)
@@ -172,12 +189,15 @@ def _marked(move: Move) -> Files:
 
 
 def _was_copied(move: Move) -> bool:
-    """Return True if the target was made of this source, which may be deleted in part. Raises Failed if it changed."""
+    """Return True if the target is a copy of this source. Some files of the source may have been deleted already.
+
+    Raise Failed if the source has changed since it was copied.
+    """
     copied = _marked(move)
     changed = [name for name, now in move.files().items() if copied and copied.get(name) != now]
     if changed:
         raise Failed(
-            f"{move.source}/{changed[0]} has changed since it was copied to {move.target}: a program ran on both;"
-            f" look which of them to keep, and delete {move.target}/{_MARK} if it is that one"
+            f"{move.source}/{changed[0]} has changed since it was copied to {move.target}: both folders have been used;"
+            f" decide which one to keep; to keep the second one, delete {move.target}/{_MARK}"
         )
     return bool(copied)

@@ -1,6 +1,6 @@
-"""Access to the store for commands that change it while no server runs.
+"""Write access to the store for commands, while no server is running.
 
-The caller holds the lock of the data folder. Errors: Failed, for a damaged store, and for what was not stored in time.
+The caller holds the lock of the data folder. Errors: Failed for a damaged store, and for data not stored in time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.registry import open_store
 
-STOP_S = 60.0
+STOP_S = 60.0  # limit for the last commit
 
 
 @contextlib.contextmanager
 def open_to_write(context: Context) -> Iterator[tuple[Store, Ingestor]]:
-    """Lend the store and its Ingestor, as the server has them: one writer, and the log written with it."""
+    """Yield the store of `context` and an Ingestor that writes to the store and to the CSV log, as in the server.
+
+    Raises:
+        Failed: The store is damaged, or some data could not be stored.
+    """
     store, clock = open_store(context.settings, context.data), Clock()
     try:
         if store.damage:

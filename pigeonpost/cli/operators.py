@@ -1,10 +1,10 @@
-"""Commands that rename and retire nodes, and give sensors labels; beside a running server, or without one.
+"""Commands that rename and retire nodes, and set the labels of sensors. The server may be running or stopped.
 
     python3 control.py rename basement cellar
     python3 control.py relabel cellar temperature "Cellar, north wall"
     python3 control.py retire attic
 
-Errors: Failed, with the reason and what to do; then nothing was changed.
+Errors: Failed, with the reason and the remedy. In this case, nothing is changed.
 """
 
 from __future__ import annotations
@@ -25,56 +25,57 @@ from pigeonpost.core.files import lock_data_dir
 from pigeonpost.server.node_admin import NodeAdmin, Refused
 
 
-def rename(context: Context) -> int:
-    """Give a node another name. What is stored of it, its statistics, gaps and its token go along; CSV logs of the past
-    keep the old name. Its Pi may go on saying the old name. --release: forget that a node was called NODE.
+def _rename(context: Context) -> int:
+    """Rename a node, with its samples, statistics, gaps and token. Existing CSV logs keep the old name.
+
+    The node itself may continue to use the old name. With --release, the old name NODE becomes free for another node.
     """
     node, new = context.arguments.node, context.arguments.new
     if context.arguments.release == (new is not None):
-        raise Failed("takes NODE and its NEW name, or NODE --release")
+        raise Failed("rename needs NODE and its NEW name, or NODE and --release")
     if new is None:
         _do(context, node, "rename", {"release": True}, lambda admin: admin.release(node))
-        print(f"{node} is no longer a former name: a Pi that says it is a node of its own")
+        print(f"{node} is no longer a former name: a Pi that uses it is a separate node from now on")
         return 0
     _do(context, node, "rename", {"to": new}, lambda admin: admin.rename(node, new))
-    print(f"{node} is called {new} now, with all that is stored of it")
-    print(f'Its Pi may keep the name that it has. To change it there, at any time: [node] name = "{new}" in node.toml')
-    for where in _named_in_settings(context, node):
-        print(f"{where} still says {node}, which works; write {new} there")
+    print(f"{node} is now called {new}, with all its stored data")
+    print(f'Its Pi may keep the old name. To change it there, at any time: [node] name = "{new}" in node.toml')
+    for position in _named_in_settings(context, node):
+        print(f"{position} still contains {node}, which continues to work; change it to {new}")
     return 0
 
 
-def retire(context: Context) -> int:
-    """Take a node out of the front page, `check` and alerts. What is stored of it stays, and so does its own page."""
+def _retire(context: Context) -> int:
+    """Remove a node from the front page, `check` and alerts. Its data and its own page are kept."""
     node, is_retired = context.arguments.node, not context.arguments.undo
     _do(context, node, "retire", {"retired": is_retired}, lambda admin: admin.retire(node, is_retired))
     if not is_retired:
         print(f"{node} is in use again")
         return 0
-    print(f"{node} is retired: no alerts, and not on the front page; its data is kept, and so is what it still sends")
-    for where in _named_in_settings(context, node, ("nodes",)):
-        print(f"{where} still names {node}: the server goes on collecting from it until that line is removed")
+    print(f"{node} is retired: no alerts, not on the front page. Its data is kept; samples that it sends are stored")
+    for position in _named_in_settings(context, node, only_collected=True):
+        print(f"{position} still contains {node}: the server collects from it until you remove that line")
     return 0
 
 
-def relabel(context: Context) -> int:
-    """Give a sensor a text that people see on cards and charts; its name stays for programs, exports and settings."""
+def _relabel(context: Context) -> int:
+    """Set the label of a sensor, which cards and charts show. Exports, settings and the API still use the name."""
     node, sensor, text = context.arguments.node, context.arguments.sensor, context.arguments.text.strip()
-    asked = {"sensor": sensor, "label": text}
-    _do(context, node, "relabel", asked, lambda admin: admin.relabel(node, sensor, text))
-    print(f"{sensor} of {node} is shown as {text}" if text else f"{sensor} of {node} has no label any more")
+    content = {"sensor": sensor, "label": text}
+    _do(context, node, "relabel", content, lambda admin: admin.relabel(node, sensor, text))
+    print(f"{sensor} of {node} is now shown as {text}" if text else f"{sensor} of {node} no longer has a label")
     return 0
 
 
 def _do(
-    context: Context, node: str, action: str, asked: Mapping[str, Any], without_server: Callable[[NodeAdmin], None]
+    context: Context, node: str, action: str, content: Mapping[str, Any], without_server: Callable[[NodeAdmin], None]
 ) -> None:
-    """Have a running server do it, or do it here. Raises Failed."""
+    """Send a request for an action to the running server. Call `without_server` if no server is running."""
     require_store(context)
     try:
         lock = lock_data_dir(os.path.join(context.data, SERVER_LOCK))
     except InUse:
-        ask_server(context.data, "POST", f"/api/v1/nodes/{quote(node)}/{action}", asked)
+        ask_server(context.data, "POST", f"/api/v1/nodes/{quote(node)}/{action}", content)
         return
     try:
         with open_to_write(context) as (store, ingestor):
@@ -87,37 +88,37 @@ def _do(
         os.close(lock)
 
 
-def _named_in_settings(context: Context, node: str, tables: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield where the settings name a node. tables: only these; empty: all of them."""
+def _named_in_settings(context: Context, node: str, only_collected: bool = False) -> Iterator[str]:
+    """Yield the positions of a node in the settings. `only_collected` omits tables that do not cause a collection."""
     settings = context.settings
     file = settings.file or "the settings"
     if any(name == node for name, _ in settings["server", "nodes"]):
         yield f"[server] nodes ({settings.origin('server', 'nodes')})"
     for table in ("node", "limits", "alert", "location"):
         names = [entry.get("name" if table == "node" else "node") for entry in settings.tables.get(table, ())]
-        if node in names and (table == "node" or not tables):
+        if node in names and (table == "node" or not only_collected):
             yield f"{file}: [[{table}]]"
 
 
 COMMANDS: Mapping[str, Command] = {
     "rename": Command(
-        "give a node another name, with all that is stored of it",
+        "rename a node, with all its stored data",
         [
             NODE,
-            ("new", {"metavar": "NEW", "nargs": "?", "type": node_name}),
-            ("--release", {"action": "store_true", "help": "forget that a node was called NODE"}),
+            ("new", {"metavar": "NEW", "nargs": "?", "type": node_name, "help": "new name"}),
+            ("--release", {"action": "store_true", "help": "release the former name NODE for another node"}),
         ],
-        rename,
+        _rename,
     ),
     "retire": Command(
-        "take a node out of the front page, check and alerts; its data is kept",
-        [NODE, ("--undo", {"action": "store_true", "help": "it is in use again"})],
-        retire,
+        "remove a node from the front page, check and alerts; its data is kept",
+        [NODE, ("--undo", {"action": "store_true", "help": "put a retired node back into use"})],
+        _retire,
     ),
     "relabel": Command(
-        "give a sensor a text for people",
-        [NODE, ("sensor", {"metavar": "SENSOR", "type": sensor_name}),
-         ("text", {"metavar": "TEXT", "help": 'as "North wall"; "" removes it'})],
-        relabel,
+        "set the label of a sensor on cards and charts",
+        [NODE, ("sensor", {"metavar": "SENSOR", "type": sensor_name, "help": "name of the sensor"}),
+         ("text", {"metavar": "TEXT", "help": 'label, such as "North wall"; "" removes it'})],
+        _relabel,
     ),
 }  # fmt: skip

@@ -1,5 +1,6 @@
-"""The files that make up the program, wherever it runs from: a folder, one file (`control.py bundle`), or a virtual
-environment that pip filled.
+"""Files of the program.
+
+The program runs from a folder, from a single file (`control.py bundle`), or from a virtual environment with pip.
 """
 
 from __future__ import annotations
@@ -13,41 +14,44 @@ from collections.abc import Iterator
 from pigeonpost.core.errors import PigeonpostError
 
 PROGRAMS = ("node", "server", "control")
-MODULES = (*PROGRAMS, "protocol", "adc", "csvbuffer", "webui")  # at the root, beside the package
+MODULES = (*PROGRAMS, "protocol", "adc", "csvbuffer", "webui")  # at the root, next to the package
 PACKAGE = "pigeonpost"
-# Not code: what `install` writes and people read. pip puts them into share/pigeonpost of the environment.
-_BESIDE = ("node.default.toml", "server.default.toml", "LICENSE")
-_ROOT_FILES = (*(f"{module}.py" for module in MODULES), *_BESIDE)
+# Files that are not code, for `install` and for users. pip installs them in share/pigeonpost of the environment.
+_DATA_FILES = ("node.default.toml", "server.default.toml", "LICENSE")
+_ROOT_FILES = (*(f"{module}.py" for module in MODULES), *_DATA_FILES)
 _DEPLOY = "deploy"
-_NOT_COPIED = ("__pycache__", "deb")  # the second: what the Debian package is built with
+_NOT_COPIED = ("__pycache__", "deb")  # deb has the files from which the Debian package is built
 # Three folders up: pigeonpost/cli/program_files.py.
 FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def program_files() -> Iterator[tuple[str, bytes]]:
-    """Yield every file of the program: its path from the root with slashes, in order, and its content.
+    """Yield the path and the content of every file of the program, sorted by path.
 
-    Raises PigeonpostError where one is missing: a half-copied program is not copied on.
+    A path is relative to the root of the program and has slashes.
+
+    Raises:
+        PigeonpostError: A file is missing, so that this copy of the program is incomplete.
     """
     with _archive() as archive:
         names = sorted(_names(archive))
         for name in _ROOT_FILES:
             if name not in names:
                 path = os.path.join(FOLDER, name)
-                raise PigeonpostError(f"{path} is missing: copy the whole folder of Pigeonpost again")
+                raise PigeonpostError(f"{path} is missing: copy the complete folder of Pigeonpost again")
         for name in names:
             yield name, _content(archive, name)
 
 
 def read_program_file(name: str) -> bytes:
-    """Return the content of a file of the program by its path from the root."""
+    """Return the content of the program's file `name`, a path relative to the root of the program."""
     with _archive() as archive:
         return _content(archive, name)
 
 
 @contextlib.contextmanager
 def _archive() -> Iterator[zipfile.ZipFile | None]:
-    """Open the one file that the program runs from; None where that is a folder."""
+    """Open the single file from which the program runs. Yield None if it runs from a folder."""
     if not zipfile.is_zipfile(FOLDER):
         yield None
         return
@@ -68,7 +72,7 @@ def _path(name: str) -> str:
 
 
 def _shared_folder() -> str:
-    """Return where pip puts the files that are not code."""
+    """Return the folder in which pip installs the files that are not code."""
     return os.path.join(sysconfig.get_path("data"), "share", "pigeonpost")
 
 

@@ -1,7 +1,7 @@
-"""Command that finds everything that this machine can read, and prints it with its present value as settings to paste.
+"""Command `scan`, which lists all sensors that this machine can read, as settings with their current values.
 
-The output is a complete node.toml: everything meant for people is behind a #. What cannot be read is listed with the
-reason.
+The output is a complete node.toml, in which values and explanations are comments. A sensor that cannot be read is
+listed as a comment, with the reason.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from protocol import Number
 _LONGEST_NAME = 32
 
 
-def scan(context: Context) -> int:
-    """List everything that this machine can read, with its value now, and as settings for its node.toml.
+def _scan(context: Context) -> int:
+    """List all sensors that this machine can read, with their current values, as settings for node.toml.
 
-    The whole output is such a file: python3 control.py scan > node.toml
+    The output is a complete settings file: python3 control.py scan > node.toml
     """
     for line in lines(context.arguments.root):
         print(line)
@@ -32,11 +32,11 @@ def scan(context: Context) -> int:
 
 
 def lines(root: str) -> Iterator[str]:
-    """A node.toml with everything that can be read below `root`, line by line."""
-    yield f"# What {os.uname().nodename} can read now. Keep what you want of it in node.toml, and call it as you like."
+    """Yield the lines of a node.toml with all sensors that can be read below `root`, which is `/` except in tests."""
+    yield f"# Sensors that {os.uname().nodename} can read now. Keep those that you want; you can rename their channels."
     taken: set[str] = set()
-    for kind, look in SCANS.items():
-        for found in look(root):
+    for kind, scan in SCANS.items():
+        for found in scan(root):
             yield ""
             yield from _block(found, kind, taken)
     for remark in _buses(root):
@@ -45,7 +45,7 @@ def lines(root: str) -> Iterator[str]:
 
 
 def _block(found: FoundDevice, kind: str, taken: set[str]) -> Iterator[str]:
-    """One [[sensor]] table; behind # where nothing of it reads."""
+    """Yield the lines of one [[sensor]] table. They are comments if none of its channels can be read."""
     yield f"# {_plain(found.about)}"
     if not found.table:
         return
@@ -56,15 +56,15 @@ def _block(found: FoundDevice, kind: str, taken: set[str]) -> Iterator[str]:
         units = {channel.name: channel.unit for channel in source.channels}
         readings: Mapping[str, Number | SensorError] = _read(source)
     except PigeonpostError as error:
-        yield f"# does not read: {_plain(str(error))}"
+        yield f"# cannot be read: {_plain(str(error))}"
         readings = {}
-    dark = "" if any(not isinstance(value, SensorError) for value in readings.values()) else "# "
+    comment = "" if any(not isinstance(value, SensorError) for value in readings.values()) else "# "
     taken.update(units)
-    said = {name: _value_text(value, units[name]) for name, value in readings.items()}
-    for line in _table_lines(table, said):
-        yield dark + line
+    texts = {name: _value_text(value, units[name]) for name, value in readings.items()}
+    for line in _table_lines(table, texts):
+        yield comment + line
     if "channels" not in table:
-        yield from (f"#     {name}: {words}" for name, words in said.items())
+        yield from (f"#     {name}: {text}" for name, text in texts.items())
 
 
 def _source(table: Mapping[str, Any], kind: str) -> SensorSource:
@@ -80,27 +80,29 @@ def _read(source: SensorSource) -> Mapping[str, Number | SensorError]:
 
 
 def _renamed(table: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
-    """The same with channels whose names nobody else has."""
+    """Return a copy of a [[sensor]] table in which no channel has a name in `taken`."""
     renamed = dict(table)
     if "channels" in table:
         renamed["channels"] = {}
-        for name, its in table["channels"].items():
+        for name, options in table["channels"].items():
             count, free = 1, name
             while free in taken or free in renamed["channels"]:
                 count += 1
                 free = f"{name[: _LONGEST_NAME - len(f'_{count}')]}_{count}"
-            renamed["channels"][free] = its
+            renamed["channels"][free] = options
     return renamed
 
 
-def _table_lines(table: Mapping[str, Any], said: Mapping[str, str]) -> Iterator[str]:
+def _table_lines(table: Mapping[str, Any], texts: Mapping[str, str]) -> Iterator[str]:
     yield "[[sensor]]"
     for key, value in table.items():
         if key != "channels":
             yield f"{key} = {as_toml(value)}"
     for name, options in table.get("channels", {}).items():
         yield (
-            f"[sensor.channels.{name}]".ljust(48) + f" # {said[name]}" if name in said else f"[sensor.channels.{name}]"
+            f"[sensor.channels.{name}]".ljust(48) + f" # {texts[name]}"
+            if name in texts
+            else f"[sensor.channels.{name}]"
         )
         for key, value in options.items():
             yield f"{key} = {as_toml(value)}"
@@ -108,12 +110,12 @@ def _table_lines(table: Mapping[str, Any], said: Mapping[str, str]) -> Iterator[
 
 def _value_text(value: Number | SensorError, unit: str) -> str:
     if isinstance(value, SensorError):
-        return f"does not read now: {_plain(str(value))}"
+        return f"cannot be read now: {_plain(str(value))}"
     return f"{value:g} {_plain(unit)}".rstrip()
 
 
 def _buses(root: str) -> Iterator[str]:
-    """I2C buses, and which of the chips on them have a kernel driver: for these, `kernel` has listed what it reads."""
+    """Yield a line per I2C bus, with the chips that have a kernel driver. The kind `kernel` reads these chips."""
     folder = os.path.join(root, "sys/bus/i2c/devices")
     try:
         names = sorted(os.listdir(folder))
@@ -125,9 +127,9 @@ def _buses(root: str) -> Iterator[str]:
             continue
         chips = [f"{chip} {_name(os.path.join(folder, chip))}" for chip in names
                  if re.fullmatch(rf"{bus[1]}-[0-9a-f]{{4}}", chip)]  # fmt: skip
-        known = f"chips with a driver: {', '.join(chips)}" if chips else "no chip on it has a driver"
-        more = f"`i2cdetect -y {bus[1]}` shows all that answer; docs/sensors.md: how a driver is switched on"
-        yield f"I2C bus {bus[1]} ({_name(os.path.join(folder, name))}): {known}. {more}"
+        drivers = f"chips with a driver: {', '.join(chips)}" if chips else "no chip on it has a driver"
+        more = f"`i2cdetect -y {bus[1]}` lists all chips; docs/sensors.md describes how to enable a driver"
+        yield f"I2C bus {bus[1]} ({_name(os.path.join(folder, name))}): {drivers}. {more}"
 
 
 def _name(path: str) -> str:
@@ -139,14 +141,14 @@ def _name(path: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """On one line, without what would end a comment or move a terminal's cursor."""
+    """Return text with spaces in place of control characters, which could end a comment or move the cursor."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 COMMANDS: Mapping[str, Command] = {
     "scan": Command(
-        "list everything that this machine can read, with its value now, as settings for its node.toml",
-        [("--root", {"metavar": "FOLDER", "default": "/", "help": "where dev, proc and sys are (/)"})],
-        scan,
+        "list all sensors that this machine can read, with their current values, as settings for node.toml",
+        [("--root", {"metavar": "FOLDER", "default": "/", "help": "folder with dev, proc and sys (default: /)"})],
+        _scan,
     ),
 }

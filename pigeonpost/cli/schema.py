@@ -1,4 +1,4 @@
-"""Command that prints the SQL script of the PostgreSQL tables, to make them by hand or to read them."""
+"""Command `schema`, which prints the SQL script of the PostgreSQL tables."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pigeonpost.cli.contract import Command, Context
 from pigeonpost.storage.postgres.schema import SCRIPT
 
 
-def schema(context: Context) -> int:
-    """Print the SQL that makes the tables in a PostgreSQL database: for where a server may not make them itself."""
+def _schema(context: Context) -> int:
+    """Print the SQL that creates the tables in a PostgreSQL database, for a server that may not create them itself."""
     print(SCRIPT, end="")
     return 0
 
 
-COMMANDS = {"schema": Command("print the SQL of the tables in PostgreSQL", [], schema)}
+COMMANDS = {"schema": Command("print the SQL that creates the PostgreSQL tables", [], _schema)}

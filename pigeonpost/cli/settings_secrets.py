@@ -1,4 +1,4 @@
-"""Secrets that stand in a settings file, which a service can read only where every user of its machine may."""
+"""Search for secrets in a settings file. All users of the machine may read the settings file of a service."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ if TYPE_CHECKING:
     from typing import Any
 
 TOKEN = f"{SETTINGS}/node-token"
-_ELSEWHERE = ("env:", "file:")  # beginnings of values that only name where the secret is (docs/sensors.md)
+_ELSEWHERE = ("env:", "file:")  # prefixes of values that refer to a secret in another place (docs/sensors.md)
 
 
 class Secret(NamedTuple):
-    """One secret: table and key of the file, and where the service takes it from instead, both in words."""
+    """Secret in a settings file.
+
+    Attributes:
+        name: Its table and key: `[mqtt] password`.
+        place: Description of the file to which it should be moved.
+    """
 
     name: str
     place: str
 
 
 def secrets_in_file(program: str, settings: Settings) -> list[Secret]:
-    """Return the secrets in the settings file of the node or the server, those within arrays of tables too."""
+    """Return the secrets in the settings file of a program, including those in arrays of tables.
+
+    Args:
+        program: `node` or `server`.
+        settings: Its settings.
+    """
     environment = f"{SETTINGS}/{program}.env"
     found = []
     for row in NODE if program == "node" else SERVER:
@@ -35,8 +45,8 @@ def secrets_in_file(program: str, settings: Settings) -> list[Secret]:
             found.append(Secret(f"[{row.table}] {row.key}", place))
     variable = variable_of_file(f"{program}.toml")
     place = (
-        f"{environment}, with the whole text of this file: {variable}='...', which takes the place of the file (an HTTP"
-        f' sensor takes "env:NAME" as well, with the line NAME=... in {environment})'
+        f"{environment}, with the complete text of this file: {variable}='...'; this variable replaces the file (an"
+        f' HTTP sensor also accepts "env:NAME", with the line NAME=... in {environment})'
     )
     for array, tables in settings.tables.items():
         for n, table in enumerate(tables, 1):
@@ -45,7 +55,7 @@ def secrets_in_file(program: str, settings: Settings) -> list[Secret]:
 
 
 def _secret_keys(value: Any) -> Iterator[str]:
-    """Yield the keys of secrets in a table, as far down as they stand."""
+    """Yield the keys of secrets in a table and the tables inside it."""
     if isinstance(value, list):
         for item in value:
             yield from _secret_keys(item)

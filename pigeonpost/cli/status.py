@@ -1,6 +1,6 @@
-"""Commands that ask a running server, or with --link a node itself: its state, ON and OFF, faults.
+"""Commands `status`, `send` and `check`, which contact a running server, or a node with --link.
 
-Errors: Failed where it does not answer, or refuses.
+Errors: Failed if there is no answer, or if the request is rejected.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from urllib.parse import quote
 from pigeonpost.cli.contract import NODE, Command, Context, Failed
 from pigeonpost.cli.remote import ask_node, ask_server
 from pigeonpost.core.addresses import split_address
+from pigeonpost.core.format import counted
 from pigeonpost.settings import fingerprint
 from protocol import DEFAULT_PORT
 
 
-def status(context: Context) -> int:
-    """How the nodes are, as the running server sees them; with --link, as a node itself says."""
+def _status(context: Context) -> int:
+    """Show the state of the nodes of the running server, or with --link the status that a node reports."""
     if context.arguments.link:
         print(ask_node(context, "CHECK"))
         return 0
     nodes = ask_server(context.data, "GET", "/api/v1/nodes")["nodes"]
-    wanted = context.arguments.node
-    chosen = [node for node in nodes if wanted in (None, node["name"])]
-    if wanted and not chosen:
+    name = context.arguments.node
+    chosen = [node for node in nodes if name in (None, node["name"])]
+    if name and not chosen:
         raise Failed(
-            f"the server knows no node {wanted!r}; it knows {', '.join(node['name'] for node in nodes) or 'none'}"
+            f"the server has no node {name!r}; its nodes are: {', '.join(node['name'] for node in nodes) or 'none'}"
         )
     for node in chosen:
         print(describe(node))
     return 0
 
 
-def send(context: Context) -> int:
-    """Turn a node's sampling on or off, and wait for its word that it is."""
+def _send(context: Context) -> int:
+    """Turn sampling of a node on or off, and wait for its confirmation."""
     on = context.arguments.state == "on"
     node = context.arguments.node
     if context.arguments.link:
@@ -46,8 +47,11 @@ def send(context: Context) -> int:
     return 0
 
 
-def check(context: Context) -> int:
-    """Exit 0 when the server and its nodes are well; else 1, with one line per fault. For cron."""
+def _check(context: Context) -> int:
+    """Check the server and its nodes, for example from cron. Print one line per fault.
+
+    The exit status is 0 if there are no faults, else 1.
+    """
     faults = ask_server(context.data, "GET", "/api/v1/health")["faults"]
     for fault in faults:
         print(fault)
@@ -55,17 +59,17 @@ def check(context: Context) -> int:
 
 
 def describe(node: dict[str, Any]) -> str:
-    """A node, as the JSON interface tells it, in one line."""
+    """Return a line with the state of `node`, an object from /api/v1/nodes."""
     if not node["connected"]:
         state = node["fault"] or "not connected"
     else:
         state = {True: "on", False: "OFF", None: "connected"}[node["on"]]
-    rest = [f"last sample {node['last_sample']['time']}"] if node.get("last_sample") else []
-    rest += [f"{node['missing']} samples missing"] if node.get("missing") else []
-    return f"{node['name'] or node['address']}: " + "; ".join([state, *rest])
+    details = [f"last sample {node['last_sample']['time']}"] if node.get("last_sample") else []
+    details += [f"{counted(node['missing'], 'sample')} missing"] if node.get("missing") else []
+    return f"{node['name'] or node['address']}: " + "; ".join([state, *details])
 
 
-def _place(text: str) -> tuple[str, int]:
+def _address(text: str) -> tuple[str, int]:
     try:
         return split_address(text, DEFAULT_PORT)
     except ValueError as error:
@@ -79,15 +83,27 @@ def _sha256(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-_LINK = ("--link", {"metavar": "HOST:PORT", "type": _place, "help": "ask the node itself, not a server"})
+_LINK = ("--link", {"metavar": "HOST:PORT", "type": _address, "help": "contact the node directly, without a server"})
 _FINGERPRINT = (
     "--fingerprint",
     {"metavar": "SHA256", "type": _sha256, "default": "",
-     "help": "with --link: speak TLS with the node that has this certificate"},
+     "help": "with --link: use TLS, and accept only this certificate fingerprint"},
 )  # fmt: skip
 
 COMMANDS: Mapping[str, Command] = {
-    "status": Command("how the nodes are", [("node", {"metavar": "NODE", "nargs": "?"}), _LINK, _FINGERPRINT], status),
-    "send": Command("turn a node on or off", [NODE, ("state", {"choices": ["on", "off"]}), _LINK, _FINGERPRINT], send),
-    "check": Command("exit 0 when all is well, else 1 and one line per fault (for cron)", [], check),
+    "status": Command(
+        "show the state of the nodes",
+        [
+            ("node", {"metavar": "NODE", "nargs": "?", "help": "name of the node (default: all nodes)"}),
+            _LINK,
+            _FINGERPRINT,
+        ],
+        _status,
+    ),
+    "send": Command(
+        "turn sampling of a node on or off",
+        [NODE, ("state", {"choices": ["on", "off"], "help": "new state"}), _LINK, _FINGERPRINT],
+        _send,
+    ),
+    "check": Command("print one line per fault; exit 0 if there are none, else 1 (for cron)", [], _check),
 }

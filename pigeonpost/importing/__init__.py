@@ -1,1 +1,1 @@
-"""Import of readings from files and from databases of other programs."""
+"""Import of readings from files, and from the databases of other programs."""

@@ -1,6 +1,7 @@
-"""Cells of files of readings: times, values, units and names of sensors, one by one and many at once in C.
+"""Parsers of the cells in files of readings: times, values, units and sensor names.
 
-Errors: Wrong, a fault in one row.
+Times and values also have parsers for a column of cells, which are faster than those for one cell.
+Errors: RowError for an invalid cell.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ from protocol import LARGEST_INTEGER, UNIT, Number, Values
 
 LINE_BYTES = 1 << 16
 MOST_COLUMNS = 256
-LAST_MS = 253_402_300_800_000  # the year 10000; no time that is imported is so late, or before 1970
+LAST_MS = 253_402_300_800_000  # the year 10000: imported times are earlier, and not before 1970
 
 
 class ImportedReading(NamedTuple):
-    """A reading in a file. `where` is "line 5" or "reading 5"; `node` is empty where the file has none."""
+    """Readings taken together, from one row or object of a file.
+
+    Attributes:
+        where: Position in the file: "line 5" or "reading 5".
+        node: Name of the node, or an empty string if the file does not name it.
+        time_ms: Time in milliseconds since 1970 (UTC).
+        values: Values by sensor.
+        units: Units by sensor.
+    """
 
     where: str
     node: str
@@ -30,7 +39,7 @@ class ImportedReading(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A fault in a file, and its place."""
+    """Fault in a file: its position ("line 5") and its description."""
 
     where: str
     text: str
@@ -40,7 +49,15 @@ class Fault(NamedTuple):
 
 
 class ReadingColumns(NamedTuple):
-    """Readings of one node, with the same sensors each, by column. `where` is the place of the first of them."""
+    """Readings of one node, all with the same sensors, by column.
+
+    Attributes:
+        where: Position of the first of these readings in the file: "line 5".
+        node: Name of the node, or an empty string if the file does not name it.
+        times: Times in milliseconds since 1970 (UTC).
+        values: Columns of values by sensor.
+        units: Units by sensor.
+    """
 
     where: str
     node: str
@@ -49,47 +66,63 @@ class ReadingColumns(NamedTuple):
     units: dict[str, str]
 
 
-class Wrong(ValueError):
-    """A fault in one row."""
+class RowError(ValueError):
+    """A row of a file is invalid."""
 
 
-def read_time(said: object) -> int:
-    """A time in a file, in ms since 1970: ISO 8601 (without an offset: this machine's local time), seconds, or ms."""
-    text = said.strip() if isinstance(said, str) else str(said) if type(said) in (int, float) else ""
+def read_time(cell: object) -> int:
+    """Return the time in a `cell`, in milliseconds since 1970 (UTC).
+
+    A cell contains a time in ISO 8601, or seconds or milliseconds since 1970. A time in ISO 8601 without an offset from
+    UTC is local time.
+
+    Raises:
+        RowError: The cell does not contain a time. This is a ValueError.
+    """
+    text = cell.strip() if isinstance(cell, str) else str(cell) if type(cell) in (int, float) else ""
     if _NUMERIC_TIME(text):
         count = float(text)
         return round(count) if count >= 1e11 else round(count * 1000)
     try:
         if not _DATE_TIME(text):
             raise ValueError
-        moment = datetime.fromisoformat(text.replace(",", ".").replace(" Z", "Z").replace(" +", "+"))
-        return round(moment.timestamp() * 1000)
+        time = datetime.fromisoformat(text.replace(",", ".").replace(" Z", "Z").replace(" +", "+"))
+        return round(time.timestamp() * 1000)
     except (ValueError, OverflowError, OSError):
-        raise Wrong(f"{preview(said)} is no time like 2026-11-20T15:36:10Z or seconds since 1970") from None
+        raise RowError(
+            f"{preview(cell)} is not a valid time: write it as 2026-11-20T15:36:10Z, or as seconds since 1970"
+        ) from None
 
 
-def read_value(said: object, name: str) -> Number | None:
-    """A value in a file; None where there is none."""
-    if type(said) in (int, float):
-        value: Number = said  # type: ignore[assignment]
-    elif said is None:
+def read_value(cell: object, name: str) -> Number | None:
+    """Return the value in a `cell`, or None if it has none. `name` is the sensor, for the error message.
+
+    Raises:
+        RowError: The cell does not contain a number, or the number is too large.
+    """
+    if type(cell) in (int, float):
+        value: Number = cell  # type: ignore[assignment]
+    elif cell is None:
         return None
     else:
-        text = said.strip() if isinstance(said, str) else "?"
-        if text.lower() in _NO_VALUE:
+        text = cell.strip() if isinstance(cell, str) else "?"
+        if text.lower() in _NO_VALUES:
             return None
         if not _NUMBER(text):
-            raise Wrong(f"{name} takes a number, not {preview(said)}")
-        value = float(text) if any(mark in text for mark in ".eE") else int(text)
+            raise RowError(f"{name} must be a number, not {preview(cell)}")
+        value = float(text) if any(letter in text for letter in ".eE") else int(text)
     if value - value != 0 or (type(value) is int and abs(value) > LARGEST_INTEGER):
-        raise Wrong(f"{name} is too large: {preview(said)}")
+        raise RowError(f"{name} is too large: {preview(cell)}")
     return value
 
 
-def sensor_name(said: str) -> tuple[str, str]:
-    """The sensor and the unit that the head of a column names: `Temperature (°C)` is ("temperature", "°C")."""
-    found = _WITH_UNIT(said.strip())
-    plain, unit = (found[1], (found[2] or found[3] or "").strip()) if found else (said, "")
+def sensor_name(heading: str) -> tuple[str, str]:
+    """Return the sensor name and the unit in a column `heading`: `Temperature (°C)` is ("temperature", "°C").
+
+    The name is empty if the heading contains no letters or digits.
+    """
+    found = _WITH_UNIT(heading.strip())
+    plain, unit = (found[1], (found[2] or found[3] or "").strip()) if found else (heading, "")
     ascii_ = unicodedata.normalize("NFKD", plain[:200]).encode("ascii", "ignore").decode().lower()
     name = _NOT_IN_NAMES("_", ascii_).strip("_")
     if name and not name[0].isalpha():
@@ -97,13 +130,14 @@ def sensor_name(said: str) -> tuple[str, str]:
     return name[:32].rstrip("_"), unit if UNIT(unit) else ""
 
 
-def preview(said: object) -> str:
-    text = repr(said)
+def preview(value: object) -> str:
+    """Return the repr of `value` for an error message, shortened to 40 characters."""
+    text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
 def unguarded(cell: str) -> str:
-    """A text as it was before the log guarded it against being taken for a formula."""
+    """Return the text of a `cell` of the log without the apostrophe that keeps spreadsheets from reading a formula."""
     return cell[1:] if cell[:1] == "'" and cell[1:2] in ("=", "+", "-", "@") else cell
 
 
@@ -113,17 +147,19 @@ _DATE_TIME = re.compile(
     r"(?: ?(?:[Zz]|[+-][0-9]{2}:?[0-9]{2}))?"
 ).fullmatch
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?").fullmatch
-_NO_VALUE = ("", "-", "na", "n/a", "nan", "null", "none")
+_NO_VALUES = ("", "-", "na", "n/a", "nan", "null", "none")
 _WITH_UNIT = re.compile(r"([^(\[]{1,200})(?:\(([^()]{0,40})\)|\[([^\[\]]{0,40})\])").fullmatch
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
 
 
-# ------------------------------------------------------------------------------------------------------- many at once
+# ------------------------------------------------------------------------------------------------- columns of cells
 
 
 def read_times(cells: Sequence[str]) -> list[int] | None:
-    """Return what `read_time` returns for each of `cells`; None where one of them is not as usual, or has to be looked
-    at since it is no time from 1970 to 9999."""
+    """Return the times in `cells`, as `read_time` does, or None if the cells must be read one by one.
+
+    This is the case if a cell has an unusual format, or is not a time from 1970 to 9999.
+    """
     text = "".join(cells)
     try:
         if text.isascii() and text.isdigit():
@@ -140,10 +176,10 @@ def read_times(cells: Sequence[str]) -> list[int] | None:
 
 
 def read_values(cells: Sequence[str]) -> list[Number | None] | None:
-    """Return what `read_value` returns for each of `cells`; None where one of them is not as usual, or is wrong.
+    """Return the values in `cells`, as `read_value` does, or None if the cells must be read one by one.
 
-    They are usual where they are numbers in JSON. A comma, a bracket or a quote in a cell does not go unnoticed: there
-    are more values than cells then, or some that are no numbers.
+    This is the case if a cell is neither empty nor a number in JSON. The cells are joined and parsed as a JSON array. A
+    comma, bracket or quote in a cell is detected, because the array then has too many items, or items of other types.
     """
     text = ",".join(cells)
     if "e" in text or "E" in text or max(map(len, cells)) > _USUAL_CELL:
@@ -170,4 +206,4 @@ def _no_constant(literal: str) -> None:
 
 _NUMBERS = json.JSONDecoder(parse_constant=_no_constant)
 _KINDS = {int, float, type(None)}
-_USUAL_CELL = 40  # so many digits a number may have
+_USUAL_CELL = 40  # maximum number of characters in a usual number

@@ -1,11 +1,12 @@
-"""Readings in tables of other programs' databases: recognition of columns, and conversion to rows of our CSV log.
+"""Conversion of tables in other programs' databases to Pigeonpost's CSV log.
 
-Reads SQLite files itself; rows of other databases are passed in. Errors: BadTable, which says what could not be
-recognised, or which row is wrong.
+This module reads SQLite files. Rows of other databases are passed to `log_lines`. Errors: BadTable, if the columns
+cannot be recognised, or a row is invalid.
 
-Columns are recognised by their names. A value column beside one that names its sensor makes one reading of each row;
-otherwise each other column is a sensor. References to another table (`node_id`) are resolved to names. Where that does
-not suffice, a query does: `SELECT taken AS time, place AS node, t / 1000.0 AS temperature FROM x`.
+Columns are recognised by their names. If there is a column `value`, each row is one reading, of the sensor in a column
+such as `sensor`. Otherwise each column that is not recognised is a sensor. References to another table (`node_id`) are
+replaced by names from that table. For all other tables, the user can write a query:
+`SELECT taken AS time, place AS node, t / 1000.0 AS temperature FROM x`.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ _NODES = ("node", "node_name", "location", "place", "room", "device", "host", "h
 _SENSORS = ("sensor", "sensor_name", "sensortype", "sensor_type", "codifier", "channel", "kind", "type", "metric")
 _VALUES = ("value", "reading", "val", "measurement")
 _UNITS = ("unit", "units", "symbol")
-_NAMES = ("name", "label", "title", "codifier", "shortname", "node", "sensor")  # of what is referred to
+_NAMES = ("name", "label", "title", "codifier", "shortname", "node", "sensor")  # in a referenced table
 _IGNORED = re.compile(r"id|rowid|oid|pk|uuid|seq|token|test|.+_id", re.IGNORECASE).fullmatch
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+").sub
 
 
 class BadTable(PigeonpostError, ValueError):
-    """The columns of a table cannot be recognised, or a row of it is wrong."""
+    """The columns of a table cannot be recognised, or a row of it is invalid."""
 
 
 class Columns(NamedTuple):
-    """Positions of the known columns; -1: none. `sensors`: the other columns with their names and units."""
+    """Positions of the columns of a table. A position is -1 if there is no such column.
+
+    `sensors` has the columns that are sensors themselves, each with its position, name and unit.
+    """
 
     time: int
     node: int
@@ -51,12 +55,14 @@ class Columns(NamedTuple):
 
 
 class ForeignColumns(NamedTuple):
-    """What the user says of a table that it does not say itself.
+    """Information from the user that a table does not contain.
 
-    node    whose all of it is; empty: the table says it
-    sensor  of the column `value`, where no other names it
-    scale   each value times this
-    is_utc  times without an offset are UTC, not this machine's local time
+    Attributes:
+        node: Node of all readings, or an empty string if the table names it.
+        sensor: Sensor of the column `value`, if no other column names it.
+        unit: Unit of the values, if the table does not contain it.
+        scale: Factor for all values.
+        is_utc: True if times without an offset from UTC are in UTC, False if they are local time.
     """
 
     node: str = ""
@@ -66,68 +72,84 @@ class ForeignColumns(NamedTuple):
     is_utc: bool = False
 
     def for_table(self, table: str) -> ForeignColumns:
-        """Return the same with the table's name as that of the sensor, unless the user has named one."""
+        """Return a copy with the name of the `table` as the sensor, unless the user has named a sensor."""
         if self.sensor != ForeignColumns().sensor:
             return self
         return self._replace(sensor=sensor_name(table)[0] or self.sensor)
 
 
-def find_columns(names: Sequence[str], said: ForeignColumns) -> Columns:
-    """Which column is what. Raises BadTable when that cannot be told."""
-    small = [name.lower() for name in names]
+def find_columns(names: Sequence[str], options: ForeignColumns) -> Columns:
+    """Return the positions of the columns with these `names`.
 
-    def place(known: Iterable[str]) -> int:
-        return next((small.index(name) for name in known if name in small), -1)
+    `options` has the information that the table does not contain.
 
-    time, node, sensor, value, unit = map(place, (_TIMES, _NODES, _SENSORS, _VALUES, _UNITS))
+    Raises:
+        BadTable: There is no column for the time, the node or a value.
+    """
+    lower = [name.lower() for name in names]
+
+    def position(candidates: Iterable[str]) -> int:
+        return next((lower.index(name) for name in candidates if name in lower), -1)
+
+    time, node, sensor, value, unit = map(position, (_TIMES, _NODES, _SENSORS, _VALUES, _UNITS))
     if time < 0:
-        raise BadTable(f"no column is called time (there are {', '.join(names)})")
-    if node < 0 and not said.node:
-        raise BadTable(f"no column is called node, so --node has to say whose it is (there are {', '.join(names)})")
+        raise BadTable(f"there is no column `time`; the columns are: {', '.join(names)}")
+    if node < 0 and not options.node:
+        raise BadTable(f"there is no column `node`: name the node with --node; the columns are: {', '.join(names)}")
     if value >= 0:
         return Columns(time, node, sensor, value, unit, ())
     taken = {time, node, sensor, unit}
     others = [(at, *sensor_name(name)) for at, name in enumerate(names) if at not in taken and not _IGNORED(name)]
     if not others:
-        raise BadTable(f"no column has a value (there are {', '.join(names)})")
-    return Columns(time, node, -1, -1, unit, [(at, name, found or said.unit) for at, name, found in others])
+        raise BadTable(f"there is no column with values; the columns are: {', '.join(names)}")
+    return Columns(time, node, -1, -1, unit, [(at, name, found or options.unit) for at, name, found in others])
 
 
-def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], said: ForeignColumns) -> Iterator[str]:
-    """The rows of a table as our CSV log has them, its head first. Raises BadTable for the first that is wrong."""
-    columns = find_columns(names, said)
+def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], options: ForeignColumns) -> Iterator[str]:
+    """Yield a table as lines of the CSV log, its header first.
+
+    Args:
+        names: Names of the columns.
+        rows: Rows of the table.
+        options: Information that the table does not contain.
+
+    Raises:
+        BadTable: The columns cannot be recognised, or a row is invalid.
+    """
+    columns = find_columns(names, options)
     yield HEADER
     for number, row in enumerate(rows, 1):
         try:
-            yield from _row_lines(row, columns, said)
+            yield from _row_lines(row, columns, options)
         except ValueError as error:
             raise BadTable(f"row {number}: {error}") from None
 
 
-def _row_lines(row: Sequence[Any], columns: Columns, said: ForeignColumns) -> Iterator[str]:
-    time_ms = read_time(_time(row[columns.time], said.is_utc))
+def _row_lines(row: Sequence[Any], columns: Columns, options: ForeignColumns) -> Iterator[str]:
+    time_ms = read_time(_time(row[columns.time], options.is_utc))
     if not 0 <= time_ms < 253_402_300_800_000:
         raise ValueError(f"{row[columns.time]!r:.60} is not between 1970 and 9999")
-    start = f"{rfc3339(time_ms)},{said.node or _node_name(row[columns.node])}"
+    start = f"{rfc3339(time_ms)},{options.node or _node_name(row[columns.node])}"
     if columns.value >= 0:
-        name = sensor_name(str(row[columns.sensor]))[0] if columns.sensor >= 0 else said.sensor
-        unit = str(row[columns.unit] or "") if columns.unit >= 0 else said.unit
+        name = sensor_name(str(row[columns.sensor]))[0] if columns.sensor >= 0 else options.sensor
+        unit = str(row[columns.unit] or "") if columns.unit >= 0 else options.unit
         found: Iterable[tuple[int, str, str]] = [(columns.value, name, unit if UNIT(unit) else "")]
     else:
         found = columns.sensors
     for at, name, unit in found:
         if not name:
-            raise ValueError(f"{row[columns.sensor]!r:.60} names no sensor")
+            raise ValueError(f"{row[columns.sensor]!r:.60} is not a valid sensor name")
         value = read_value(row[at], name)
-        if value is not None and said.scale != 1.0:
-            value = read_value(float(f"{value * said.scale:.12g}"), name)
-        if value is not None or columns.value >= 0:  # in a table an empty cell says that it was not read
+        if value is not None and options.scale != 1.0:
+            value = read_value(float(f"{value * options.scale:.12g}"), name)
+        # An empty cell in the column of a sensor means that the sensor was not read; in a column `value`, it failed.
+        if value is not None or columns.value >= 0:
             yield f"{start},{name},{'' if value is None else repr(value)},{cell(unit)}\n"
 
 
-def _time(said: Any, is_utc: bool) -> Any:
-    """A time as read_time takes it; those of PostgreSQL come as datetime."""
-    text = said.isoformat(" ") if hasattr(said, "isoformat") else said
+def _time(value: Any, is_utc: bool) -> Any:
+    """Return a time of the database in a form that read_time accepts. PostgreSQL returns times as datetime."""
+    text = value.isoformat(" ") if hasattr(value, "isoformat") else value
     if is_utc and isinstance(text, str) and not _WITH_OFFSET(text) and not text.strip().replace(".", "").isdigit():
         text = f"{text.strip()}Z"
     return text
@@ -136,33 +158,39 @@ def _time(said: Any, is_utc: bool) -> Any:
 _WITH_OFFSET = re.compile(r".*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})\s*", re.DOTALL).fullmatch
 
 
-def _node_name(said: Any) -> str:
-    """A name for a node out of what another program called it: `Living room` is `Living_room`."""
-    ascii_ = unicodedata.normalize("NFKD", str("" if said is None else said)[:200]).encode("ascii", "ignore").decode()
+def _node_name(value: Any) -> str:
+    """Return a valid node name derived from the name in another program: `Living room` becomes `Living_room`."""
+    ascii_ = unicodedata.normalize("NFKD", str("" if value is None else value)[:200]).encode("ascii", "ignore").decode()
     name = _NOT_IN_NAMES("_", ascii_).strip("._-")[:63]
     if not name:
-        raise ValueError(f"{said!r:.60} names no node; --node says whose it is")
+        raise ValueError(f"{value!r:.60} is not a valid node name; name the node with --node")
     return name
 
 
-def sqlite_lines(path: str, table: str, query: str, said: ForeignColumns) -> Iterator[str]:
-    """Yield the rows of a table in an SQLite file as lines of our CSV log. The file is only read.
+def sqlite_lines(path: str, table: str, query: str, options: ForeignColumns) -> Iterator[str]:
+    """Yield the rows of a table in an SQLite file as lines of the CSV log. The file is only read.
 
-    table  which one; empty: the one that has readings
-    query  instead of a table: a SELECT, whose columns are named as above
-    Raises BadTable, sqlite3.Error.
+    Args:
+        path: Path of the file.
+        table: Name of the table, or an empty string to use the only table with readings.
+        query: SELECT statement that is used instead of a table. Its columns must have names that are recognised here.
+        options: Information that the table does not contain.
+
+    Raises:
+        BadTable: The columns cannot be recognised, or a row is invalid.
+        sqlite3.Error: The file cannot be read.
     """
     with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
         db.execute("PRAGMA trusted_schema = OFF")
         db.text_factory = lambda text: text.decode(errors="replace")
         if not query:
             if _is_ours(db):
-                raise BadTable("is a Pigeonpost database: `export` it there and import that, or `restore` it")
-            table = table or _find_table(db, said)
+                raise BadTable("this is a Pigeonpost database: use `export` and import the result, or use `restore`")
+            table = table or _find_table(db, options)
             query = _query_of(db, table)
-            said = said.for_table(table)
+            options = options.for_table(table)
         rows = db.execute(query)
-        yield from log_lines([column[0] for column in rows.description or ()], rows, said)
+        yield from log_lines([column[0] for column in rows.description or ()], rows, options)
 
 
 def _is_ours(db: sqlite3.Connection) -> bool:
@@ -170,32 +198,34 @@ def _is_ours(db: sqlite3.Connection) -> bool:
     return names.issuperset(("epochs", "samples", "shapes", "outboxes"))
 
 
-def _find_table(db: sqlite3.Connection, said: ForeignColumns) -> str:
-    """The one table that has readings."""
+def _find_table(db: sqlite3.Connection, options: ForeignColumns) -> str:
+    """Return the name of the only table that has readings. Raise BadTable if there is not exactly one."""
     found = []
     tables = db.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite@_%'"
                         " ESCAPE '@' ORDER BY name").fetchall()  # fmt: skip
     for (name,) in tables:
         with contextlib.suppress(BadTable):
-            find_columns([column[0] for column in db.execute(f"{_query_of(db, name)} LIMIT 0").description], said)
+            find_columns([column[0] for column in db.execute(f"{_query_of(db, name)} LIMIT 0").description], options)
             found.append(name)
     if len(found) != 1:
-        there = ", ".join(name for (name,) in tables) or "none"
-        which = f"tables {', '.join(found)} may all have readings" if found else f"no table has readings ({there})"
-        raise BadTable(f"{which}; --table or --query says which, --node whose")
+        names = ", ".join(name for (name,) in tables) or "none"
+        reason = f"several tables may have readings: {', '.join(found)}"
+        if not found:
+            reason = f"no table with readings was recognised; the tables are: {names}"
+        raise BadTable(f"{reason}; use --table or --query, and --node if the table has no column for the node")
     return str(found[0])
 
 
 def _query_of(db: sqlite3.Connection, table: str) -> str:
-    """A query for all of a table, with names in place of what refers to other tables."""
+    """Return a query for all rows of a table, with references to other tables replaced by names."""
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({_quoted(table)})")]
     if not columns:
-        raise BadTable(f"there is no table {table}")
-    refers = {row[3]: (row[2], row[4] or "id") for row in db.execute(f"PRAGMA foreign_key_list({_quoted(table)})")}
+        raise BadTable(f"there is no table `{table}`")
+    references = {row[3]: (row[2], row[4] or "id") for row in db.execute(f"PRAGMA foreign_key_list({_quoted(table)})")}
     chosen, joins = [], []
     for number, name in enumerate(columns):
         role = _role(name)
-        other, key = refers.get(name, ("", "id")) if role else ("", "")
+        other, key = references.get(name, ("", "id")) if role else ("", "")
         label = _label(db, other) if other else ""
         if label:
             joins.append(
@@ -208,13 +238,13 @@ def _query_of(db: sqlite3.Connection, table: str) -> str:
 
 
 def _role(column: str) -> str:
-    """Whether a column that refers to another table says the node or the sensor."""
+    """Return "node" or "sensor" if the name of a column identifies a node or a sensor, or else an empty string."""
     plain = column.lower().removesuffix("_id")
     return "node" if plain in _NODES else "sensor" if plain in _SENSORS else ""
 
 
 def _label(db: sqlite3.Connection, table: str) -> str:
-    """The column by which people call the rows of a table."""
+    """Return the name of the column with a label for each row of a table, or an empty string if there is none."""
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({_quoted(table)})")]
     return next((column for name in _NAMES for column in columns if column.lower() == name), "")
 

@@ -1,11 +1,11 @@
-"""Import of files of readings into the store: each reading once, however often its file is imported.
+"""Import of files of readings into the store. A reading is stored once, even if its file is imported again.
 
-Runs in the caller's thread. A file is read twice: first to find faults, then to store it.
-Errors: BadFile, which names the wrong rows: nothing of the file is stored then. NotStored when the server stops or its
-disk is full in the middle: another import continues behind what is stored.
+The import runs in the caller's thread. A file is read twice: first to find faults, then to store the readings.
+Errors: BadFile, which names the invalid rows; no reading of the file is stored then. NotStored, if the server stops or
+the disk is full during the import; another import then continues after the stored readings.
 
-A reading's identity is (node, epoch, number): the epoch is derived from the file's SHA-256, and numbers are
-consecutive. So the store recognises what it has, and the promise for samples of nodes holds for these too.
+A reading is identified by node, epoch and number. The epoch is derived from the SHA-256 of the file, and the numbers of
+a node are consecutive. So the store recognises readings that it already has, in the same way as samples of nodes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from protocol import BATCH_SAMPLES, IMPORTED, Batch
 if TYPE_CHECKING:
     from pigeonpost.server.ingest import Ingestor
 
-MOST_NODES = 100  # in one file
+MOST_NODES = 100  # maximum number of nodes in one file
 FAULTS_SHOWN = 20
-STORE_S = 60.0  # for the Ingestor to take a batch, and to have the last one durable
+STORE_S = 60.0  # limit for the Ingestor to accept a batch, and to commit the last one
 NO_VALUE = "no value in the file"
 NO_UNITS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 class BadFile(PigeonpostError, ValueError):
-    """A file that is not imported. `faults` are the first of `count`."""
+    """A file is not imported because of invalid rows.
+
+    Args:
+        faults: The first faults.
+        count: Number of all faults.
+    """
 
     def __init__(self, faults: Sequence[Fault], count: int) -> None:
         more = [f"and {count - len(faults)} more"] if count > len(faults) else []
@@ -41,7 +46,14 @@ class BadFile(PigeonpostError, ValueError):
 
 
 class ImportSummary(NamedTuple):
-    """Content of a file: the number of samples by node (the empty name: not given), the first and the last time."""
+    """Content of a file.
+
+    Attributes:
+        samples: Number of samples.
+        nodes: Names of the nodes; an empty name if some readings name no node.
+        first_ms: Time of the earliest sample in milliseconds since 1970 (UTC).
+        last_ms: Time of the latest sample in milliseconds since 1970 (UTC).
+    """
 
     samples: int
     nodes: Sequence[str]
@@ -50,79 +62,92 @@ class ImportSummary(NamedTuple):
 
 
 def inspect_readings(file: BinaryIO, name: str) -> ImportSummary:
-    """What there is to import. Raises BadFile where there is nothing, or something that does not read."""
+    """Check a file of readings, and return a summary of its content.
+
+    Args:
+        file: The open file.
+        name: Its name, whose extension determines the format.
+
+    Raises:
+        BadFile: The file contains no readings, or has invalid rows.
+    """
     faults: list[Fault] = []
-    samples = wrong = 0
+    samples = invalid = 0
     nodes: dict[str, None] = {}
     first_ms, last_ms = LAST_MS, 0
-    for one in readings(file, name):
+    for item in readings(file, name):
         count, low_ms, high_ms = 1, 0, 0
-        if isinstance(one, ReadingColumns):
-            count, low_ms, high_ms = len(one.times), min(one.times), max(one.times)
-        elif isinstance(one, ImportedReading):
-            low_ms = high_ms = one.time_ms
-        if not isinstance(one, Fault) and not 0 <= low_ms <= high_ms < LAST_MS:
-            one = Fault(one.where, "its time is not between 1970 and 9999")
-        if not isinstance(one, Fault) and one.node not in nodes and len(nodes) >= MOST_NODES:
-            one = Fault(one.where, f"a file has readings of at most {MOST_NODES} nodes")
-        if isinstance(one, Fault):
-            wrong += count
-            faults += [one] if len(faults) < FAULTS_SHOWN else []
+        if isinstance(item, ReadingColumns):
+            count, low_ms, high_ms = len(item.times), min(item.times), max(item.times)
+        elif isinstance(item, ImportedReading):
+            low_ms = high_ms = item.time_ms
+        if not isinstance(item, Fault) and not 0 <= low_ms <= high_ms < LAST_MS:
+            item = Fault(item.where, "the time is not between 1970 and 9999")
+        if not isinstance(item, Fault) and item.node not in nodes and len(nodes) >= MOST_NODES:
+            item = Fault(item.where, f"the file has readings of more than {MOST_NODES} nodes, which is the maximum")
+        if isinstance(item, Fault):
+            invalid += count
+            faults += [item] if len(faults) < FAULTS_SHOWN else []
             continue
         samples += count
-        nodes[one.node] = None
+        nodes[item.node] = None
         first_ms, last_ms = min(first_ms, low_ms), max(last_ms, high_ms)
-    if wrong or not samples:
-        raise BadFile(faults or [Fault("the file", "there is no reading in it")], wrong or 1)
+    if invalid or not samples:
+        raise BadFile(faults or [Fault("the file", "it contains no readings")], invalid or 1)
     return ImportSummary(samples, list(nodes), first_ms, last_ms)
 
 
-class _Pile:
-    """Numbers the readings of one node, and collects them to batches."""
+class _NodeBatcher:
+    """Numbering of the readings of one node, and their grouping into batches.
 
-    def __init__(self, node: str, known: int, told: Mapping[str, str]) -> None:
-        """known: up to which number they are stored already"""
-        self.node, self.known, self.seq = node, known, 0
+    Args:
+        node: Name of the node.
+        stored: Highest number that is stored already, or 0.
+        known_units: Units by sensor, for sensors that have no unit in the file.
+    """
+
+    def __init__(self, node: str, stored: int, known_units: Mapping[str, str]) -> None:
+        self.node, self._stored, self.seq = node, stored, 0
         self.units: dict[str, str] = {}
-        self._told = told
-        self._samples: list[Sample] = []  # that came one by one
+        self._known_units = known_units
+        self._samples: list[Sample] = []  # single readings that are not in a batch yet
 
-    def add(self, one: ImportedReading | ReadingColumns) -> Iterator[SampleBatch]:
-        """Number readings, and yield the batches that are ready."""
-        if isinstance(one, ReadingColumns):
-            yield from self.take()
-            yield self._numbered(one)
-        elif isinstance(one, ImportedReading):
-            self._add_units(one.units, one.values)
+    def add(self, item: ImportedReading | ReadingColumns) -> Iterator[SampleBatch]:
+        """Assign numbers to the readings of `item`, and yield the batches that are complete."""
+        if isinstance(item, ReadingColumns):
+            yield from self.flush()
+            yield self._numbered(item)
+        elif isinstance(item, ImportedReading):
+            self._add_units(item.units, item.values)
             self.seq += 1
-            errors = {sensor: NO_VALUE for sensor, value in one.values.items() if value is None}
-            self._samples.append(Sample(self.seq, one.time_ms, 0, one.values, errors, ""))
+            errors = {sensor: NO_VALUE for sensor, value in item.values.items() if value is None}
+            self._samples.append(Sample(self.seq, item.time_ms, 0, item.values, errors, ""))
             if len(self._samples) >= BATCH_SAMPLES:
-                yield from self.take()
+                yield from self.flush()
 
-    def take(self) -> list[SampleBatch]:
-        """Return what came one by one as batches."""
+    def flush(self) -> list[SampleBatch]:
+        """Return the single readings that are not in a batch yet as batches."""
         samples, self._samples = self._samples, []
         return batches_of(samples)
 
     @property
     def new(self) -> int:
-        """How many of them were not stored before."""
-        return max(0, self.seq - self.known)
+        """The number of readings that were not stored before."""
+        return max(0, self.seq - self._stored)
 
     def _numbered(self, columns: ReadingColumns) -> SampleBatch:
         self._add_units(columns.units, columns.values)
         first, count = self.seq + 1, len(columns.times)
         self.seq += count
         errors = {
-            sensor: {place: NO_VALUE for place, value in enumerate(column) if value is None}
+            sensor: {index: NO_VALUE for index, value in enumerate(column) if value is None}
             for sensor, column in columns.values.items()
             if None in column
         }
         return SampleBatch(first, columns.times, [0] * count, columns.values, errors)
 
     def _add_units(self, units: Mapping[str, str], sensors: Mapping[str, object]) -> None:
-        self.units.update({sensor: units.get(sensor) or self._told.get(sensor, "") for sensor in sensors})
+        self.units.update({sensor: units.get(sensor) or self._known_units.get(sensor, "") for sensor in sensors})
 
 
 def import_readings(
@@ -131,36 +156,45 @@ def import_readings(
     checksum: str,
     ingestor: Ingestor,
     node: str = "",
-    told: Mapping[str, Mapping[str, str]] = NO_UNITS,
+    known_units: Mapping[str, Mapping[str, str]] = NO_UNITS,
 ) -> tuple[int, int]:
-    """Store the readings of a file that was looked through: how many it has, and how many of them were new.
+    """Store the readings of a file that `inspect_readings` has checked.
 
-    checksum  the SHA-256 of the file, hex
-    node      whose they are; empty: of those that the file names
-    told      the units of each node's sensors as they are known, for where the file has none
-    Raises NotStored: some may be stored, and the same call goes on behind them.
+    Args:
+        file: The open file.
+        name: Its name, whose extension determines the format.
+        checksum: SHA-256 of the file, in hexadecimal.
+        ingestor: Ingestor that stores the readings.
+        node: Node of all readings, or an empty string to use the nodes that the file names.
+        known_units: Units by node and sensor, for sensors that have no unit in the file.
+
+    Returns:
+        The number of readings in the file, and the number of those that were not stored before.
+
+    Raises:
+        NotStored: The readings could not be stored completely. The same call continues after the stored readings.
     """
     epoch, waiter = checksum[:16], CommitWaiter(ingestor, ingestor.clock)
-    piles: dict[str, _Pile] = {}
+    batchers: dict[str, _NodeBatcher] = {}
 
-    def hand_over(pile: _Pile, batches: Iterable[SampleBatch]) -> None:
+    def submit(batcher: _NodeBatcher, batches: Iterable[SampleBatch]) -> None:
         for samples in batches:
-            batch = Batch(pile.node, IMPORTED, epoch, None, samples, None, dict(pile.units))
+            batch = Batch(batcher.node, IMPORTED, epoch, None, samples, None, dict(batcher.units))
             if not waiter.submit(batch, limit_s=STORE_S):
-                raise NotStored(ingestor.fault or "the server stops")
+                raise NotStored(ingestor.fault or "the server is stopping")
 
-    for one in readings(file, name):
-        if not isinstance(one, Fault):
-            whose = node or one.node
-            if whose not in piles:
-                mark = ingestor.marks(whose, IMPORTED, [epoch])[1].get(epoch)
-                piles[whose] = _Pile(whose, mark.seq if mark else 0, told.get(whose, {}))
-            hand_over(piles[whose], piles[whose].add(one))
-    for pile in piles.values():
-        hand_over(pile, pile.take())
+    for item in readings(file, name):
+        if not isinstance(item, Fault):
+            of_node = node or item.node
+            if of_node not in batchers:
+                mark = ingestor.marks(of_node, IMPORTED, [epoch])[1].get(epoch)
+                batchers[of_node] = _NodeBatcher(of_node, mark.seq if mark else 0, known_units.get(of_node, {}))
+            submit(batchers[of_node], batchers[of_node].add(item))
+    for batcher in batchers.values():
+        submit(batcher, batcher.flush())
     if not ingestor.flush(STORE_S) or not _all_committed(waiter):
-        raise NotStored(ingestor.fault or f"it was not stored within {STORE_S:g} s")
-    return sum(pile.seq for pile in piles.values()), sum(pile.new for pile in piles.values())
+        raise NotStored(ingestor.fault or f"the readings were not stored within {STORE_S:g} s")
+    return sum(batcher.seq for batcher in batchers.values()), sum(batcher.new for batcher in batchers.values())
 
 
 def _all_committed(waiter: CommitWaiter) -> bool:

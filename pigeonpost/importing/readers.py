@@ -1,10 +1,10 @@
-"""Readers of files of readings: JSON here, tables in tables.py; every fault is named with its place.
+"""Readers of JSON files with readings. The module `tables` reads CSV files.
 
     [{"time": ..., "temperature": 21.5}, ...]   or {"readings": [...]}; values may be in {"values": {...}}
-    {"time": ..., "values": {...}}       one per line, in a .jsonl, or in a .json that looks like one
+    {"time": ..., "values": {...}}       one object per line, in a .jsonl file, or in a .json file of this form
 
-Of a .jsonl file, however long, one line is held at a time; other JSON is read whole, and limited. Errors: none raised;
-a fault in a row is a Fault among the readings.
+A .jsonl file is read line by line and can have any length. Other JSON is read completely into memory, up to 8 MiB.
+No errors are raised: an invalid row is a Fault among the readings, with its position.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from pigeonpost.core.errors import WireError
+from pigeonpost.core.format import counted
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.importing.cells import (
     LINE_BYTES,
@@ -20,7 +21,7 @@ from pigeonpost.importing.cells import (
     Fault,
     ImportedReading,
     ReadingColumns,
-    Wrong,
+    RowError,
     preview,
     read_time,
     read_value,
@@ -29,7 +30,7 @@ from pigeonpost.importing.cells import (
 from pigeonpost.importing.tables import csv_readings
 from protocol import NODE_NAME, UNIT, Values
 
-JSON_BYTES = 8 << 20  # a JSON file is read whole, and needs about ten times its size in memory
+JSON_BYTES = 8 << 20  # decoding a JSON file needs about ten times its size in memory
 
 
 # ----------------------------------------------------------------------------------------------------------- JSON
@@ -38,40 +39,40 @@ JSON_BYTES = 8 << 20  # a JSON file is read whole, and needs about ten times its
 def _json_readings(file: BinaryIO) -> Iterator[ImportedReading | Fault]:
     data = file.read(JSON_BYTES + 1)
     if len(data) > JSON_BYTES:
-        yield Fault("the file", f"of JSON at most {JSON_BYTES} bytes are imported; CSV may be longer")
+        yield Fault("the file", f"a JSON file may have at most {JSON_BYTES:,} bytes; use CSV or JSON lines instead")
         return
     try:
         items, node, units = _items(read_json(data.decode("utf-8-sig").strip()))
-    except (WireError, UnicodeDecodeError, Wrong) as error:
+    except (WireError, UnicodeDecodeError, RowError) as error:
         yield Fault("the file", str(error))
         return
     for number, item in enumerate(items, 1):
         where = f"reading {number}"
         try:
             yield _json_reading(where, item, node, units)
-        except Wrong as error:
+        except RowError as error:
             yield Fault(where, str(error))
 
 
 def _json_lines(file: BinaryIO) -> Iterator[ImportedReading | Fault]:
-    """A JSON object a line, however many there are."""
+    """Yield the readings of a file with one JSON object per line."""
     number = 0
     while line := file.readline(LINE_BYTES):
         number += 1
         where = f"line {number}"
         if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-            yield Fault(where, f"a line has at most {LINE_BYTES} bytes")
+            yield Fault(where, f"the line is longer than {LINE_BYTES:,} bytes, which is the maximum")
             return
         try:
             text = line.decode("utf-8-sig").strip()
             if text:
                 yield _json_reading(where, read_json(text), "", {})
-        except (WireError, UnicodeDecodeError, Wrong) as error:
+        except (WireError, UnicodeDecodeError, RowError) as error:
             yield Fault(where, str(error))
 
 
 def _items(value: Any) -> tuple[list[Any], str, dict[str, str]]:
-    """The readings of a JSON file, and the node and the units that it names for all of them."""
+    """Return the readings of a JSON file, and the node and the units that apply to all of them."""
     if type(value) is list:
         return value, "", {}
     if type(value) is dict:
@@ -80,69 +81,69 @@ def _items(value: Any) -> tuple[list[Any], str, dict[str, str]]:
                 return value[key], _json_node(value), _json_units(value)
         if any(key in value for key in _TIME_KEYS):
             return [value], "", {}
-    raise Wrong('JSON is imported where it is a list of readings, or {"readings": [...]}')
+    raise RowError('the JSON must be a list of readings, or {"readings": [...]}')
 
 
 def _json_reading(where: str, item: Any, node: str, units: dict[str, str]) -> ImportedReading:
     if type(item) is not dict:
-        raise Wrong("a reading is an object with a time and values")
+        raise RowError("a reading must be an object with a time and values")
     time = next((item[key] for key in _TIME_KEYS if key in item), None)
     if time is None:
-        raise Wrong(f"a reading has its {' or '.join(_TIME_KEYS)}")
+        raise RowError(f"the reading has no time: its key must be {' or '.join(_TIME_KEYS)}")
     if type(item.get("units")) is dict:
         units = {**units, **_json_units(item)}
     if type(item.get("sensor")) is str and "value" in item:
-        said, unit = {item["sensor"]: item["value"]}, item.get("unit", "")
+        fields, unit = {item["sensor"]: item["value"]}, item.get("unit", "")
         if type(unit) is not str or not UNIT(unit):
-            raise Wrong(f"{preview(unit)} is no unit")
+            raise RowError(f"{preview(unit)} is not a valid unit")
         units = {**units, sensor_name(item["sensor"])[0]: unit} if unit else units
     elif type(item.get("values")) is dict:
-        said = item["values"]
+        fields = item["values"]
     else:
-        said = {key: value for key, value in item.items() if key not in _NO_SENSORS}
+        fields = {key: value for key, value in item.items() if key not in _NOT_SENSORS}
     values: Values = {}
-    for key, value in said.items():
+    for key, value in fields.items():
         name = sensor_name(key)[0]
         if not name or name in values:
-            raise Wrong(f"{preview(key)} is no name of a sensor, or stands twice")
+            raise RowError(f"{preview(key)} is not a valid sensor name, or occurs twice")
         values[name] = read_value(value, name)
     if not values or len(values) > MOST_COLUMNS:
-        raise Wrong(f"a reading has 1 to {MOST_COLUMNS} values")
+        raise RowError(f"the reading has {counted(len(values), 'value')}; 1 to {MOST_COLUMNS} are allowed")
     return ImportedReading(where, _json_node(item) or node, read_time(time), values, units)
 
 
 def _json_units(item: Mapping[str, Any]) -> dict[str, str]:
     units = item.get("units", {})
     if type(units) is not dict or not all(type(unit) is str and UNIT(unit) for unit in units.values()):
-        raise Wrong("units is an object of sensors and texts")
+        raise RowError("`units` must be an object with a string for each sensor")
     return {sensor_name(name)[0]: unit for name, unit in units.items()}
 
 
 def _json_node(item: Mapping[str, Any]) -> str:
     node = item.get("node", "")
     if type(node) is not str or (node and not NODE_NAME(node)):
-        raise Wrong(f"{preview(node)} is no name of a node")
+        raise RowError(f"{preview(node)} is not a valid node name")
     return node
 
 
 _TIME_KEYS = ("time", "timestamp", "date", "datetime")
-_NO_SENSORS = (*_TIME_KEYS, "node", "seq", "up", "clock", "errors", "units", "unit", "id")
+_NOT_SENSORS = (*_TIME_KEYS, "node", "seq", "up", "clock", "errors", "units", "unit", "id")
 
 
-# ----------------------------------------------------------------------------------------------------------- both
+# ---------------------------------------------------------------------------------------------------- all formats
 
 
 def readings(file: BinaryIO, name: str) -> Iterator[ReadingColumns | ImportedReading | Fault]:
-    """Everything that a file says, from its beginning; its name's ending tells whether it is JSON or a table."""
+    """Yield all readings and faults of `file`, from its beginning. The extension of `name` determines the format."""
     file.seek(0)
-    small = name.lower()
-    if small.endswith((".jsonl", ".ndjson")) or (small.endswith(".json") and _has_an_object_a_line(file)):
+    lower = name.lower()
+    if lower.endswith((".jsonl", ".ndjson")) or (lower.endswith(".json") and _has_one_object_per_line(file)):
         return _json_lines(file)
-    return _json_readings(file) if small.endswith(".json") else csv_readings(file)
+    return _json_readings(file) if lower.endswith(".json") else csv_readings(file)
 
 
-def _has_an_object_a_line(file: BinaryIO) -> bool:
-    """Whether a .json is a .jsonl, as loggers write it that only add to a file."""
+def _has_one_object_per_line(file: BinaryIO) -> bool:
+    """Return True if a .json file has one object per line. Loggers that only append to a file write this form."""
     first, second = file.readline(LINE_BYTES).strip(), file.read(LINE_BYTES).lstrip()
     file.seek(0)
     return first.startswith(b"{") and first.endswith(b"}") and second.startswith(b"{")

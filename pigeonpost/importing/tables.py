@@ -1,11 +1,12 @@
-"""Tables of readings as CSV: our own log, and others.
+"""Readers of CSV files with readings: Pigeonpost's own log, and tables of other programs.
 
-    time,node,sensor,value,unit          our own log: one row per value; rows of one moment make one reading
-    time,temperature (°C),humidity [%]   a table: the first column is the time, each other one a sensor
+    time,node,sensor,value,unit          own log: one row per value; rows with the same time and node are one reading
+    time,temperature (°C),humidity [%]   table: the first column is the time, and each other column is a sensor
 
-A column `node` of a table names the node of each row. A block of rows is held at a time, and decoded by column where
-all of it is as usual; else row by row, which tells what is wrong. Both give the same readings in the same order of each
-node: they are numbered in it, so that a file that is imported again is recognised. Errors: none raised.
+A column `node` of a table contains the node of each row. The file is read in blocks of rows. A block is decoded by
+column if all its cells have the usual format. Otherwise it is decoded row by row, which finds the faults. Both ways
+give the same readings in the same order for each node. This matters because readings are numbered in this order, and a
+repeated import is recognised by the numbers. No errors are raised: an invalid row is a Fault among the readings.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from itertools import chain, compress, islice, repeat
 from operator import ne
 from typing import Any, BinaryIO, NamedTuple
 
+from pigeonpost.core.format import counted
 from pigeonpost.importing.cells import (
     LINE_BYTES,
     MOST_COLUMNS,
     Fault,
     ImportedReading,
     ReadingColumns,
-    Wrong,
+    RowError,
     preview,
     read_time,
     read_times,
@@ -34,20 +36,22 @@ from pigeonpost.importing.cells import (
 from protocol import NODE_NAME, SENSOR_NAME, UNIT, Number, Values
 
 BLOCK_ROWS = 4096
-_STEP_ROWS = 16  # are read before the size of a block is looked at
-_BLOCK_SIZE = 1 << 20  # characters and cells
+_STEP_ROWS = 16  # rows that are read before the size of a block is checked again
+_BLOCK_SIZE = 1 << 20  # maximum number of characters and cells in a block
 _LOG_COLUMNS = ["time", "node", "sensor", "value", "unit"]
 
 Item = ReadingColumns | ImportedReading | Fault
 
 
 class _Table(NamedTuple):
-    """The first line of a table.
+    """Description of a table, from its first line.
 
-    width          how many cells a row has
-    node_at        which of them names the node; 0: none
-    sensors        of the cells but the first and that
-    decimal_comma  where semicolons stand between cells, a comma stands in numbers
+    Attributes:
+        width: Number of cells in a row.
+        node_at: Index of the cell with the node, or 0 if there is none.
+        sensors: Sensors of the other cells, except the first, which is the time.
+        units: Units by sensor.
+        decimal_comma: True if numbers have a decimal comma, because semicolons separate the cells.
     """
 
     width: int
@@ -58,30 +62,32 @@ class _Table(NamedTuple):
 
 
 def csv_readings(file: BinaryIO) -> Iterator[Item]:
+    """Yield all readings and faults of a CSV `file`, from its beginning."""
     first = file.readline(LINE_BYTES)
     file.seek(0)
-    mark = max(";\t,", key=_text(first).count)  # of equally many the first; a comma where there is none
-    mark = mark if _text(first).count(mark) else ","
-    rows = csv.reader(_lines(file), delimiter=mark, strict=True)
+    # The separator is the most frequent one in the first line, or a comma if the line has none.
+    separator = max(";\t,", key=_text(first).count)
+    separator = separator if _text(first).count(separator) else ","
+    rows = csv.reader(_lines(file), delimiter=separator, strict=True)
     try:
-        heads = [cell.strip() for cell in next(rows, [])]
-        if [head.lower() for head in heads] == _LOG_COLUMNS:
+        headings = [cell.strip() for cell in next(rows, [])]
+        if [heading.lower() for heading in headings] == _LOG_COLUMNS:
             yield from _log_readings(rows)
         else:
-            yield from _table_readings(rows, heads, mark == ";")
-    except (csv.Error, Wrong) as error:
+            yield from _table_readings(rows, headings, separator == ";")
+    except (csv.Error, RowError) as error:
         yield Fault(f"line {max(rows.line_num, 1)}", str(error))
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
     while line := file.readline(LINE_BYTES):
         if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-            raise Wrong(f"a line has at most {LINE_BYTES} bytes")
+            raise RowError(f"the line is longer than {LINE_BYTES:,} bytes, which is the maximum")
         yield _text(line)
 
 
 def _text(line: bytes) -> str:
-    """A line of a table as text: UTF-8, or what programs of old write."""
+    """Return a line as text, decoded as UTF-8, or as Latin-1 if it is not valid UTF-8."""
     try:
         return line.decode().removeprefix("\ufeff")
     except UnicodeDecodeError:
@@ -89,35 +95,35 @@ def _text(line: bytes) -> str:
 
 
 class _Block(NamedTuple):
-    """Rows that follow each other. `line`: the number of the line before the first of them."""
+    """Consecutive rows. `line` is the number of the line before the first row."""
 
     line: int
     rows: list[list[str]]
 
     @property
     def end(self) -> int:
-        """The number of the last line."""
+        """The number of the last line of the block."""
         return self.line + len(self.rows) + "".join(chain.from_iterable(self.rows)).count("\n")
 
     def numbered(self) -> Iterator[tuple[int, list[str]]]:
-        """The rows, each with the number of its last line: a quoted cell may have several lines."""
+        """Yield each row with the number of its last line. A quoted cell may contain several lines."""
         line = self.line
         for cells in self.rows:
             line += 1 + "".join(cells).count("\n")
             yield line, cells
 
-    def where(self, place: int) -> str:
-        """Return where the row at `place` is."""
-        return f"line {_Block(self.line, self.rows[: place + 1]).end}"
+    def where(self, index: int) -> str:
+        """Return the position of the row at `index`: "line 5"."""
+        return f"line {_Block(self.line, self.rows[: index + 1]).end}"
 
 
 def _blocks(reader: Any) -> Iterator[_Block]:
-    """Rows of a csv.reader in blocks, all that are right before an error is raised."""
+    """Yield the rows of a csv.reader in blocks. Before an error is raised, all valid rows are yielded."""
     block, size = _Block(reader.line_num, []), 0
     try:
         while True:
             before = len(block.rows)
-            block.rows.extend(islice(reader, _STEP_ROWS))  # those before an error are there
+            block.rows.extend(islice(reader, _STEP_ROWS))  # on an error, the rows before it have been added
             if len(block.rows) == before:
                 break
             new = block.rows[before:]
@@ -125,73 +131,76 @@ def _blocks(reader: Any) -> Iterator[_Block]:
             if len(block.rows) >= BLOCK_ROWS or size >= _BLOCK_SIZE:
                 yield block
                 block, size = _Block(reader.line_num, []), 0
-    except (csv.Error, Wrong):
+    except (csv.Error, RowError):
         yield block
         raise
     yield block
 
 
 def _runs(nodes: Iterable[str], shapes: Iterable[Any]) -> list[tuple[str, Any, list[int]]]:
-    """Return node, shape and places of the readings of each node that follow each other and have the same shape."""
+    """Return runs of readings: consecutive readings of a node with the same shape.
+
+    A run is its node, its shape, and the indexes of its readings. Readings of other nodes may be between them.
+    """
     runs: list[tuple[str, Any, list[int]]] = []
     current: dict[str, tuple[str, Any, list[int]]] = {}
-    for place, (node, shape) in enumerate(zip(nodes, shapes)):
+    for index, (node, shape) in enumerate(zip(nodes, shapes)):
         run = current.get(node)
         if run is None or run[1] != shape:
             run = current[node] = node, shape, []
             runs.append(run)
-        run[2].append(place)
+        run[2].append(index)
     return runs
 
 
-# -------------------------------------------------------------------------------------------------------- our own log
+# ----------------------------------------------------------------------------------------------------------- own log
 
 
 def _log_readings(reader: Any) -> Iterator[Item]:
-    left: list[list[str]] = []  # rows of a reading that may go on
+    pending: list[list[str]] = []  # rows of a reading that may continue in the next block
     end = reader.line_num
     try:
         for block in _blocks(reader):
-            rows = left + block.rows
+            rows = pending + block.rows
             stop = _last_reading(rows)
             done = _Block(end, rows[:stop])
             yield from _log_block(done)
-            left, end = rows[stop:], done.end
-    except (csv.Error, Wrong):
-        yield from _log_block(_Block(end, left))
+            pending, end = rows[stop:], done.end
+    except (csv.Error, RowError):
+        yield from _log_block(_Block(end, pending))
         raise
-    yield from _log_block(_Block(end, left))
+    yield from _log_block(_Block(end, pending))
 
 
 def _last_reading(rows: Sequence[list[str]]) -> int:
-    """Return the place of the first row of the last reading, which may go on in the next block."""
-    moment: list[str] = []
+    """Return the index of the first row of the last reading, which may continue in the next block."""
+    time_and_node: list[str] = []
     start = 0
-    for place in range(len(rows) - 1, -1, -1):
-        cells = rows[place]
+    for index in range(len(rows) - 1, -1, -1):
+        cells = rows[index]
         if len(cells) == len(_LOG_COLUMNS) and not _is_gap(cells[2], cells[4]):
-            if moment and cells[:2] != moment:
-                start = place + 1
+            if time_and_node and cells[:2] != time_and_node:
+                start = index + 1
                 break
-            moment = cells[:2]
+            time_and_node = cells[:2]
     sensors: set[str] = set()
-    for place in range(start, len(rows)):
-        sensor = "".join(rows[place][2:3])
-        if sensor in sensors:  # of one moment, but another reading
-            start = place
+    for index in range(start, len(rows)):
+        sensor = "".join(rows[index][2:3])
+        if sensor in sensors:  # another reading with the same time and node
+            start = index
             sensors.clear()
         sensors.add(sensor)
     return start
 
 
 def _log_block(block: _Block) -> Iterator[Item]:
-    """Readings of a block that ends with one of them."""
+    """Yield the readings of a block that ends with a complete reading."""
     readings = _log_columns(block) if block.rows else []
     yield from _log_rows(block) if readings is None else readings
 
 
 def _log_columns(block: _Block) -> list[ReadingColumns] | None:
-    """Return the readings by column; None where something in the block is not as usual."""
+    """Return the readings by column, or None if the block has a cell or row of an unusual format."""
     if set(map(len, block.rows)) != {len(_LOG_COLUMNS)}:
         return None
     times, nodes, sensors, cells, units = zip(*block.rows)
@@ -199,27 +208,27 @@ def _log_columns(block: _Block) -> list[ReadingColumns] | None:
     names = set(sensors)
     if "gap" in names or not all(map(SENSOR_NAME, names)) or not all(map(NODE_NAME, set(nodes))):
         return None
-    moments = list(zip(times, nodes))
-    starts = [0, *compress(range(1, len(times)), map(ne, moments[1:], moments))]
+    keys = list(zip(times, nodes))
+    starts = [0, *compress(range(1, len(times)), map(ne, keys[1:], keys))]
     values = read_values(cells)
     times_ms = read_times([times[start] for start in starts])
     if values is None or times_ms is None or not all(map(UNIT, plain.values())):
         return None
     shapes = [(sensors[start:end], units[start:end]) for start, end in zip(starts, [*starts[1:], len(times)])]
     readings = []
-    for node, (of, told), places in _runs([nodes[start] for start in starts], shapes):
+    for node, (of, of_units), indexes in _runs([nodes[start] for start in starts], shapes):
         if len(set(of)) != len(of):
-            return None  # a sensor stands twice: these are two readings
-        columns = {name: [values[starts[place] + k] for place in places] for k, name in enumerate(of)}
-        known = {name: plain[unit] for name, unit in zip(of, told)}
-        where = block.where(starts[places[0]])
-        readings.append(ReadingColumns(where, node, [times_ms[place] for place in places], columns, known))
+            return None  # a sensor occurs twice: these are two readings
+        columns = {name: [values[starts[index] + k] for index in indexes] for k, name in enumerate(of)}
+        known = {name: plain[unit] for name, unit in zip(of, of_units)}
+        where = block.where(starts[indexes[0]])
+        readings.append(ReadingColumns(where, node, [times_ms[index] for index in indexes], columns, known))
     return readings
 
 
 def _log_rows(block: _Block) -> Iterator[ImportedReading | Fault]:
-    """Rows of our own log: those that follow each other with the same time and node make one reading."""
-    opened: tuple[str, str] | None = None
+    """Yield the readings of the own log. Consecutive rows with the same time and node are one reading."""
+    current: tuple[str, str] | None = None
     reading = ImportedReading("", "", 0, {}, {})
     for line, row in block.numbered():
         where = f"line {line}"
@@ -227,13 +236,13 @@ def _log_rows(block: _Block) -> Iterator[ImportedReading | Fault]:
             time, node, sensor, value, unit = _log_row(row)
             if _is_gap(sensor, unit):
                 continue
-            if opened != (time, node) or sensor in reading.values:
+            if current != (time, node) or sensor in reading.values:
                 if reading.values:
                     yield reading
-                opened, reading = (time, node), ImportedReading(where, node, read_time(time), {}, {})
+                current, reading = (time, node), ImportedReading(where, node, read_time(time), {}, {})
             reading.values[sensor] = read_value(value, sensor)
             reading.units[sensor] = unit
-        except Wrong as error:
+        except RowError as error:
             yield Fault(where, str(error))
     if reading.values:
         yield reading
@@ -241,38 +250,40 @@ def _log_rows(block: _Block) -> Iterator[ImportedReading | Fault]:
 
 def _log_row(row: list[str]) -> tuple[str, str, str, str, str]:
     if len(row) != len(_LOG_COLUMNS):
-        raise Wrong(f"{len(row)} cells, where {','.join(_LOG_COLUMNS)} are {len(_LOG_COLUMNS)}")
+        raise RowError(
+            f"the row has {counted(len(row), 'cell')} instead of {len(_LOG_COLUMNS)} ({','.join(_LOG_COLUMNS)})"
+        )
     time, node, sensor, value, unit = row
     unit = unguarded(unit)
     if not NODE_NAME(node):
-        raise Wrong(f"{preview(node)} is no name of a node")
+        raise RowError(f"{preview(node)} is not a valid node name")
     if not SENSOR_NAME(sensor):
-        raise Wrong(f"{preview(sensor)} is no name of a sensor")
+        raise RowError(f"{preview(sensor)} is not a valid sensor name")
     if not UNIT(unit) and not _is_gap(sensor, unit):
-        raise Wrong(f"{preview(unit)} is no unit")
+        raise RowError(f"{preview(unit)} is not a valid unit")
     return time, node, sensor, value, unit
 
 
 def _is_gap(sensor: str, unit: str) -> bool:
-    """A row that says what is missing, in place of a unit; a longer text than any unit."""
+    """Return True for a row that describes a gap: the description replaces the unit, and is longer than any unit."""
     return sensor == "gap" and unit.startswith("samples ")
 
 
 # ------------------------------------------------------------------------------------------------------ other tables
 
 
-def _table_readings(rows: Any, heads: list[str], decimal_comma: bool) -> Iterator[Item]:
-    node_at = next((place for place, head in enumerate(heads) if place and head.lower() == "node"), 0)
-    columns = _columns(heads[:node_at] + heads[node_at + 1 :] if node_at else heads)
+def _table_readings(rows: Any, headings: list[str], decimal_comma: bool) -> Iterator[Item]:
+    node_at = next((index for index, heading in enumerate(headings) if index and heading.lower() == "node"), 0)
+    columns = _columns(headings[:node_at] + headings[node_at + 1 :] if node_at else headings)
     units = {name: unit for name, unit in columns if unit}
-    table = _Table(len(heads), node_at, [name for name, _ in columns], units, decimal_comma)
+    table = _Table(len(headings), node_at, [name for name, _ in columns], units, decimal_comma)
     for block in _blocks(rows):
         readings = _table_columns(block, table) if block.rows else []
         yield from _table_rows(block, table) if readings is None else readings
 
 
 def _table_columns(block: _Block, table: _Table) -> list[ReadingColumns] | None:
-    """Return the readings by column; None where something in the block is not as usual."""
+    """Return the readings by column, or None if the block has a cell or row of an unusual format."""
     if set(map(len, block.rows)) != {table.width}:
         return None
     columns = list(zip(*block.rows))
@@ -291,11 +302,11 @@ def _table_columns(block: _Block, table: _Table) -> list[ReadingColumns] | None:
         for name, column in numbers.items()
     ]
     readings = []
-    for node, shape, places in _runs(nodes, zip(*sensors)):
-        values = {name: [numbers[name][place] for place in places] for name in shape if name}
-        if values:  # an empty cell: that sensor was not read then
-            where = block.where(places[0])
-            readings.append(ReadingColumns(where, node, [times_ms[k] for k in places], values, table.units))
+    for node, shape, indexes in _runs(nodes, zip(*sensors)):
+        values = {name: [numbers[name][index] for index in indexes] for name in shape if name}
+        if values:  # an empty cell means that the sensor was not read at that time
+            where = block.where(indexes[0])
+            readings.append(ReadingColumns(where, node, [times_ms[k] for k in indexes], values, table.units))
     return readings
 
 
@@ -306,36 +317,39 @@ def _table_rows(block: _Block, table: _Table) -> Iterator[ImportedReading | Faul
         where = f"line {line}"
         try:
             if len(row) != table.width:
-                raise Wrong(f"{len(row)} cells, where the first line has {table.width}")
+                raise RowError(f"the row has {counted(len(row), 'cell')}, but the first line has {table.width}")
             node = row.pop(table.node_at).strip() if table.node_at else ""
             if table.node_at and not NODE_NAME(node):
-                raise Wrong(f"{preview(node)} is no name of a node")
+                raise RowError(f"{preview(node)} is not a valid node name")
             cells = [cell.replace(",", ".") if table.decimal_comma else cell for cell in row[1:]]
             values = {name: read_value(cell, name) for name, cell in zip(table.sensors, cells)}
             time_ms = read_time(row[0])
-        except Wrong as error:
+        except RowError as error:
             yield Fault(where, str(error))
             continue
-        there: Values = {name: value for name, value in values.items() if value is not None}
-        if there:
-            yield ImportedReading(where, node, time_ms, there, table.units)
+        present: Values = {name: value for name, value in values.items() if value is not None}
+        if present:
+            yield ImportedReading(where, node, time_ms, present, table.units)
 
 
-def _columns(heads: list[str]) -> list[tuple[str, str]]:
-    """Sensor and unit of each column but the first."""
-    if not 2 <= len(heads) <= MOST_COLUMNS:
-        raise Wrong(f"a table has 2 to {MOST_COLUMNS} columns, the first for the time; this one has {len(heads)}")
+def _columns(headings: list[str]) -> list[tuple[str, str]]:
+    """Return the sensor and the unit of each column except the first."""
+    if not 2 <= len(headings) <= MOST_COLUMNS:
+        raise RowError(
+            f"the table has {counted(len(headings), 'column')}; it must have 2 to {MOST_COLUMNS}, and the first must be"
+            " the time"
+        )
     try:
-        read_time(heads[0])
-    except Wrong:
+        read_time(headings[0])
+    except RowError:
         pass
     else:
-        raise Wrong("the first line names the columns: time, and a sensor for each other one")
-    columns = [sensor_name(head) for head in heads[1:]]
+        raise RowError("the first line must contain the names of the columns: time, then the sensors")
+    columns = [sensor_name(heading) for heading in headings[1:]]
     names = [name for name, _ in columns]
-    for head, name in zip(heads[1:], names):
+    for heading, name in zip(headings[1:], names):
         if not name:
-            raise Wrong(f"{preview(head)} is no name of a sensor")
+            raise RowError(f"{preview(heading)} is not a valid sensor name")
         if names.count(name) > 1:
-            raise Wrong(f"two columns are called {name}")
+            raise RowError(f"two columns have the name {name}")
     return columns

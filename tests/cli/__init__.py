@@ -1,1 +1,1 @@
-"""Tests of pigeonpost/cli."""
+"""Tests of the package pigeonpost.cli."""

@@ -1,4 +1,7 @@
-"""The health check of containers: `python3 -m pigeonpost.cli.alive`; control.py's command: tests/test_control.py."""
+"""Tests of the health check for containers, `python3 -m pigeonpost.cli.alive`.
+
+The command `control.py alive` is tested in tests/test_control.py.
+"""
 
 import contextlib
 import io
@@ -17,7 +20,7 @@ class Alive(unittest.TestCase):
         self.data = temp_folder(self)
 
     def check(self, **environment):
-        """Exit status and standard error."""
+        """Return the exit status and standard error of the health check."""
         told = io.StringIO()
         with (
             mock.patch.dict(os.environ, clean_environment(**environment), clear=True),
@@ -25,8 +28,8 @@ class Alive(unittest.TestCase):
         ):
             return alive.main([self.data]), told.getvalue()
 
-    def answered(self, answer):
-        """What is said of a program that gives this answer, and what it was asked."""
+    def check_program_that_answers(self, answer):
+        """Check a program that sends this answer. Return the result of `check`, and the request."""
         asked = []
         with socket.create_server(("127.0.0.1", 0)) as program:
 
@@ -41,24 +44,24 @@ class Alive(unittest.TestCase):
             thread.join(LIMIT_S)
         return found, asked[0]
 
-    def test_node_is_greeted_and_any_answer_of_the_protocol_will_do(self):
+    def test_alive_accepts_any_answer_in_the_link_protocol(self):
         for answer in (b'HELLO {"link": 1}\n', b'ERROR auth {"text": "no"}\n'):
-            found, asked = self.answered(answer)
+            found, asked = self.check_program_that_answers(answer)
             self.assertEqual(found, (0, ""), answer)
             self.assertTrue(asked.startswith(b"HELLO {"), asked)
 
-    def test_fault_is_told_and_the_status_is_1(self):
-        for answer, text in ((b"220 mail.example.org\r\n", "is no node"), (b"", "closed without an answer")):
-            status, told = self.answered(answer)[0]
+    def test_answers_in_other_protocols_end_with_status_1(self):
+        for answer, text in ((b"220 mail.example.org\r\n", "is not a node"), (b"", "closed without an answer")):
+            status, told = self.check_program_that_answers(answer)[0]
             self.assertEqual(status, 1)
             self.assertIn(text, told)
 
-    def test_server_that_has_ended_is_not_taken_for_a_node(self):
+    def test_stopped_server_is_not_mistaken_for_a_node(self):
         with open(os.path.join(self.data, "server.lock"), "w", encoding="ascii"):
             pass
         status, told = self.check()
         self.assertEqual(status, 1)
-        self.assertIn(f"no server runs on {self.data}", told)
+        self.assertIn(f"no running server uses the data folder {self.data}", told)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""control.py bundle, and the files that make up the program."""
+"""Tests of `control.py bundle`, and of the list of the program's files."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder
 
 
 class ProgramFiles(unittest.TestCase):
-    def test_are_code_settings_and_what_install_writes_and_nothing_else(self):
+    def test_program_files_are_code_settings_and_installed_files_only(self):
         names = [name for name, _ in program_files.program_files()]
         self.assertEqual(names, sorted(set(names)))
         for name in ("node.py", "control.py", "server.default.toml", "LICENSE", "pigeonpost/views/static/style.css",
@@ -24,18 +24,18 @@ class ProgramFiles(unittest.TestCase):
         for name in names:
             self.assertFalse(name.startswith(("tests", "bench", "docs", ".", "data")) or "__pycache__" in name, name)
 
-    def test_each_module_at_the_root_is_listed(self):
+    def test_all_modules_at_the_root_are_listed(self):
         found = {name.removesuffix(".py") for name in os.listdir(ROOT) if name.endswith(".py")}
         self.assertEqual(found, set(program_files.MODULES))
 
-    def test_half_a_copy_is_not_copied_on(self):
+    def test_incomplete_program_is_not_copied(self):
         folder = temp_folder(self)
         shutil.copytree(os.path.join(ROOT, "pigeonpost"), os.path.join(folder, "pigeonpost"))
         for name in ("control.py", "protocol.py", "server.default.toml"):
             shutil.copy(os.path.join(ROOT, name), folder)
         self.addCleanup(setattr, program_files, "FOLDER", program_files.FOLDER)
         program_files.FOLDER = folder
-        with self.assertRaisesRegex(PigeonpostError, r"node\.py is missing: copy the whole folder"):
+        with self.assertRaisesRegex(PigeonpostError, r"node\.py is missing: copy the complete folder"):
             list(program_files.program_files())
 
 
@@ -56,30 +56,32 @@ class Bundle(unittest.TestCase):
         with open(self.control, "wb") as file:
             file.write(self.content)
 
-    def test_it_is_the_program_and_makes_the_same_bundle_again(self):
+    def test_bundle_runs_and_creates_an_identical_bundle(self):
         result = self.run_("control.pyz", "bundle", "node", "node.pyz")
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertRegex(result.stdout, r"^node\.pyz: 0\.\d MB; copy it, and run it: python3 node\.pyz\n$")
+        self.assertRegex(result.stdout, r"^node\.pyz: 0\.\d MB; copy it and run it: python3 node\.pyz\n$")
         self.assertTrue(os.access(os.path.join(self.folder, "node.pyz"), os.X_OK))
         with open(os.path.join(self.folder, "node.pyz"), "rb") as file:
             self.assertEqual(file.read(), bundle_of("node"))
         self.assertRegex(self.run_("node.pyz", "--version").stdout, r"^pigeonpost \d")
-        self.assertEqual(sorted(os.listdir(self.folder)), ["control.pyz", "node.pyz"])  # nothing beside them
+        self.assertEqual(sorted(os.listdir(self.folder)), ["control.pyz", "node.pyz"])  # no other files
 
-    def test_a_name_with_a_blank_is_printed_as_a_shell_takes_it(self):
+    def test_file_name_with_a_space_is_quoted_for_the_shell(self):
         _, said, _ = control_here("bundle", "node", os.path.join(self.folder, "my node.pyz"))
         self.assertTrue(said.endswith("run it: python3 'my node.pyz'\n"), said)
 
-    def test_it_holds_each_file_once(self):
+    def test_bundle_contains_each_file_once(self):
         with zipfile.ZipFile(self.control) as archive:
             names = archive.namelist()
             self.assertIsNone(archive.testzip())
         self.assertEqual(names, ["__main__.py", *sorted(names[1:])])
         self.assertEqual(len(names), len(set(names)))
 
-    def test_wrong_file_names_say_what_to_give(self):
+    def test_invalid_file_names_are_rejected_with_the_remedy(self):
         status, _, said = control_here("bundle", "node", ".")
-        self.assertEqual((status, said), (2, "control.py: . is a folder: name the file, as ./node.pyz\n"))
+        self.assertEqual(
+            (status, said), (2, "control.py: . is a folder: give the name of a file, such as ./node.pyz\n")
+        )
         status, _, said = control_here("bundle", "node", f"{self.control}/node.pyz")
         self.assertEqual((status, said.count("\n")), (1, 1), said)
         self.assertIn("control.pyz/node.pyz", said)

@@ -1,4 +1,4 @@
-"""Care of the data as people do it: backup, restore, verify, export, import."""
+"""Tests of the commands for data: backup, restore, verify, export, import."""
 
 import contextlib
 import hashlib
@@ -46,15 +46,15 @@ from tests.test_control import ControlCase
 
 def setUpModule():
     use_memory_disk()
-    # argparse looks for a translation of each word it uses: a third of the time that a command takes here.
+    # argparse searches for translations of its messages, which takes a third of the time of a command here.
     language = mock.patch.dict(os.environ, {"LANGUAGE": "C"})
     language.start()
     unittest.addModuleCleanup(language.stop)
 
 
 @contextlib.contextmanager
-def run_of_a_server(data):
-    """The part of a server that stores, for one run."""
+def running_server(data):
+    """Run the part of a server that stores samples, and yield its Ingestor."""
     store = SqliteStore(data)
     csv = CsvLog(data, store, FakeClock())
     ingestor = Ingestor(store, csv, FakeClock(), commit_s=0.0)
@@ -69,17 +69,17 @@ def run_of_a_server(data):
 
 
 def fill(data, *batches):
-    with run_of_a_server(data) as ingestor:
+    with running_server(data) as ingestor:
         for one in batches or (batch(1, 40), batch(1, 10, node="b", epoch=E2), gap(41, 50)):
-            ingestor.submit(quiet(one))
+            ingestor.submit(without_callback(one))
 
 
-def quiet(one):
+def without_callback(one):
     return one._replace(on_committed=lambda epoch, seq: None)
 
 
 def crashed_copy(test, data):
-    """What a kill would leave now."""
+    """Return a copy of the data folder, as it would be after a kill now."""
     copy = temp_folder(test)
     shutil.copytree(data, copy, dirs_exist_ok=True)
     return copy
@@ -91,7 +91,7 @@ def content(path):
 
 
 def tree(folder, without=()):
-    """Every file below a folder with what is in it; but for locks, copies, and what SQLite keeps while it looks."""
+    """Return the content of all files below a folder by path, without locks, copies and temporary files of SQLite."""
     found = {}
     for place, _, names in os.walk(folder):
         for name in names:
@@ -115,17 +115,19 @@ class DataCase(ControlCase):
         return os.path.join(data or self.data, "logs")
 
     def assert_sound(self, samples, data=None):
-        self.assertRegex(self.done("verify", data=data), rf"^{samples} samples of \d nodes: all there, each once")
+        self.assertRegex(
+            self.done("verify", data=data), rf"^{samples} samples of \d nodes?: none missing, none stored twice"
+        )
 
 
 class Backup(DataCase):
-    def test_both_forms_come_back(self):
+    def test_both_formats_of_a_backup_can_be_restored(self):
         fill(self.data)
         self.done("token", "basement")
         for file in (self.tar, self.copy):
             told = self.done("backup", file)
-            self.assertRegex(told, r"^\S+/b\.\w+: 50 samples of 2 nodes: all there, each once; 10 more are noted as"
-                                   r" missing, in 1 gaps; [\d,]+ bytes, checked\n$")  # fmt: skip
+            self.assertRegex(told, r"^\S+/b\.\w+: 50 samples of 2 nodes: none missing, none stored twice; 10 more"
+                                   r" samples were lost, in 1 recorded gap; [\d,]+ bytes, checked\n$")  # fmt: skip
             self.assertEqual([name for name in os.listdir(self.place) if name.startswith(".")], [])
             other = temp_folder(self)
             self.done("restore", file, data=other)
@@ -134,12 +136,12 @@ class Backup(DataCase):
             self.assertEqual(os.path.exists(os.path.join(other, "tokens.json")), file == self.tar)
 
     def rows(self, data):
-        """All rows of all logs, in any order."""
+        """Return all rows of all logs, sorted."""
         return sorted(
             row for name in logs_in(self.logs(data)) for row in content(f"{self.logs(data)}/{name}").split(b"\n")
         )
 
-    def test_sha256sum_reads_its_manifest(self):
+    def test_sha256sum_accepts_the_manifests_of_a_backup(self):
         fill(self.data)
         fill(self.data, batch(11, 30, node="b", epoch=E2))
         self.done("backup", self.tar)
@@ -159,12 +161,12 @@ class Backup(DataCase):
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         self.assertEqual(len(content(os.path.join(folder, "SHA256SUMS")).splitlines()), len(names) - 1)
 
-    def test_it_is_for_the_owners_eyes(self):
+    def test_backup_is_readable_by_its_owner_only(self):
         fill(self.data)
         self.done("backup", self.tar)
         self.assertEqual(stat.S_IMODE(os.stat(self.tar).st_mode), 0o600)
 
-    def test_any_program_reads_it_from_where_nothing_can_be_written(self):
+    def test_sqlite_backup_can_be_read_in_a_read_only_folder(self):
         fill(self.data)
         self.done("backup", self.copy)
         os.chmod(self.place, 0o555)
@@ -174,16 +176,16 @@ class Backup(DataCase):
             self.assertEqual(db.execute("SELECT count(*) FROM readings").fetchone(), (100,))
         self.assertEqual(os.listdir(self.place), ["b.sqlite3"])
 
-    def test_a_folder_gets_a_new_file(self):
+    def test_backup_to_a_folder_creates_a_new_file(self):
         fill(self.data)
         self.done("backup", self.place)
         (name,) = os.listdir(self.place)
         self.assertRegex(name, r"^pigeonpost-\d{4}-\d\d-\d\d_\d{6}\.tar$")
 
-    def test_it_changes_nothing_of_the_servers(self):
-        """Above all it does not checkpoint: only the server's own connection ever may."""
-        with run_of_a_server(self.data) as ingestor:
-            ingestor.submit(quiet(batch(1, 400)))
+    def test_backup_does_not_change_the_files_of_the_server(self):
+        """In particular, it makes no checkpoint: only the connection of the server may do that."""
+        with running_server(self.data) as ingestor:
+            ingestor.submit(without_callback(batch(1, 400)))
             ingestor.flush(LIMIT_S)
             wal = self.database() + "-wal"
             self.assertGreater(os.path.getsize(wal), 0)
@@ -192,9 +194,9 @@ class Backup(DataCase):
             self.done("backup", self.copy)
             self.assertEqual((content(self.database()), content(wal)), before)
 
-    def test_what_a_crash_left_in_the_wal_is_in_it(self):
-        with run_of_a_server(self.data) as ingestor:
-            ingestor.submit(quiet(batch(1, 400)))
+    def test_backup_contains_data_that_a_crash_left_in_the_wal(self):
+        with running_server(self.data) as ingestor:
+            ingestor.submit(without_callback(batch(1, 400)))
             ingestor.flush(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         self.done("backup", self.tar, data=crashed)
@@ -202,19 +204,19 @@ class Backup(DataCase):
         self.done("restore", self.tar, data=other)
         self.assert_sound(400, data=other)
 
-    def test_while_a_server_commits(self):
-        """One moment is copied, and a server that commits all the time does not make it begin anew for ever."""
+    def test_backup_succeeds_while_a_server_commits(self):
+        """The backup is consistent, and frequent commits do not make it start again without end."""
         fill(self.data, batch(1, 1000))
         stop = threading.Event()
         count = [1000]
 
         def write(ingestor):
             while not stop.is_set():
-                ingestor.submit(quiet(batch(count[0] + 1, count[0] + 20)), urgent=True)
+                ingestor.submit(without_callback(batch(count[0] + 1, count[0] + 20)), urgent=True)
                 ingestor.flush(LIMIT_S)
                 count[0] += 20
 
-        with run_of_a_server(self.data) as ingestor, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
+        with running_server(self.data) as ingestor, mock.patch.object(server_backup, "_PAGES_AT_ONCE", 1):
             writer = threading.Thread(target=write, args=(ingestor,))
             writer.start()
             try:
@@ -229,11 +231,11 @@ class Backup(DataCase):
         for number in range(3):
             other = temp_folder(self)
             told = self.done("restore", f"{self.place}/{number}.tar", data=other)
-            seen.append(int(re.search(r": (\d+) samples of 1 nodes: all there, each once", told)[1]))
+            seen.append(int(re.search(r": (\d+) samples of 1 node: none missing, none stored twice", told)[1]))
         self.assertEqual(seen, sorted(set(seen)))
         self.assert_sound(count[0])
 
-    def test_a_damaged_database_does_not_take_the_place_of_a_good_backup(self):
+    def test_damaged_database_does_not_replace_a_good_backup(self):
         fill(self.data)
         self.done("backup", self.tar)
         before = content(self.tar)
@@ -246,11 +248,11 @@ class Backup(DataCase):
         self.assertIn("the database is damaged: no backup was made", told)
         self.assertEqual((content(self.tar), os.listdir(self.place)), (before, ["b.tar"]))
 
-    def test_a_full_disk(self):
+    def test_full_disk_leaves_the_existing_backup(self):
         fill(self.data, batch(1, 3000))
         self.done("backup", self.tar)
         before = content(self.tar)
-        # No file gets longer than 64 KiB. Compiled modules would not either: so the limit comes behind the imports.
+        # No file may exceed 64 KiB. The limit is set after the imports: it would apply to compiled modules, too.
         code = (
             "import resource, sys, control; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
             "print(*[control.main(['--data', sys.argv[1], 'backup', file]) for file in sys.argv[2:]])"
@@ -263,7 +265,7 @@ class Backup(DataCase):
         self.assertRegex(done.stderr, r"\A(control\.py: .*(disk|large).*\n){2}\Z")
         self.assertEqual((content(self.tar), os.listdir(self.place)), (before, ["b.tar"]))
 
-    def test_what_a_killed_one_left_is_cleared_away(self):
+    def test_files_of_a_killed_backup_are_deleted(self):
         fill(self.data)
         left = os.path.join(self.place, ".b.tar.making")
         os.mkdir(left)
@@ -272,28 +274,28 @@ class Backup(DataCase):
         self.done("backup", self.tar)
         self.assertEqual(os.listdir(self.place), ["b.tar"])
 
-    def test_two_at_once(self):
+    def test_simultaneous_backup_to_the_same_file_is_rejected(self):
         fill(self.data)
         lock = lock_data_dir(os.path.join(self.place, ".b.tar.making", "lock"))
-        self.assert_fails(1, "another command works on the same", "backup", self.tar)
+        self.assert_fails(1, "another command is using the same folder", "backup", self.tar)
         os.close(lock)
         self.done("backup", self.tar)
 
-    def test_where_it_may_not_lie(self):
+    def test_invalid_targets_are_rejected(self):
         fill(self.data)
         for file in (self.database(), os.path.join(self.data, "b.tar"), os.path.join(self.logs(), "b.tar")):
-            self.assert_fails(2, "lies in the data folder", "backup", file)
-        self.assert_fails(2, "is no folder", "backup", os.path.join(self.place, "nowhere", "b.tar"))
-        self.assert_fails(2, "there is no database in", "backup", self.tar, data=temp_folder(self))
-        self.assert_fails(1, "/sys cannot be written: ", "backup", "/sys/b.tar")
+            self.assert_fails(2, "is in the data folder, and would be lost with it", "backup", file)
+        self.assert_fails(2, "is not a folder", "backup", os.path.join(self.place, "nowhere", "b.tar"))
+        self.assert_fails(2, "there is no database in the folder", "backup", self.tar, data=temp_folder(self))
+        self.assert_fails(1, "cannot write to /sys: ", "backup", "/sys/b.tar")
 
-    def test_a_log_that_begins_meanwhile_is_not_half_in_it(self):
+    def test_log_begun_during_a_backup_is_not_included(self):
         fill(self.data)
         real = server_backup.copy_database
 
         def copy(*arguments):
             real(*arguments)
-            fill(self.data, batch(51, 99))  # another run, all of it
+            fill(self.data, batch(51, 99))  # another complete run of a server
 
         with mock.patch.object(server_backup, "copy_database", copy):
             self.done("backup", self.tar)
@@ -303,7 +305,7 @@ class Backup(DataCase):
         fill(other, batch(51, 99))
         self.assert_sound(99, data=other)
 
-    def test_dropped_files_and_odd_names(self):
+    def test_uploaded_files_and_unusual_names_are_backed_up(self):
         fill(self.data)
         os.mkdir(os.path.join(self.data, "files"))
         names = ("0123456789abcdef_a.csv", ".coming-0123", "0123456789abcdef_a.sha256")
@@ -321,11 +323,11 @@ class Backup(DataCase):
         (log, *_) = (name for name in logs_in(self.logs()) if name.startswith("sensorlog"))
         self.assertEqual(logs_in(self.logs(other)), sorted(["my own ä.csv", lines, log]))
 
-    def test_of_an_older_format(self):
-        """Who brings a new program does well to make a backup before it is started."""
+    def test_database_of_an_older_format_is_backed_up_and_restored(self):
+        """A backup with the new version must be possible before its server is started for the first time."""
         make_old(self.data)
         self.done("backup", self.tar)
-        self.assert_fails(2, "was made by an older Pigeonpost: start this one's server once", "verify")
+        self.assert_fails(2, "was made by an older Pigeonpost: start the server of this version once", "verify")
         other = temp_folder(self)
         self.done("restore", self.tar, data=other)
         self.assert_sound(3, data=other)
@@ -333,7 +335,7 @@ class Backup(DataCase):
 
 
 def make_old(data):
-    """A data folder with a database as version 1 made it, and its log."""
+    """Create a data folder with a database of format 1 and its log."""
     fresh = tempfile.mkdtemp()
     try:
         fill(fresh, batch(1, 3))
@@ -351,7 +353,7 @@ def make_old(data):
 class Restore(DataCase):
     @classmethod
     def setUpClass(cls):
-        """A data folder and its backups, of which each test gets a copy."""
+        """Create a data folder and its backups. Each test uses a copy."""
         super().setUpClass()
         cls.made_data, cls.made_place = (temp_folder(for_class(cls)) for _ in range(2))
         fill(cls.made_data)
@@ -365,15 +367,15 @@ class Restore(DataCase):
         shutil.copytree(self.made_data, self.data, dirs_exist_ok=True)
         shutil.copytree(self.made_place, self.place, dirs_exist_ok=True)
 
-    def test_what_was_there_is_moved_aside_and_not_deleted(self):
+    def test_restore_moves_the_previous_data_aside(self):
         fill(self.data, batch(51, 70))
         before = tree(self.data)
         for file in (self.tar, self.copy):
             status, out, told = self.run_("restore", file)
             self.assertEqual(status, 0, told)
-            self.assertRegex(out, r"^\S+: 50 samples of 2 nodes: all there, each once")
-            aside = re.search(r"What was there before is in (\S+/before-restore-\S+)\.\n", told)[1]
-            self.assertIn("the nodes bring what they have taken since", told)
+            self.assertRegex(out, r"^\S+: 50 samples of 2 nodes: none missing, none stored twice")
+            aside = re.search(r"The previous data is in (\S+/before-restore-\S+)\.\n", told)[1]
+            self.assertIn("The nodes then send the samples that they have taken since", told)
             kept = {name: data for name, data in before.items() if file == self.tar or name != "tokens.json"}
             self.assertEqual(tree(aside), kept)
             self.assert_sound(50)
@@ -381,16 +383,16 @@ class Restore(DataCase):
             before = tree(self.data)
             self.assertIn("tokens.json", before)
 
-    def test_the_wal_of_the_old_database_does_not_get_into_the_new_one(self):
-        with run_of_a_server(self.data) as ingestor:
-            ingestor.submit(quiet(batch(51, 400)))
+    def test_wal_of_the_old_database_is_not_applied_to_the_restored_one(self):
+        with running_server(self.data) as ingestor:
+            ingestor.submit(without_callback(batch(51, 400)))
             ingestor.flush(LIMIT_S)
             crashed = crashed_copy(self, self.data)
         self.assertGreater(os.path.getsize(self.database(crashed) + "-wal"), 0)
         self.done("restore", self.copy, data=crashed)
         self.assert_sound(50, data=crashed)
 
-    def test_a_server_goes_on_from_it(self):
+    def test_server_continues_with_restored_data(self):
         for file in (self.tar, self.copy):
             self.done("restore", file)
             fill(self.data, batch(51, 60))
@@ -398,7 +400,7 @@ class Restore(DataCase):
             fill(self.data, batch(61, 70))
             self.assert_sound(70)
 
-    def test_a_log_that_the_disk_does_not_have_as_it_was_written_is_told(self):
+    def test_log_that_was_not_written_correctly_is_reported(self):
         def torn(folder, name, *rest):
             rebuild_log(folder, name, *rest)
             os.truncate(os.path.join(folder, name), os.path.getsize(os.path.join(folder, name)) - 1)
@@ -411,7 +413,7 @@ class Restore(DataCase):
     def test_only_while_no_server_runs(self):
         before = tree(self.data)
         lock = lock_data_dir(os.path.join(self.data, "server.lock"))
-        self.assert_fails(1, "the server runs (", "restore", self.tar)
+        self.assert_fails(1, "the server is running (", "restore", self.tar)
         os.close(lock)
         self.assertEqual(tree(self.data), before)
 
@@ -425,7 +427,7 @@ class Restore(DataCase):
         self.assertNotIn(".restoring", os.listdir(self.data))
         return told
 
-    def test_a_backup_that_was_damaged(self):
+    def test_damaged_tar_backup_is_rejected(self):
         whole = content(self.tar)
         with tarfile.open(self.tar) as tar:
             places = {member.name: member.offset_data for member in tar}
@@ -437,7 +439,7 @@ class Restore(DataCase):
                 with self.subTest(name=name, more=more):
                     self.assert_refused("control.py: ", bad)
 
-    def test_a_backup_that_was_cut(self):
+    def test_truncated_tar_backup_is_rejected(self):
         whole = content(self.tar)
         bad = os.path.join(self.place, "bad.tar")
         end = len(whole.rstrip(b"\0"))
@@ -447,7 +449,7 @@ class Restore(DataCase):
             with self.subTest(size=size):
                 self.assert_refused("control.py: ", bad)
 
-    def test_a_database_that_was_damaged(self):
+    def test_damaged_sqlite_backup_is_rejected_or_harmless(self):
         whole = content(self.copy)
         bad = os.path.join(self.place, "bad.sqlite3")
         for at in range(4096, len(whole), 4096):
@@ -456,7 +458,7 @@ class Restore(DataCase):
             with self.subTest(page=at // 4096 + 1):
                 status, _, told = self.run_("restore", bad)
                 self.assertIn("Traceback" not in told and status, (1, 0))
-                if status == 0:  # a page that nothing is in
+                if status == 0:  # an unused page
                     self.assert_sound(50)
         self.assert_refused("control.py: ", self.cut(bad, whole[:5000]))
 
@@ -465,22 +467,22 @@ class Restore(DataCase):
             file.write(data)
         return path
 
-    def test_what_is_none(self):
-        self.assert_refused("there is no such file", os.path.join(self.place, "none.tar"), status=2)
-        self.assert_refused("there is no such file", self.place, status=2)
-        self.assert_refused("x.tar: is no tar archive, ", self.cut(f"{self.place}/x.tar", b"my own notes\n" * 100))
+    def test_files_that_are_not_backups_are_rejected(self):
+        self.assert_refused("the file does not exist", os.path.join(self.place, "none.tar"), status=2)
+        self.assert_refused("the file does not exist", self.place, status=2)
+        self.assert_refused("x.tar: is not a tar archive, ", self.cut(f"{self.place}/x.tar", b"my own notes\n" * 100))
         other = os.path.join(self.place, "other.sqlite3")
         with contextlib.closing(sqlite3.connect(other)) as db:
             db.execute("CREATE TABLE temperatures (time, value)")
         self.assert_refused("is the database of another program", other)
 
-    def test_of_a_newer_program(self):
+    def test_backup_of_a_newer_version_is_rejected(self):
         with contextlib.closing(sqlite3.connect(self.copy)) as db:
             db.execute("PRAGMA user_version = 99")
         self.assert_refused("was made by a newer Pigeonpost", self.copy, status=2)
 
     def make(self, *members, manifests=1):
-        """A tar of these, with a right manifest, or several."""
+        """Create a tar file of these members, with one or more valid manifests."""
         path = os.path.join(self.place, "made.tar")
         sums = b""
         with tarfile.open(path, "w") as tar:
@@ -494,7 +496,7 @@ class Restore(DataCase):
                 tar.addfile(info, io.BytesIO(sums))
         return path
 
-    def test_a_tar_that_means_ill(self):
+    def test_hostile_tar_files_are_rejected(self):
         link = tarfile.TarInfo("logs/x.csv")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         device = tarfile.TarInfo("logs/x.csv")
@@ -502,9 +504,9 @@ class Restore(DataCase):
         members = {
             "but a symbolic link": (link,),
             "but a character device": (device,),
-            "its name leads out of the folder": map(tarfile.TarInfo, ("../x", "/tmp/x", "logs/../../x")),
-            "its name has an empty component": map(tarfile.TarInfo, ("logs/", "")),
-            "which is no part of a backup": map(
+            "its name is a path outside of the folder": map(tarfile.TarInfo, ("../x", "/tmp/x", "logs/../../x")),
+            "its name contains an empty component": map(tarfile.TarInfo, ("logs/", "")),
+            "which does not belong in a backup": map(
                 tarfile.TarInfo, ("logs/a/b", "server.lock", "running.json", "files/.x", "logs/a\nb", "lost+found")
             ),
         }
@@ -513,15 +515,15 @@ class Restore(DataCase):
             with self.subTest(name=member.name, type=member.type):
                 self.assert_refused(reason, self.make(database, (member, b"")))
         tokens = tarfile.TarInfo("tokens.json")
-        self.assert_refused("has 'tokens.json' twice", self.make(database, (tokens, b"1"), (tokens, b"2")))
-        self.assert_refused("has SHA256SUMS twice", self.make(database, manifests=2))
-        self.assert_refused("has no SHA256SUMS: it is no backup", self.make(database, manifests=0))
-        self.assert_refused("there is no database in it", self.make((tokens, b"{}")))
+        self.assert_refused("contains 'tokens.json' twice", self.make(database, (tokens, b"1"), (tokens, b"2")))
+        self.assert_refused("contains SHA256SUMS twice", self.make(database, manifests=2))
+        self.assert_refused("contains no SHA256SUMS: it is not a backup", self.make(database, manifests=0))
+        self.assert_refused("contains no database", self.make((tokens, b"{}")))
         with mock.patch.object(server_backup, "_SUMS_BYTES", 10):
-            self.assert_refused("and at most 10 are read", self.make(database))
+            self.assert_refused("which is more than 10", self.make(database))
 
     def packed_again(self, command):
-        """The backup, unpacked and packed by GNU tar."""
+        """Return the path of the backup after it was unpacked and packed again by GNU tar."""
         folder, packed = os.path.join(self.place, "unpacked"), os.path.join(self.place, "NEW.tar")
         os.makedirs(folder, exist_ok=True)
         done = subprocess.run(
@@ -537,33 +539,33 @@ class Restore(DataCase):
     @unittest.skipUnless(shutil.which("tar"), "there is no tar program")
     def test_backup_packed_again_by_gnu_tar_is_refused_with_a_remedy_that_works(self):
         for command, reason in (
-            ("tar -cf ../NEW.tar *", "is in GNU tar's own format, not in ustar or pax format"),
-            ("tar -cf ../NEW.tar .", "is in GNU tar's own format, not in ustar or pax format"),
-            ("tar --format=pax -cf ../NEW.tar *", "'logs/' is refused: it is no regular file, but a directory"),
+            ("tar -cf ../NEW.tar *", "is in the GNU tar format, not in ustar or pax format"),
+            ("tar -cf ../NEW.tar .", "is in the GNU tar format, not in ustar or pax format"),
+            ("tar --format=pax -cf ../NEW.tar *", "'logs/' is refused: it is not a regular file, but a directory"),
         ):
             with self.subTest(command):
                 told = self.assert_refused(reason, self.packed_again(command))
-                remedy = told.strip().rpartition(": unpack it, and there pack it again: ")[2]
+                remedy = told.strip().rpartition(": extract it, and pack it again in that folder: ")[2]
                 other = temp_folder(self)
                 self.done("restore", self.packed_again(remedy), data=other)
                 self.assert_sound(50, data=other)
                 self.assertEqual(tree(other, without=[DATABASE]), tree(self.data, without=[DATABASE]))
 
-    def test_verify_of_a_backup(self):
+    def test_verify_checks_a_backup_without_changing_anything(self):
         for file in (self.tar, self.copy):
             before = tree(self.data), content(file)
-            self.assertIn("50 samples of 2 nodes: all there, each once", self.done("verify", file))
+            self.assertIn("50 samples of 2 nodes: none missing, none stored twice", self.done("verify", file))
             self.assertEqual((tree(self.data), content(file)), before)
         bad = self.cut(f"{self.place}/bad.tar", content(self.tar)[:-11_000])
         self.assert_fails(1, "control.py: ", "verify", bad)
 
-    def test_killed_at_every_step_it_is_done_by_restoring_again(self):
-        """And a server that is started in between does no harm: nothing old is lost, or mixed with the new."""
-        with run_of_a_server(self.data) as ingestor:
-            ingestor.submit(quiet(batch(51, 400)))
+    def test_restore_killed_at_any_step_can_be_repeated(self):
+        """A server that is started in between does no harm: old data is neither lost nor mixed with new data."""
+        with running_server(self.data) as ingestor:
+            ingestor.submit(without_callback(batch(51, 400)))
             ingestor.flush(LIMIT_S)
             crashed = crashed_copy(self, self.data)
-        # One interpreter, whose children restore: the first is killed at its first step, the next at its second, ...
+        # One interpreter starts the children: the first is killed at its first step, the next at its second step, ...
         killer = (
             "import itertools, os, shutil, sys, control\n"
             "crashed, copies, tar = sys.argv[1:]\n"
@@ -602,7 +604,7 @@ class Restore(DataCase):
             return db.execute("SELECT count(*) FROM samples").fetchone()[0]
 
     @unittest.skipUnless(os.geteuid() == 0, "only root may give files away")
-    def test_what_root_restores_belongs_to_whom_the_folder_does(self):
+    def test_files_restored_by_root_belong_to_the_owner_of_the_folder(self):
         os.mkdir(os.path.join(self.data, "files"))
         with open(os.path.join(self.data, "files", "0123456789abcdef_a.csv"), "w") as file:
             file.write("x")
@@ -614,16 +616,16 @@ class Restore(DataCase):
             for name in folders + names:
                 self.assertEqual(os.stat(os.path.join(place, name)).st_uid, 12345, name)
 
-    def test_on_a_new_machine(self):
+    def test_restore_creates_the_data_folder_on_a_new_machine(self):
         new = os.path.join(self.place, "data")
         status, _, told = self.run_("restore", self.tar, data=new)
         self.assertEqual(status, 0, told)
-        self.assertIn("There was nothing there before.", told)
+        self.assertIn("There was no previous data.", told)
         self.assertEqual(self.done("tokens", data=new), "basement\n")
 
 
 class Staging(DataCase):
-    """The folder in which a backup is extracted. Who can write to the data folder may have put symbolic links there."""
+    """Folder in which a backup is extracted. Another user of the data folder may have created symbolic links in it."""
 
     def setUp(self):
         super().setUp()
@@ -654,7 +656,7 @@ class Staging(DataCase):
         os.umask(mask)
         return mask
 
-    def test_nothing_that_is_there_is_followed_or_overwritten(self):
+    def test_unpack_does_not_follow_or_overwrite_existing_files(self):
         (log,) = logs_in(self.logs())
         for name, target in (
             (DATABASE, self.victim), (DATABASE, os.path.join(self.precious, "new")), ("logs", self.precious),
@@ -671,7 +673,7 @@ class Staging(DataCase):
                 self.assertTrue(caught.exception.filename.startswith(f"{folder}/{name.partition('/')[0]}"))
                 self.assert_unharmed()
 
-    def test_folder_that_is_exchanged_meanwhile_gets_nothing(self):
+    def test_folder_replaced_by_a_link_during_unpack_receives_no_files(self):
         """The files of a folder are opened relative to its descriptor."""
         folder = temp_folder(self)
         real = os.open
@@ -687,9 +689,11 @@ class Staging(DataCase):
         self.assert_unharmed()
         self.assertIn("SHA256SUMS", os.listdir(f"{folder}/moved"))
 
-    def test_symbolic_link_in_place_of_the_folder(self):
+    def test_symbolic_link_instead_of_the_folder_is_rejected(self):
         os.symlink(self.precious, os.path.join(self.data, ".restoring"))
-        self.assert_fails(1, ".restoring is a symbolic link, where a folder of this command's", "restore", self.tar)
+        self.assert_fails(
+            1, ".restoring is a symbolic link, but must be a folder that this command", "restore", self.tar
+        )
         self.assert_unharmed()
         with self.assertRaises(NotADirectoryError):
             self.unpack(os.path.join(self.data, ".restoring"))
@@ -698,7 +702,7 @@ class Staging(DataCase):
         self.assert_fails(1, ".b.tar.making is a symbolic link", "backup", self.tar)
         self.assert_unharmed()
 
-    def test_symbolic_link_in_place_of_the_lock(self):
+    def test_symbolic_link_instead_of_the_lock_is_rejected(self):
         os.mkdir(os.path.join(self.data, ".restoring"))
         for lock in (".restoring/lock", "server.lock"):
             with self.subTest(lock):
@@ -719,7 +723,7 @@ class Staging(DataCase):
         self.assert_sound(50)
 
     @unittest.skipUnless(os.geteuid() == 0, "only root may give files away")
-    def test_owner_of_what_a_symbolic_link_leads_to_stays(self):
+    def test_owner_of_the_target_of_a_symbolic_link_is_not_changed(self):
         os.chown(self.data, 12345, 12345)
         link = os.path.join(self.place, "link")
         os.symlink(self.victim, link)
@@ -728,13 +732,13 @@ class Staging(DataCase):
 
 
 class Versions(DataCase):
-    """An upgrade as its user sees it."""
+    """Upgrades between versions."""
 
-    def test_the_servers_start_brings_an_older_database_up_to_date_after_a_copy(self):
+    def test_start_of_the_server_copies_and_converts_an_older_database(self):
         make_old(self.data)
         before = content(self.database())
         for command in (("verify",), ("export",)):
-            self.assert_fails(2, "was made by an older Pigeonpost: start this one's server once", *command)
+            self.assert_fails(2, "was made by an older Pigeonpost: start the server of this version once", *command)
         self.assertEqual(content(self.database()), before)
         fill(self.data, batch(4, 6))
         self.assert_sound(6)
@@ -742,7 +746,7 @@ class Versions(DataCase):
             self.assertEqual(copy.execute("PRAGMA user_version").fetchone(), (1,))
             self.assertEqual(copy.execute("SELECT count(*) FROM samples").fetchone(), (3,))
 
-    def test_a_newer_database_is_left_alone(self):
+    def test_newer_database_is_not_changed(self):
         fill(self.data)
         with contextlib.closing(sqlite3.connect(self.database())) as db:
             db.execute("PRAGMA user_version = 99")
@@ -751,12 +755,12 @@ class Versions(DataCase):
         with open(path, "w") as file:
             file.write('{"time":1795188970,"node":"a","t":1}')
         for command in (("verify",), ("export",), ("backup", self.tar), ("import", path)):
-            self.assert_fails(2, "was made by a newer Pigeonpost (format 99; this one knows ", *command)
+            self.assert_fails(2, "was made by a newer Pigeonpost (format 99; this one supports ", *command)
         self.assertEqual((tree(self.data), os.path.exists(self.tar)), (before, False))
 
 
-class Sums(DataCase):
-    """logs/SHA256SUMS."""
+class Checksums(DataCase):
+    """Checksums of closed logs in logs/SHA256SUMS."""
 
     def sums(self):
         return content(os.path.join(self.logs(), "SHA256SUMS")).decode()
@@ -767,7 +771,7 @@ class Sums(DataCase):
         )
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
-    def test_a_log_that_is_closed_gets_its_line(self):
+    def test_closed_log_is_added_to_the_checksums(self):
         fill(self.data, batch(1, 50))
         self.assertEqual(len(self.sums().splitlines()), 1)
         self.check()
@@ -776,7 +780,7 @@ class Sums(DataCase):
         self.check()
         self.assert_sound(60)
 
-    def test_a_log_that_was_changed_or_is_gone(self):
+    def test_changed_and_missing_logs_are_reported(self):
         fill(self.data, batch(1, 50))
         fill(self.data, batch(51, 60))
         first, second = logs_in(self.logs())
@@ -787,43 +791,43 @@ class Sums(DataCase):
         status, out, _ = self.run_("verify")
         self.assertEqual(status, 1)
         self.assertIn(f"{first}: changed since it was closed (its SHA-256 is ", out)
-        self.assertIn(f"{second}: a closed log that cannot be read: No such file", out)
+        self.assertIn(f"{second}: this closed log cannot be read: No such file", out)
 
     def killed(self):
-        """Go on with what a kill leaves of a run of fifty samples; the log."""
-        with run_of_a_server(self.data) as ingestor:
-            ingestor.submit(quiet(batch(1, 50)))
+        """Use the data folder that a kill leaves after a run with fifty samples. Return the path of its log."""
+        with running_server(self.data) as ingestor:
+            ingestor.submit(without_callback(batch(1, 50)))
             wait_until(lambda: len(content(os.path.join(self.logs(), logs_in(self.logs())[0]))) > 4000, "it is logged")
             data = crashed_copy(self, self.data)
         self.data = data
         (name,) = logs_in(self.logs())
         return os.path.join(self.logs(), name)
 
-    def test_after_a_kill_the_next_start_makes_it_up(self):
+    def test_start_after_a_kill_adds_the_missing_checksum(self):
         log = self.killed()
         sums = os.path.join(self.logs(), "SHA256SUMS")
         self.assertFalse(os.path.exists(sums))
-        with run_of_a_server(self.data):
-            wait_until(lambda: os.path.exists(sums), "the sum is made up")
+        with running_server(self.data):
+            wait_until(lambda: os.path.exists(sums), "the checksum is added")
             self.assertEqual(self.sums().split()[1:], [os.path.basename(log)])
         self.assertEqual(len(self.sums().splitlines()), 2)
         self.check()
 
-    def test_a_log_that_gets_what_it_owes_is_summed_up_again(self):
+    def test_checksum_is_updated_when_missing_rows_are_added(self):
         fill(self.data, batch(1, 50))
         (first,) = logs_in(self.logs())
         before = self.sums()
         store = SqliteStore(self.data)
-        test_contract.file(store, batch(51, 60))  # stored in the last moment of a run, after the log was closed
+        test_contract.file(store, batch(51, 60))  # stored at the end of a run, after the log was closed
         store.close()
-        with run_of_a_server(self.data) as ingestor:
-            ingestor.submit(quiet(batch(61, 70)))
-            wait_until(lambda: first in self.sums() and before not in self.sums(), "it is summed up anew")
+        with running_server(self.data) as ingestor:
+            ingestor.submit(without_callback(batch(61, 70)))
+            wait_until(lambda: first in self.sums() and before not in self.sums(), "the checksum is updated")
         self.check()
         self.assert_sound(70)
 
-    def test_a_run_of_which_the_log_lags_behind_is_sound(self):
-        """After a kill the next start writes what is missing: that is no fault."""
+    def test_log_that_lags_after_a_kill_is_valid(self):
+        """After a kill, the next start writes the missing rows: this is not a fault."""
         log = self.killed()
         whole = content(log)
         with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
@@ -840,11 +844,11 @@ class Sums(DataCase):
             file.write(whole[-40:])
         self.assertEqual(self.run_("verify")[0], 1)
         os.unlink(log)
-        self.assert_sound(50)  # all of it is owed: the next log has it
+        self.assert_sound(50)  # the next log will contain all rows
 
 
-class Forgotten(DataCase):
-    def test_logs_may_say_more_than_is_kept(self):
+class Expired(DataCase):
+    def test_logs_may_contain_expired_samples(self):
         hour = 3_600_000
         first = 1_795_000_000_000 // hour * hour + 1
         batches = [batch(n + 1, n + 1, time_ms=first + n * hour) for n in range(5)]
@@ -857,11 +861,12 @@ class Forgotten(DataCase):
                 store.replace_rollups(window, {})
             self.assertEqual(store.delete_expired(first + 3 * hour, 100), 3)
         self.assertEqual(
-            self.done("verify"), "3 samples of 1 nodes: all there, each once; 3 older ones were deleted as set\n"
+            self.done("verify"),
+            "3 samples of 1 node: none missing, none stored twice; 3 expired samples were deleted\n",
         )
         with store.writing(()):
             store._db.execute("DELETE FROM fresh WHERE first = 5")
-        self.assertIn("they are not the same", self.run_("verify")[1])
+        self.assertIn("they differ", self.run_("verify")[1])
         self.done("export", "--out", os.path.join(self.place, "x.csv"))
 
 
@@ -879,14 +884,14 @@ class Export(DataCase):
     def lines(self, *arguments):
         return self.done("export", *arguments).splitlines()
 
-    def test_as_the_log_has_it(self):
+    def test_csv_export_is_equal_to_the_log(self):
         (log,) = logs_in(self.logs())
         logged = content(os.path.join(self.logs(), log)).decode().splitlines()
         told = self.lines()
         self.assertEqual(told[0], "time,node,sensor,value,unit")
         self.assertEqual(sorted(told), sorted(line for line in logged if ",gap," not in line))
 
-    def test_as_a_table(self):
+    def test_wide_export_has_one_row_per_sample(self):
         told = self.lines("--format", "wide", "--node", "a")
         self.assertEqual(told[:2], ["time,node,light,temperature", "2026-11-18T12:06:41.000+01:00,a,1,20.5"])
         self.assertEqual(told[41], "2026-11-18T12:07:21.000+01:00,a,41,")
@@ -896,7 +901,7 @@ class Export(DataCase):
             ["time,node,temperature", "2026-11-18T12:06:41.000+01:00,a,20.5"],
         )
 
-    def test_as_json_lines(self):
+    def test_jsonl_export_has_one_object_per_sample(self):
         told = [json.loads(line) for line in self.lines("--format", "jsonl")]
         values, units = {"temperature": 20.5, "light": 1}, {"temperature": "°C"}
         first = {"time": "2026-11-18T11:06:41.000Z", "node": "a", "values": values, "units": units}
@@ -905,7 +910,7 @@ class Export(DataCase):
         self.assertEqual(told[-1]["units"], {"temperature": "°F", "light": "counts"})
         self.assertEqual(len(told), 61)
 
-    def test_some_of_it(self):
+    def test_export_selects_nodes_sensors_and_times(self):
         one = self.lines("--node", "b", "--sensor", "temperature", "--from", "2026-11-18T12:06:45", "--to",
                          "2026-11-18T11:06:48Z")  # fmt: skip
         self.assertEqual([line[:19] for line in one[1:]], [f"2026-11-18T12:06:4{n}" for n in (5, 6, 7)])
@@ -914,34 +919,34 @@ class Export(DataCase):
             self.assertEqual(self.lines(*nothing), ["time,node,sensor,value,unit"])
         self.assertEqual(self.lines("--sensor", "light", "--node", "a", "--node", "b"), self.lines("--sensor", "light"))
 
-    def test_also_what_is_dated_before_1970(self):
+    def test_samples_dated_before_1970_are_exported(self):
         fill(self.data, batch(61, 61, time_ms=-1))
         for form, moment in (("csv", "1970-01-01T00:59:59.999+01:00"), ("jsonl", "1969-12-31T23:59:59.999Z")):
             told = self.lines("--format", form, "--node", "a", "--to", "1970-01-02")
             self.assertTrue(any(moment in line for line in told), told)
 
-    def test_what_there_is_not(self):
-        self.assert_fails(1, "there is nothing of a node attic; there is of a, b", "export", "--node", "attic")
-        text = "there is nothing of a sensor humidity; there is of light, temperature"
+    def test_unknown_nodes_sensors_and_times_are_rejected(self):
+        self.assert_fails(1, "no samples of node attic are stored; the nodes are: a, b", "export", "--node", "attic")
+        text = "no values of sensor humidity are stored; the sensors are: light, temperature"
         self.assert_fails(1, text, "export", "--sensor", "humidity")
         for time in ("yesterday", "", "7", "2026-13-01", "9999999999d", "0001-01-01"):
-            self.assert_fails(2, "--from: takes a time as 2026-11-20", "export", f"--from={time}")
-        self.assert_fails(2, "there is no database in", "export", data=temp_folder(self))
-        self.assert_fails(2, "no sensor name", "export", "--sensor", "../x")
+            self.assert_fails(2, "is not a valid time: write it as 2026-11-20", "export", f"--from={time}")
+        self.assert_fails(2, "there is no database in the folder", "export", data=temp_folder(self))
+        self.assert_fails(2, "is not a valid sensor name", "export", "--sensor", "../x")
 
-    def test_a_file_is_whole_or_as_it_was(self):
+    def test_failed_export_leaves_the_existing_file(self):
         out = os.path.join(self.place, "x.csv")
         status, told, said = self.run_("export", "--out", out)
         self.assertEqual((status, told, said), (0, "", f"{out}: {os.path.getsize(out):,} bytes\n"))
         self.assertEqual(content(out).decode().splitlines(), self.lines())
         before = content(out)
-        self.assert_fails(1, "there is nothing of a node x", "export", "--out", out, "--node", "x")
+        self.assert_fails(1, "no samples of node x are stored", "export", "--out", out, "--node", "x")
         with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
             self.assert_fails(1, f"{out}: No space left on device", "export", "--out", out)
         self.assertEqual((content(out), os.listdir(self.place)), (before, ["x.csv"]))
         self.assert_fails(1, "No such file or directory", "export", "--out", os.path.join(self.place, "none", "x"))
 
-    def test_as_a_plain_sqlite_table(self):
+    def test_sqlite_export_has_one_indexed_table(self):
         plain = os.path.join(self.place, "plain.sqlite3")
         self.done("export", "--format", "sqlite", plain)
         with contextlib.closing(sqlite3.connect(plain)) as db:
@@ -958,16 +963,16 @@ class Export(DataCase):
         )  # fmt: skip
         self.assertEqual(os.listdir(self.place), ["plain.sqlite3"])
 
-    def test_as_sqlite_of_what_was_chosen_replaces_a_file_that_is_there(self):
+    def test_sqlite_export_of_a_selection_replaces_an_existing_file(self):
         plain = os.path.join(self.place, "plain.sqlite3")
         for arguments, count in (((), 122), (("--sensor", "light", "--node", "b"), 10)):
             self.done("export", "--format", "sqlite", "--out", plain, *arguments)
             with contextlib.closing(sqlite3.connect(plain)) as db:
                 self.assertEqual(db.execute("SELECT count(*) FROM readings").fetchone(), (count,))
 
-    def test_sqlite_needs_a_file_and_leaves_it_where_something_is_wrong(self):
-        self.assert_fails(2, "--format sqlite needs the name of the file", "export", "--format", "sqlite")
-        self.assert_fails(2, "FILE and --out are the same", "export", "--out", self.tar, self.copy)
+    def test_failed_sqlite_export_leaves_the_existing_file(self):
+        self.assert_fails(2, "--format sqlite needs the name of a file", "export", "--format", "sqlite")
+        self.assert_fails(2, "FILE and --out mean the same", "export", "--out", self.tar, self.copy)
         with open(self.copy, "w") as file:
             file.write("precious")
         with mock.patch("pigeonpost.core.files.sync_folder"), mock.patch(
@@ -976,7 +981,7 @@ class Export(DataCase):
             self.assert_fails(1, "b.sqlite3: database or disk is full", "export", "--format", "sqlite", self.copy)
         self.assertEqual((content(self.copy), os.listdir(self.place)), (b"precious", ["b.sqlite3"]))
 
-    def test_in_the_order_of_times_where_epochs_overlap(self):
+    def test_samples_of_overlapping_epochs_are_exported_in_order_of_time(self):
         data = temp_folder(self)
         with contextlib.closing(SqliteStore(data)) as store:
             for epoch, shift in ((test_contract.E1, 0), (E2, 500)):
@@ -985,8 +990,8 @@ class Export(DataCase):
         times = [line.split(",")[0] for line in self.done("export", "--format", "wide", data=data).splitlines()[1:]]
         self.assertEqual((len(times), times), (98, sorted(times)))
 
-    def test_through_a_pipe_that_is_closed(self):
-        """In a process of its own, as `| head` has it; the export is longer than a pipe holds."""
+    def test_closed_pipe_ends_the_export_without_an_error(self):
+        """In a separate process, with `| head`. The export is longer than the buffer of a pipe."""
         fill(self.data, batch(61, 4000))
         command = f"{sys.executable} {ROOT}/control.py --data {self.data} export | head -n 1"
         done = subprocess.run(
@@ -995,8 +1000,8 @@ class Export(DataCase):
         )  # fmt: skip
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "time,node,sensor,value,unit\n", ""))
 
-    def test_ended_by_a_person(self):
-        """Ctrl-C while it works: nothing is left, and no traceback is shown."""
+    def test_interrupted_export_leaves_no_file(self):
+        """Ctrl-C during an export leaves no file and shows no traceback."""
         out = os.path.join(self.place, "x.csv")
         interrupted = []
 
@@ -1009,7 +1014,7 @@ class Export(DataCase):
             self.assertEqual(self.run_("export", "--out", out), (130, "", ""))
         self.assertEqual((interrupted, os.listdir(self.place)), ([["x.csv.part"]], []))
 
-    def test_a_full_standard_output(self):
+    def test_full_standard_output_is_reported(self):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
                 [sys.executable, f"{ROOT}/control.py", "--data", self.data, "export"], stdout=full,
@@ -1018,7 +1023,7 @@ class Export(DataCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("standard output: No space left on device", done.stderr)
 
-    def test_a_bar_on_a_terminal_only(self):
+    def test_progress_bar_is_shown_on_a_terminal_only(self):
         class Terminal(io.StringIO):
             def isatty(self):
                 return True
@@ -1029,23 +1034,23 @@ class Export(DataCase):
         self.assertRegex(said, r"\rx\.csv +\[#+-*\] +\d+ %.*\[#{30}\] 100 %\n")
         self.assertNotIn("%", self.run_("export", "--out", out)[2])
 
-    def test_no_question_stays_open(self):
-        """Between two pieces the server can check its whole WAL in: no reader holds it back."""
-        with run_of_a_server(self.data) as ingestor:
+    def test_no_query_stays_open_between_parts(self):
+        """Between two parts, the server can transfer its complete WAL: no reader blocks it."""
+        with running_server(self.data) as ingestor:
             with contextlib.closing(SqliteStore(self.data, look_only=True)) as store:
                 seen = 0
                 for _, batches in export_rows.walk(store, "a", 0, 1 << 42):
                     seen += sum(map(len, batches))
                     if batches and seen < 60:
-                        ingestor.submit(quiet(batch(61, 2000)), urgent=True)
+                        ingestor.submit(without_callback(batch(61, 2000)), urgent=True)
                         ingestor.flush(LIMIT_S)
                         with contextlib.closing(sqlite3.connect(self.database())) as db:
                             busy, pages, done = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                         self.assertEqual((busy, pages), (0, done))
             self.assertGreaterEqual(seen, 51)
 
-    def test_walking_finds_each_sample_once(self):
-        """Dense and sparse times, many of one moment, ends of spans: as the store has them at once."""
+    def test_walk_finds_each_sample_once(self):
+        """Dense and sparse times, equal times and the ends of ranges give the same samples as a single query."""
         chance = random.Random(5)
         count = rounds("PIGEONPOST_TEST_WALK", 80, 300)
         for at_once in (1, 2, 7, 50):
@@ -1077,10 +1082,10 @@ class Export(DataCase):
             max(sum(map(len, batches)) for batches in walked), 1000 * export_rows.VALUES_PER_SAMPLE / 80
         )
 
-    def test_in_little_memory(self):
-        """A process of its own: what it needs does not grow with what it writes."""
+    def test_memory_of_an_export_does_not_grow_with_its_size(self):
+        """In a separate process, whose memory is measured."""
         folders = []
-        for count in (80_000, 160_000):  # both more than are asked for at once
+        for count in (80_000, 160_000):  # both are more than one part
             folders.append(temp_folder(self))
             times = [WALL_MS + 100 * n for n in range(count)]
             values = {"temperature": [20.5] * count, "light": [n % 1024 for n in range(count)]}
@@ -1115,7 +1120,7 @@ class Import(DataCase):
         return sorted(self.done("export", data=data).splitlines()[1:])
 
     @mock.patch("pigeonpost.importing.importer.BATCH_SAMPLES", 50)
-    def test_what_was_exported_comes_back_the_same(self):
+    def test_exported_readings_are_imported_unchanged(self):
         fill(self.data, batch(1, 40), batch(1, 120, node="b", epoch=E2))
         for form, suffix in (("csv", "csv"), ("wide", "csv"), ("jsonl", "jsonl")):
             out, other = os.path.join(self.place, f"{form}.{suffix}"), temp_folder(self)
@@ -1124,55 +1129,56 @@ class Import(DataCase):
                 told = self.done("import", out, data=other)
                 self.assertEqual(
                     told,
-                    f"{out}: 160 readings, {new} of them new, 2026-11-18T11:06:41.000Z to 2026-11-18T11:08:40.000Z\n",
+                    f"{out}: 160 readings, {new} new, 2026-11-18T11:06:41.000Z to 2026-11-18T11:08:40.000Z\n",
                 )
             self.assert_sound(160, data=other)
             there = self.stored(other)
             wanted = self.stored()
-            if form == "wide":  # a table says nothing of units
+            if form == "wide":  # a table has no units
                 wanted = [line.removesuffix("°C") for line in wanted]
             self.assertEqual(there, wanted)
 
-    def test_files_that_do_not_say_whose_they_are(self):
+    def test_file_without_a_node_needs_the_option_node(self):
         path = self.write("t.csv", "Time;Temperature (°C)\n2026-11-20T15:36:10Z;21,5\n")
         status, out, _ = self.run_("import", path)
-        self.assertEqual((status, out), (1, f"{path}: does not say whose it is: --node says it\n"))
+        fault = "the file does not name the node of its readings: add --node NODE"
+        self.assertEqual((status, out), (1, f"{path}: {fault}\n"))
         self.done("import", "--node", "attic", path)
         self.assertEqual(self.stored()[0].split(",")[1:], ["attic", "temperature", "21.5", "°C"])
 
-    def test_a_wrong_row_leaves_nothing_of_its_file_and_others_are_imported(self):
+    def test_file_with_an_invalid_row_is_skipped_and_other_files_are_imported(self):
         bad = self.write("bad.jsonl", '{"time":"2026-11-20T15:36:10Z","node":"a","t":1}\n\n{"time":"x","t":2}\n[]\n')
         good = self.write("good.json", '[{"time": 1795188970, "node": "a", "t": 2}]')
         status, out, told = self.run_("import", bad, good)
         self.assertEqual(status, 1)
-        self.assertIn(f"{bad}: line 3: 'x' is no time", out)
-        self.assertIn(f"{bad}: line 4: a reading is an object", out)
-        self.assertIn(f"{good}: 1 readings, 1 of them new", out)
+        self.assertIn(f"{bad}: line 3: 'x' is not a valid time", out)
+        self.assertIn(f"{bad}: line 4: a reading must be an object", out)
+        self.assertIn(f"{good}: 1 reading, 1 new", out)
         self.assertIn(f"not imported: {bad}", told)
         self.assertEqual(len(self.stored()), 1)
 
     def test_only_while_no_server_runs(self):
         path = self.write("x.csv", "time,node,sensor,value,unit\n")
         lock = lock_data_dir(os.path.join(self.data, "server.lock"))
-        self.assert_fails(1, "drop the file to it (send-files) and import it on its page", "import", path)
+        self.assert_fails(1, "upload the file (send-files) and import it on the page Files", "import", path)
         os.close(lock)
-        self.assert_fails(2, "there is no such file", "import", f"{path}x")
+        self.assert_fails(2, "the file does not exist", "import", f"{path}x")
         self.assert_fails(1, "not imported", "import", path)
 
-    def test_a_file_that_a_pi_has_dropped(self):
+    def test_file_uploaded_by_a_pi_is_imported_for_its_node(self):
         self.done("file-id", "0123456789abcdef", "attic")
         path = self.write("0123456789abcdef_x.csv", "time,t\n2026-11-20T15:36:10Z,21.5\n")
         self.done("import", path)
         self.assertIn(",attic,t,21.5,", self.stored()[0])
 
-    def test_a_server_goes_on_beside_what_was_imported(self):
+    def test_server_continues_after_an_import(self):
         fill(self.data)
         self.done("import", self.write("x.jsonl", '{"time":"2020-01-01T00:00:00Z","node":"a","t":1}\n'))
         fill(self.data, batch(51, 60))
         self.assert_sound(61)
 
     @mock.patch("pigeonpost.importing.tables.BLOCK_ROWS", 64)
-    def test_after_a_full_disk_it_goes_on_where_it_ended(self):
+    def test_import_continues_after_a_full_disk(self):
         rows = "".join(f"{1_700_000_000 + n},{n % 50}\n" for n in range(1500))
         path = self.write("long.csv", f"time,t\n{rows}")
         with (
@@ -1180,11 +1186,11 @@ class Import(DataCase):
             mock.patch.object(Ingestor, "submit", self.breaking_after(10)),
         ):
             self.assert_fails(1, "the disk is full", "import", "--node", "a", path)
-        self.assertIn("1500 readings, 860 of them new", self.done("import", "--node", "a", path))
+        self.assertIn("1,500 readings, 860 new", self.done("import", "--node", "a", path))
         self.assert_sound(1500)
 
     def importing(self, rows, then):
-        """Start an import that executes `then` after each batch. Returns the process and its input file."""
+        """Start an import that executes `then` after each batch. Return the process and its input file."""
         path = self.write(
             "long.csv", "time,t,u\n" + "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(rows))
         )
@@ -1212,14 +1218,14 @@ class Import(DataCase):
         process.communicate(timeout=LIMIT_S)
         self.assertEqual(process.returncode, -9)
 
-    def assert_goes_on(self, rows, path):
+    def assert_continues(self, rows, path):
         left = rows - self.imported()
         self.assertGreater(left, 0)
-        self.assertIn(f"{rows} readings, {left} of them new", self.done("import", "--node", "a", path))
+        self.assertIn(f"{rows:,} readings, {left:,} new", self.done("import", "--node", "a", path))
         self.assert_sound(rows)
 
-    def test_killed_in_the_middle(self):
-        """Twice, when of what it has handed over something is durable, and something need not be."""
+    def test_killed_import_is_continued(self):
+        """It is killed twice, when some of the submitted batches are committed and others may not be."""
         rows, before = 4000, 0
         for batches in (1, 3):
             then = f"intake.flush(60) if count == {batches} else count == {batches + 2} and signal.raise_signal(9)"
@@ -1227,11 +1233,11 @@ class Import(DataCase):
             self.assert_killed(process)
             self.assertGreaterEqual(self.imported(), before + 500)
             before = self.imported()
-        self.assert_goes_on(rows, path)
+        self.assert_continues(rows, path)
 
     @long
-    def test_killed_at_any_moment(self):
-        """It waits in the middle of its file, so that it never ends by itself."""
+    def test_import_killed_at_any_time_is_continued(self):
+        """The import pauses in the middle of its file, so that it does not end before it is killed."""
         rows = 100_000
         for more in (500, 2000):
             before = self.imported()
@@ -1239,14 +1245,14 @@ class Import(DataCase):
             wait_until(lambda enough=before + more: self.imported() >= enough, "some of it is stored")
             process.kill()
             self.assert_killed(process)
-        self.assert_goes_on(rows, path)
+        self.assert_continues(rows, path)
 
     def imported(self):
         try:
             with contextlib.closing(sqlite3.connect(f"file:{self.database()}?mode=ro", uri=True)) as db:
                 return db.execute("SELECT coalesce(sum(seq), 0) FROM epochs").fetchone()[0]
         except sqlite3.Error:
-            return 0  # the database is only just being made
+            return 0  # the database is still being created
 
     def breaking_after(self, count):
         real, calls = Ingestor.submit, []
@@ -1260,8 +1266,8 @@ class Import(DataCase):
         return submit
 
 
-class OldDatabases(DataCase):
-    """Tables of older systems."""
+class ForeignDatabases(DataCase):
+    """Tables in the databases of other programs."""
 
     def database(self, script, name="old.db"):
         path = os.path.join(self.place, name)
@@ -1272,8 +1278,8 @@ class OldDatabases(DataCase):
     def rows(self):
         return [line.split(",", 1)[1] for line in self.done("export").splitlines()[1:]]
 
-    def test_as_tmon_has_them(self):
-        """Milli-degrees as texts, and the node in another table."""
+    def test_database_of_tmon_is_imported(self):
+        """Values are millidegrees as text, and the node is in another table."""
         path = self.database("""
             CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT, token TEXT);
             CREATE TABLE temperature (
@@ -1285,14 +1291,12 @@ class OldDatabases(DataCase):
         before = content(path)
         for new in (3, 0):
             told = self.done("import", "--scale", "0.001", "--unit", "°C", "--utc", path)
-            self.assertRegex(
-                told, rf": 3 readings, {new} of them new, 2023-01-02T10:00:00.000Z to 2023-01-02T10:10:00.123Z"
-            )
+            self.assertRegex(told, rf": 3 readings, {new} new, 2023-01-02T10:00:00.000Z to 2023-01-02T10:10:00.123Z")
         self.assertEqual(self.rows(), ["Living_room,temperature,20.812,°C", "Living_room,temperature,,°C",
                                        "attic,temperature,-1.5,°C"])  # fmt: skip
         self.assertEqual(content(path), before)
 
-    def test_a_row_a_reading_of_several_sensors(self):
+    def test_table_with_one_row_per_reading_is_imported(self):
         path = self.database("""
             CREATE TABLE data (time REAL, location TEXT, sensorType TEXT, value REAL, unit TEXT);
             INSERT INTO data VALUES (1700000000.5, 'a', 'DHT22 t', 21.5, '°C'), (1700000000.5, 'a', 'h', 40, '=%'),
@@ -1302,38 +1306,40 @@ class OldDatabases(DataCase):
         self.done("import", path)
         self.assertEqual(self.rows(), ["a,dht22_t,21.5,°C", "a,h,40.0,'=%", "b,h,41.0,"])
 
-    def test_a_column_a_sensor(self):
+    def test_table_with_one_column_per_sensor_is_imported(self):
         path = self.database("""
             CREATE TABLE log (id INTEGER, created_at INTEGER, temperature REAL, "humidity (%)" REAL);
             INSERT INTO log VALUES (1, 1700000000, 21.5, NULL), (2, 1700000010, 22, 40);
             """)
         status, out, _ = self.run_("import", path)
         self.assertEqual(status, 1)
-        self.assertIn("no table has readings (log); --table or --query says which, --node whose", out)
+        self.assertIn(
+            "no table with readings was recognised; the tables are: log; use --table or --query, and --node if", out
+        )
         self.done("import", "--node", "a", path)
         self.assertEqual(self.rows(), ["a,temperature,21.5,", "a,temperature,22.0,", "a,humidity,40.0,%"])
 
-    def test_a_query_says_it(self):
+    def test_query_selects_the_readings(self):
         path = self.database("""
             CREATE TABLE x (d TEXT, t REAL); CREATE TABLE y (date TEXT, node TEXT, value REAL);
             CREATE TABLE z (date TEXT, node TEXT, value REAL);
             INSERT INTO x VALUES ('2023-01-02 10:00', 70.7);
             """)
-        self.assertIn("tables y, z may all have readings", self.run_("import", path)[1])
-        self.assertIn("there is no table w", self.run_("import", "--table", "w", path)[1])
-        self.assertIn("there is no reading in it", self.run_("import", "--table", "y", path)[1])
+        self.assertIn("several tables may have readings: y, z; use --table or --query", self.run_("import", path)[1])
+        self.assertIn("there is no table `w`", self.run_("import", "--table", "w", path)[1])
+        self.assertIn("it contains no readings", self.run_("import", "--table", "y", path)[1])
         query = "SELECT d AS time, round((t - 32) / 1.8, 2) AS t, 'n' AS node FROM x"
         self.done("import", "--query", query, path)
         self.assertEqual(self.rows(), ["n,t,21.5,"])
-        for wrong, text in (
-            ("SELECT d FROM x", "no column is called time"), ("SELEC", "syntax error"), ("", "may all have"),
-            ("DELETE FROM x", "readonly"), ("SELECT 1 AS time, 'a' AS node", "no column has a value"),
+        for query, text in (
+            ("SELECT d FROM x", "there is no column `time`"), ("SELEC", "syntax error"), ("", "may have readings"),
+            ("DELETE FROM x", "readonly"), ("SELECT 1 AS time, 'a' AS node", "there is no column with values"),
         ):  # fmt: skip
-            status, out, told = self.run_("import", "--query", wrong, path)
+            status, out, told = self.run_("import", "--query", query, path)
             self.assertEqual(status, 1)
             self.assertIn(text, out + told)
 
-    def test_a_wrong_row_is_named(self):
+    def test_invalid_row_of_a_table_is_reported(self):
         for value in ("'warm'", "x'ff00'", "1e999", "9e30"):
             path = self.database(
                 "DROP TABLE IF EXISTS t; CREATE TABLE t (time, node, value);"
@@ -1353,11 +1359,11 @@ class OldDatabases(DataCase):
             self.assertEqual(status, 1, time)
             self.assertIn("row 1: ", out)
 
-    def test_what_it_is_not_for(self):
+    def test_own_and_broken_databases_are_rejected(self):
         fill(self.data)
         own = os.path.join(self.place, "own.sqlite3")
         self.done("backup", own)
-        self.assertIn("is a Pigeonpost database: `export` it there", self.run_("import", own)[1])
+        self.assertIn("this is a Pigeonpost database: use `export` and import the result", self.run_("import", own)[1])
         broken = os.path.join(self.place, "broken.db")
         with open(broken, "wb") as file:
             file.write(b"SQLite format 3\0" + b"\xff" * 8000)
@@ -1367,7 +1373,7 @@ class OldDatabases(DataCase):
 
 
 class Promise(unittest.TestCase):
-    """With the real programs: a server that was restored gets again by itself what it lost."""
+    """With the real programs: nodes send again the samples that a restored server has lost."""
 
     def setUp(self):
         self.house = House(temp_folder(self), every_s=0.01)
@@ -1383,7 +1389,7 @@ class Promise(unittest.TestCase):
         wanted = len(self.house.heard) + more
         wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
 
-    def test_backup_beside_the_server_and_restore_after_more_has_come(self):
+    def test_restored_server_receives_its_lost_samples_again(self):
         for name in ("b.tar", "b.sqlite3"):
             self.collect()
             backup = str(self.house.folder / name)
@@ -1396,7 +1402,7 @@ class Promise(unittest.TestCase):
         self.house.settle()
         figures = self.house.check()
         self.assertEqual((figures["lost"], figures["repeated"], figures["gaps"]), (0, 0, 0))
-        self.assertRegex(self.control("verify"), r"^\d+ samples of 1 nodes: all there, each once\n$")
+        self.assertRegex(self.control("verify"), r"^\d+ samples of 1 node: none missing, none stored twice\n$")
 
 
 if __name__ == "__main__":

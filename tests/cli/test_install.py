@@ -1,4 +1,4 @@
-"""control.py install, on folders: what is printed, the copy of the program, drop-ins by device, the move of data."""
+"""Tests of `control.py install` in a temporary folder: output, copy of the program, drop-ins, move of the data."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from tests.support import memory_disk, temp_folder
 
 
 class Died(BaseException):
-    """A kill: no `except` of the program runs."""
+    """Simulated kill, which no `except` clause of the program handles."""
 
 
 def write(folder, name, text="x"):
@@ -42,12 +42,12 @@ def tree(folder):
 
 class Files(unittest.TestCase):
     def setUp(self):
-        sync = mock.patch("os.sync")  # of the whole machine
+        sync = mock.patch("os.sync")  # it would sync all disks of this machine
         sync.start()
         self.addCleanup(sync.stop)
         self.layout = Layout(temp_folder(self, memory_disk()))
 
-    def test_a_machine_without_devices_gets_no_drop_in_and_each_device_its_own(self):
+    def test_each_device_needs_its_own_drop_in(self):
         self.assertEqual(drop_ins(self.layout), [])
         for path, name in (
             ("/dev/i2c-1", "i2c.conf"), ("/dev/spidev0.0", "spi.conf"), ("/dev/gpiochip0", "gpio.conf"),
@@ -58,11 +58,11 @@ class Files(unittest.TestCase):
                 write(layout.root, path[1:])
                 self.assertEqual([one.name for one in drop_ins(layout)], [name])
 
-    def test_a_raspberry_pi_gets_all(self):
+    def test_raspberry_pi_needs_all_drop_ins(self):
         write(self.layout.root, "proc/device-tree/model", "Raspberry Pi Zero W Rev 1.1\0")
         self.assertEqual(drop_ins(self.layout), list(DROP_INS))
 
-    def test_each_drop_in_names_its_group_and_a_device(self):
+    def test_each_drop_in_contains_its_group_and_a_device(self):
         files = dict(unit_files("node", list(DROP_INS), False))
         for one in DROP_INS:
             text = files[f"/etc/systemd/system/pigeonpost-node.service.d/{one.name}"].decode()
@@ -72,13 +72,13 @@ class Files(unittest.TestCase):
         self.assertEqual(len(dict(unit_files("server", [], True))), 2)
 
     def program(self, *names):
-        """Have a program of few files."""
+        """Replace the program by a few files."""
         files = [(name, name.encode()) for name in names]
         patch = mock.patch("pigeonpost.cli.install_files.program_files", lambda: iter(files))
         patch.start()
         self.addCleanup(patch.stop)
 
-    def test_copy_replaces_an_earlier_version_and_keeps_the_users_files(self):
+    def test_copy_replaces_an_earlier_version_and_keeps_files_of_the_user(self):
         self.program("deploy/a.service", "node.py", "pigeonpost/core/a.py", "pigeonpost/views/static/style.css")
         target = self.layout.path(PROGRAM)
         users = ["data/outbox.ring", "files/photo.jpg", "mine.py", "node.toml"]
@@ -95,22 +95,22 @@ class Files(unittest.TestCase):
         expected = sorted([*users, "deploy/a.service", "node.py", "pigeonpost/core/a.py",
                            "pigeonpost/views/static/style.css"])  # fmt: skip
         self.assertEqual(copy_program(self.layout), 4)
-        self.assertEqual(self.there(), expected)
+        self.assertEqual(self.copied_files(), expected)
         self.assertEqual(os.stat(os.path.join(target, "pigeonpost", "core")).st_mode & 0o777, 0o755)
         self.assertTrue(os.path.exists(os.path.join(target, "pigeonpost", "core", "__pycache__")))
-        self.assertEqual(copy_program(self.layout), 0)  # all is there
+        self.assertEqual(copy_program(self.layout), 0)  # it is installed already
         for name in ("pigeonpost/core/stale.py", "node.py", "wire.py"):
             with self.subTest(name):
                 write(target, name, "# of another version")
                 self.assertEqual(copy_program(self.layout), 4)
-                self.assertEqual(self.there(), expected)
+                self.assertEqual(self.copied_files(), expected)
         self.assertEqual(remove_program(self.layout), ["data", "files", "mine.py", "node.toml"])
 
-    def there(self):
-        """The files in /opt, without compiled modules."""
+    def copied_files(self):
+        """Return the files in /opt, without compiled modules."""
         return [name for name in tree(self.layout.path(PROGRAM)) if "__pycache__" not in name]
 
-    def test_a_kill_at_any_rename_is_repaired_by_another_run(self):
+    def test_copy_killed_at_any_rename_is_completed_by_another_run(self):
         self.program("deploy/a.service", "node.py", "pigeonpost/a.py")
         for n in range(1, 8):
             self.layout = Layout(temp_folder(self, memory_disk()))
@@ -127,11 +127,11 @@ class Files(unittest.TestCase):
             with self.subTest(n), mock.patch("os.rename", kill), contextlib.suppress(Died):
                 copy_program(self.layout)
             copy_program(self.layout)
-            self.assertEqual(self.there(), ["deploy/a.service", "node.py", "pigeonpost/a.py"])
+            self.assertEqual(self.copied_files(), ["deploy/a.service", "node.py", "pigeonpost/a.py"])
             with open(self.layout.path(f"{PROGRAM}/pigeonpost/a.py"), encoding="utf-8") as file:
                 self.assertEqual(file.read(), "pigeonpost/a.py")
 
-    def test_removing_a_program_that_is_not_there_removes_nothing(self):
+    def test_removing_a_missing_program_removes_nothing(self):
         self.assertEqual(remove_program(self.layout), [])
 
 
@@ -143,7 +143,7 @@ class Printed(unittest.TestCase):
 
     def run_(self, *arguments, program="control.py"):
         with mock.patch("sys.argv", [program]):
-            return main_here(control_program, "--data", "data", *arguments)  # with a parser of its own: see `machine`
+            return main_here(control_program, "--data", "data", *arguments)  # with its own parser: see `machine`
 
     def test_install_prints_files_and_commands_and_changes_nothing(self):
         for program in ("node", "server"):
@@ -162,21 +162,21 @@ class Printed(unittest.TestCase):
         self.assertIn("\nListenStream=80\n", out)
         self.assertIn("install server --port-80 --write", out)
 
-    def test_own_settings_are_taken_unless_they_have_a_secret_or_another_data_folder(self):
+    def test_own_settings_are_copied_unless_they_have_a_secret_or_another_data_folder(self):
         write(".", "node.toml", '[node]\nname = "basement"\n')
         self.assertIn(f"a copy of {os.path.abspath('node.toml')}", self.run_("install", "node")[1])
         for text, told in (
             ('[node]\ntoken = "0123456789abcdef"\n', "[node] token to /etc/pigeonpost/node-token."),
             ('[mqtt]\npassword = "x"\n', "to /etc/pigeonpost/node.env, as the variable PIGEONPOST_MQTT_PASSWORD."),
-            ('[node]\ndata = "/mnt/x"\n', "the service may write to /var/lib/pigeonpost-node alone"),
+            ('[node]\ndata = "/mnt/x"\n', "the service may write to /var/lib/pigeonpost-node only"),
         ):
             write(".", "node.toml", text)
             status, _, err = self.run_("install", "node")
             self.assertEqual(status, 2)
             self.assertIn(told, err)
 
-    def test_secrets_in_arrays_of_tables_are_refused_with_a_place_that_works(self):
-        whole = "to /etc/pigeonpost/{0}.env, with the whole text of this file: PIGEONPOST_{1}_TOML='...'"
+    def test_secrets_in_arrays_of_tables_are_rejected_with_a_remedy(self):
+        place = "to /etc/pigeonpost/{0}.env, with the complete text of this file: PIGEONPOST_{1}_TOML='...'"
         for program, text, name in (
             ("node", '[[sensor]]\nkind = "adc"\n[[sensor]]\nkind = "mqtt"\npassword = "x"\n', "[[sensor]] 2: password"),
             ("node", '[[sensor]]\nkind = "nest"\nclient_secret = "x"\nrefresh_token = "y"\n',
@@ -190,7 +190,7 @@ class Printed(unittest.TestCase):
                 write(".", f"{program}.toml", text)
                 status, _, err = self.run_("install", program)
                 self.assertEqual(status, 2)
-                self.assertIn(f"Move {name} {whole.format(program, program.upper())}", err)
+                self.assertIn(f"Move {name} {place.format(program, program.upper())}", err)
         for text in (
             'kind = "nest"\nclient_secret = "env:NEST"\n',
             'kind = "json"\nheaders = {Authorization = "file:/etc/x"}\npassword = ""\n',
@@ -200,13 +200,13 @@ class Printed(unittest.TestCase):
                 write(".", "node.toml", f"[[sensor]]\n{text}")
                 self.assertEqual(self.run_("install", "node")[0], 0)
 
-    def test_a_table_of_the_other_program_is_named_with_its_file(self):
+    def test_table_of_the_other_program_is_rejected_with_its_file(self):
         write(".", "node.toml", '[web]\nlisten = "127.0.0.1:80"\n')
         status, _, err = self.run_("install", "node")
         self.assertEqual(status, 2)
         self.assertIn("[web] belongs in server.toml", err)
 
-    def test_a_command_that_fails_shows_its_first_line(self):
+    def test_failed_command_shows_its_first_line(self):
         failed = subprocess.CompletedProcess([], 1, "", "Failed to parse: x\nmore\n")
         with (
             mock.patch("subprocess.run", return_value=failed),
@@ -215,7 +215,7 @@ class Printed(unittest.TestCase):
         ):
             install._run(["systemd-sysusers"], Layout())
 
-    def test_devices_get_their_groups_at_once(self):
+    def test_devices_get_their_groups_immediately(self):
         layout, calls = self.machine("run/udev/control"), []
         plan = install.Plan("node", "node.default.toml", list(DROP_INS), ["spi"], False, None)
         with (
@@ -230,7 +230,7 @@ class Printed(unittest.TestCase):
         self.assertLessEqual(set(re.findall(r'SUBSYSTEM=="([^"]+)"', rules)), triggered)
         self.assertLessEqual({"misc", "vchiq"}, triggered)  # of /dev/vcio and /dev/vchiq
 
-    def test_writing_needs_root_and_repeats_the_command_as_it_was_typed(self):
+    def test_write_without_root_prints_the_command_with_sudo(self):
         self.machine("etc/systemd/system/pigeonpost-server.service")
         for program, command, expected in (
             ("control.py", ["install", "node"], "sudo python3 control.py install node --write"),
@@ -241,19 +241,19 @@ class Printed(unittest.TestCase):
         ):  # fmt: skip
             with self.subTest(program), mock.patch("os.geteuid", return_value=1000):
                 status, _, err = self.run_(*command, "--write", program=program)
-                self.assertEqual((status, err), (1, f"control.py: only root may write there: {expected}\n"))
+                self.assertEqual((status, err), (1, f"control.py: --write needs root: {expected}\n"))
 
-    def test_a_folder_that_only_root_may_look_into_needs_root(self):
+    def test_folder_that_only_root_may_read_needs_root(self):
         error = PermissionError(13, "Permission denied", "/var/lib/private/x")
         with mock.patch("pigeonpost.cli.install.check_move", side_effect=error):
             status, _, err = self.run_("install", "server", "--move-data")
         self.assertEqual(status, 1)
         self.assertIn(
-            "/var/lib/private/x: only root may look there: sudo python3 control.py install server --data data"
+            "/var/lib/private/x: only root may read it: sudo python3 control.py install server --data data"
             " --move-data\n", err
         )  # fmt: skip
 
-    def test_a_fault_of_the_disk_names_the_file(self):
+    def test_disk_error_names_the_file(self):
         for error in (OSError(28, "No space left on device", "/opt/x"), DiskError("/opt/x: No space left on device")):
             with (
                 self.subTest(type(error)),
@@ -263,22 +263,22 @@ class Printed(unittest.TestCase):
                 status, _, err = self.run_("install", "node", "--write")
                 self.assertEqual((status, err), (1, "control.py: /opt/x: No space left on device\n"))
 
-    def test_without_data_there_is_nothing_to_move(self):
+    def test_missing_data_cannot_be_moved(self):
         status, _, err = self.run_("install", "node", "--move-data")
         self.assertEqual(status, 1)
         self.assertIn("there is nothing to move (--data DIR names another folder)", err)
 
-    def test_the_debian_package_needs_no_install(self):
+    def test_debian_package_needs_no_install(self):
         with mock.patch("pigeonpost.cli.install.FOLDER", install_files.PACKAGED):
             status, out, _ = self.run_("install", "node", "--write")
             self.assertEqual(status, 0)
             self.assertIn("sudo systemctl enable --now pigeonpost-node", out)
             self.assertIn("sudo apt remove pigeonpost", self.run_("uninstall", "node")[1])
 
-    def test_with_the_debian_package_data_is_moved_and_port_80_is_named(self):
+    def test_debian_package_moves_data_and_shows_port_80(self):
         layout = self.machine("var/lib/x")
         packaged = mock.patch("pigeonpost.cli.install.FOLDER", install_files.PACKAGED)
-        lock = mock.patch("pigeonpost.cli.move_data.lock_data_dir")  # each run is a process of its own
+        lock = mock.patch("pigeonpost.cli.move_data.lock_data_dir")  # each run is a separate process
         with packaged, lock, mock.patch("os.geteuid", return_value=0):
             status, out, _ = self.run_("install", "server", "--port-80")
             self.assertIn("sudo systemctl enable --now pigeonpost-server.socket pigeonpost-server\n", out)
@@ -295,29 +295,29 @@ class Printed(unittest.TestCase):
                 self.assertEqual(self.run_("install", "server", "--move-data", "--write")[0], 1)
             status, out, _ = self.run_("install", "server", "--move-data", "--write")
         self.assertEqual((status, tree(target), os.path.exists("data")), (0, ["pigeonpost.sqlite3"], False))
-        self.assertIn("1 files of the data", out)
+        self.assertIn(": 1 file moved from ", out)
         self.assertIn("sudo systemctl enable --now pigeonpost-server\n", out)
 
     def machine(self, *paths):
-        """Run the commands on a machine that has these files; the folder that stands for /."""
+        """Run the commands on a machine with these files. Return the layout, whose folder replaces /."""
         layout = Layout(temp_folder(self))
         for path in paths:
             write(layout.root, path)
         for command in ("install", "uninstall"):
-            run = functools.partial(getattr(install, command), layout=layout)
+            run = functools.partial(getattr(install, f"_{command}"), layout=layout)
             patch = mock.patch.dict(control_program.COMMANDS, {command: install.COMMANDS[command]._replace(run=run)})
             patch.start()
             self.addCleanup(patch.stop)
         return layout
 
-    def test_the_debian_package_and_install_are_not_mixed(self):
+    def test_install_is_rejected_beside_the_debian_package(self):
         self.machine("usr/share/pigeonpost/control.py")
         status, _, err = self.run_("install", "node")
         self.assertEqual(status, 1)
         self.assertIn("sudo apt remove pigeonpost", err)
         self.assertIn("sudo apt remove pigeonpost", self.run_("uninstall", "node")[1])
 
-    def test_uninstall_says_when_there_is_nothing(self):
+    def test_uninstall_reports_a_missing_service(self):
         self.machine()
         for more in ((), ("--write",)):
             self.assertEqual(
@@ -327,9 +327,13 @@ class Printed(unittest.TestCase):
         self.assertIn("not installed here", self.run_("uninstall", "node")[1])
         self.assertIn("rm /etc/systemd/system/pigeonpost-server.service", self.run_("uninstall", "server")[1])
 
-    def test_what_is_missing_after_the_start_is_said(self):
+    def test_missing_token_and_password_are_reported_after_the_start(self):
         for program, log, told in (
-            ("node", ["INFO no token: only this machine is answered"], "systemctl restart pigeonpost-node\n"),
+            (
+                "node",
+                ["INFO no token: only programs on this machine can connect"],
+                "systemctl restart pigeonpost-node\n",
+            ),
             ("node", ["listening on 0.0.0.0:5003"], ""),
             ("server", ["the page is at http://127.0.0.1:8080/"], "/var/lib/pigeonpost-server password\n"),
         ):
@@ -341,7 +345,7 @@ class Printed(unittest.TestCase):
             self.assertTrue(self.out("server", layout).endswith("the page is at http://127.0.0.1:8080/\n"))
 
     def started(self, log):
-        """Have systemd start a unit, which logs some lines."""
+        """Simulate the start of a unit that logs these lines."""
         return mock.patch.multiple("pigeonpost.cli.install", _run=mock.DEFAULT, _log=lambda unit: log)
 
     def out(self, program, layout):
@@ -364,7 +368,7 @@ class MoveData(unittest.TestCase):
         write(self.source, "running.json")
 
     def move(self, program):
-        """Move as a process does; at its end the locks are free, also where it was killed."""
+        """Move the data as in a separate process: its locks are released at the end, even after a kill."""
         held = []
 
         def lock(path):
@@ -378,7 +382,7 @@ class MoveData(unittest.TestCase):
             for descriptor in held:
                 os.close(descriptor)
 
-    def test_each_program_takes_its_part_of_a_common_folder(self):
+    def test_data_of_each_program_is_moved_from_a_common_folder(self):
         write(self.source, "mine.txt")
         self.assertEqual(self.move("node"), len(self.NODE))
         self.assertEqual(tree(self.target), sorted(self.NODE))
@@ -390,7 +394,7 @@ class MoveData(unittest.TestCase):
         with open(os.path.join(self.target, "files/a/b"), encoding="utf-8") as file:
             self.assertEqual(file.read(), "files/a/b")
 
-    def test_a_folder_that_is_empty_then_goes(self):
+    def test_empty_source_folder_is_deleted(self):
         for name in self.SERVER:
             os.unlink(os.path.join(self.source, name))
         shutil.rmtree(os.path.join(self.source, "logs"))
@@ -402,23 +406,25 @@ class MoveData(unittest.TestCase):
     def test_data_in_use_is_not_moved(self):
         descriptor = lock_data_dir(os.path.join(self.source, "server.lock"))
         self.addCleanup(os.close, descriptor)
-        with self.assertRaisesRegex(InUse, f"held by process {os.getpid()}"):
+        with self.assertRaisesRegex(InUse, f"locked by process {os.getpid()}"):
             self.move("server")
         self.assertFalse(os.path.exists(self.target))
 
-    def test_data_is_never_mixed(self):
+    def test_data_is_not_merged_with_existing_data(self):
         write(self.target, "tokens.json", "other")
-        with self.assertRaisesRegex(Failed, r"has tokens\.json already, and data is never mixed"):
+        with self.assertRaisesRegex(
+            Failed, r"already contains tokens\.json, and the data of two folders is never merged"
+        ):
             self.move("server")
         self.assertEqual(tree(self.target), ["tokens.json"])
 
-    def test_a_full_disk_is_told_before_anything_is_copied(self):
+    def test_full_disk_is_reported_before_anything_is_copied(self):
         full = mock.patch("shutil.disk_usage", return_value=mock.Mock(free=1))
         with full, self.assertRaisesRegex(Failed, "has 0 MiB free"):
             self.move("server")
         self.assertFalse(os.path.exists(self.target + ".moving"))
 
-    def test_a_kill_at_any_call_loses_nothing_and_another_run_completes_it(self):
+    def test_move_killed_at_any_call_loses_nothing_and_can_be_repeated(self):
         expected = {name: name for name in self.SERVER}
         for n in range(1, 200):
             with self.subTest(n):
@@ -435,7 +441,7 @@ class MoveData(unittest.TestCase):
         self.assertGreater(n, 20)
 
     def killed_at(self, n):
-        """Move with a kill before the nth call that changes something; False when there were fewer."""
+        """Move the data with a kill before the nth changing call. Return False if there are fewer calls."""
         left = n
 
         def counted(real):
@@ -457,7 +463,7 @@ class MoveData(unittest.TestCase):
                 return True
         return False
 
-    def test_a_source_that_changed_after_it_was_copied_is_not_deleted(self):
+    def test_source_that_changed_since_the_copy_is_not_deleted(self):
         mark = {"from": self.source, "files": check_move("server", self.source, self.target).files()}
         write(self.target, ".moved-from", json.dumps(mark))
         write(self.source, "tokens.json", "changed")

@@ -1,4 +1,4 @@
-"""control.py read-outbox: what can be read of an outbox, also of a damaged one, and what cannot."""
+"""Tests of `control.py read-outbox` with intact and damaged outbox files."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ class ReadOutbox(unittest.TestCase):
         return taken(values={"x": n / 4}, wall_ms=START_MS + n, up_ms=n)
 
     def run_command(self, *options, path=None):
-        """Exit status, standard output, standard error; the file is not changed."""
+        """Return exit status, standard output and standard error. Check that the file is not changed."""
         path = path or self.path
         before = os.stat(path), self.content(path)
         out, err = io.StringIO(), io.StringIO()
@@ -56,7 +56,7 @@ class ReadOutbox(unittest.TestCase):
     def place(self, number):
         return layout.SLOTS_AT + number % 8 * 128
 
-    def test_csv_has_a_row_per_value(self):
+    def test_csv_has_one_row_per_value(self):
         status, out, err = self.run_command("--node", "basement")
         lines = out.splitlines()
         self.assertEqual((status, err, lines[0]), (0, "", "time,node,epoch,seq,sensor,value"))
@@ -64,7 +64,7 @@ class ReadOutbox(unittest.TestCase):
         self.assertEqual(lines[-1], f"2026-11-20T15:36:10.000Z,basement,{OTHER},5,x,")
         self.assertEqual(len(lines), 1 + 8)
 
-    def test_json_has_an_object_per_sample(self):
+    def test_json_has_one_object_per_sample(self):
         status, out, _ = self.run_command("--format", "jsonl")
         samples = [json.loads(line) for line in out.splitlines()]
         self.assertEqual((status, len(samples)), (0, 8))
@@ -74,41 +74,41 @@ class ReadOutbox(unittest.TestCase):
         )
         self.assertEqual((samples[-1]["errors"], samples[-1]["clock"]), ({"x": "cut"}, "unset"))
 
-    def test_damaged_samples_are_named(self):
+    def test_damaged_samples_are_reported(self):
         self.spoil((self.place(4), b"\xff" * 50), (self.place(6), b"\0" * 50), (self.place(7) + 30, b"\1\2\3"))
         status, out, err = self.run_command()
         self.assertEqual((status, len(out.splitlines())), (1, 1 + 5))
         damaged = [f"sample 4 of epoch {EPOCH}: damaged", f"samples 2 to 3 of epoch {OTHER}: damaged"]
         self.assertEqual(err.splitlines(), [f"{self.path}: {text}" for text in damaged])
 
-    def test_the_newest_is_named_too(self):
+    def test_damaged_newest_sample_is_reported(self):
         self.spoil((self.place(9), bytes(100)))
         status, _, err = self.run_command()
         self.assertEqual((status, err), (1, f"{self.path}: sample 5 of epoch {OTHER}: damaged\n"))
 
-    def test_a_damaged_header(self):
-        whole = self.run_command()[1]
+    def test_samples_are_read_with_a_damaged_header(self):
+        expected = self.run_command()[1]
         self.spoil((3, b"\xff\xff"))
         status, out, err = self.run_command()
-        self.assertEqual((status, out), (1, whole))
-        self.assertIn("its header is damaged; it is read from a copy", err)
+        self.assertEqual((status, out), (1, expected))
+        self.assertIn("the header is damaged; it was read from its copy", err)
         self.spoil(*[(at, bytes(28)) for at in layout.HEADER_AT])
         status, out, err = self.run_command()
-        self.assertEqual((status, out), (1, whole))
-        self.assertIn("the samples are found by themselves", err)
+        self.assertEqual((status, out), (1, expected))
+        self.assertIn("the samples were found without it", err)
 
-    def test_a_file_cut_short(self):
+    def test_truncated_file_is_reported(self):
         os.truncate(self.path, self.place(4))
         status, out, err = self.run_command()
         self.assertEqual((status, len(out.splitlines())), (1, 1 + 4))  # 8, 9, 2 and 3
-        self.assertIn("it is shorter than the 13312 bytes that it had", err)
+        self.assertIn("the file is shorter than its original size, 13,312 bytes", err)
 
-    def test_forks_are_named_as_they_are_sent(self):
+    def test_forked_samples_have_the_epoch_with_which_they_are_sent(self):
         self.ring.fork(5, 9, "00000000000000ee")
         self.assertIn(",00000000000000ee,5,x,", self.run_command()[1])
 
-    def test_beside_a_node_that_writes(self):
-        """A sample that is overwritten meanwhile is not a damaged one."""
+    def test_sample_overwritten_during_the_scan_is_not_reported_as_damaged(self):
+        """The node continues to write to the file."""
         real = os.pread
 
         def pread(fd, count, at):
@@ -122,7 +122,7 @@ class ReadOutbox(unittest.TestCase):
                 status = control.main(["--data", self.folder, "read-outbox", self.path])
         self.assertEqual((status, err.getvalue()), (0, ""))
 
-    def test_sectors_that_the_disk_cannot_read(self):
+    def test_unreadable_sectors_are_reported_as_damaged_samples(self):
         real = os.pread
         bad = range(self.place(3) // 512 * 512, self.place(3) // 512 * 512 + 512)  # slots 0 to 3
 
@@ -137,19 +137,19 @@ class ReadOutbox(unittest.TestCase):
         self.assertEqual(len(out.getvalue().splitlines()), 1 + 4)  # 4 to 7
         self.assertIn(f"sample 4 of epoch {OTHER}: damaged", err.getvalue())
 
-    def test_what_is_no_outbox(self):
+    def test_files_that_are_not_outboxes_are_rejected(self):
         for name, content in (("empty", b""), ("text", b"a,b\n" * 1000), ("zeros", bytes(50_000))):
             path = os.path.join(self.folder, name)
             with open(path, "wb") as file:
                 file.write(content)
             status, out, err = self.run_command(path=path)
             self.assertEqual((status, out), (1, ""))
-            self.assertIn(f"{path} is not an outbox, and not one sample can be read of it", err)
+            self.assertIn(f"{path} is not an outbox file: no sample can be read from it", err)
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
             self.assertEqual(control.main(["--data", self.folder, "read-outbox", self.folder]), 1)
             self.assertEqual(control.main(["--data", self.folder, "read-outbox", self.path + "x"]), 1)
-        self.assertIn("is not a file", err.getvalue())
+        self.assertIn("is not a regular file", err.getvalue())
         self.assertIn("No such file or directory", err.getvalue())
 
 

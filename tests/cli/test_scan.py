@@ -1,4 +1,4 @@
-"""control.py scan: what there is, with its value, as settings that a node takes as they stand."""
+"""Tests of `control.py scan`, whose output is a valid settings file of a node."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ class Case(KernelCase):
         self.put("proc", loadavg="0.52 0.58 0.59 2/467 12345", meminfo="MemAvailable: 204800 kB")
 
     def scan(self, **modules):
-        """Its lines, with such libraries installed."""
+        """Return the lines of the output, with these libraries installed."""
         with mock.patch.dict(sys.modules, {**BARE, **modules}):
             return list(scan.lines(self.root))
 
@@ -41,7 +41,7 @@ class Case(KernelCase):
         return load(NODE, argparse.Namespace(config=path), "", ("sensor",), {})
 
     def readings(self, lines, **modules):
-        """What a node reads that has these lines as its settings."""
+        """Return the readings of a node with these lines as its settings."""
         found = {}
         with mock.patch.dict(sys.modules, {**BARE, **modules}):
             for source in node.make_sources(self.load(lines)):
@@ -49,8 +49,8 @@ class Case(KernelCase):
                 source.close()
         return found
 
-    def a_pi(self):
-        """A Raspberry Pi with a few chips."""
+    def put_pi_files(self):
+        """Create the files of a Raspberry Pi with several chips."""
         self.put("sys/bus/iio/devices/iio:device0", name="bme280", in_temp_input=21500, in_pressure_input=101.3,
                  in_humidityrelative_input=48123, sampling_frequency=1)  # fmt: skip
         self.put("sys/bus/iio/devices/iio:device1", name="mcp3424", in_voltage0_raw=1000, in_voltage0_scale=0.001,
@@ -65,8 +65,8 @@ class Case(KernelCase):
 
 
 class Listing(Case):
-    def test_a_pi_with_its_chips(self):
-        self.a_pi()
+    def test_chips_of_a_pi_are_listed_with_their_readings(self):
+        self.put_pi_files()
         lines = self.scan()
         text = "\n".join(lines)
         readings = self.readings(lines)
@@ -78,35 +78,35 @@ class Listing(Case):
         }  # fmt: skip
         self.assertEqual({**readings, **expected}, readings)
         self.assertEqual(set(readings) - set(expected), {"disk_free"})
-        for said in ("# iio/bme280", "# 21.5 °C", 'from = "iio/bme280/temp"',
+        for words in ("# iio/bme280", "# 21.5 °C", 'from = "iio/bme280/temp"',
                      'from = "hwmon/coretemp/temp/Package id 0"', 'from = "w1/28-0316a2794bff"', "#     load: 0.52",
                      "# 26.187 °C"):  # fmt: skip
-            self.assertIn(said, text)
+            self.assertIn(words, text)
 
-    def test_devices_of_one_name_are_called_by_their_places(self):
+    def test_devices_with_the_same_name_are_named_by_their_bus_address(self):
         for number, place in ((0, "1-0076"), (1, "1-0077")):
             self.put(f"sys/devices/i2c-1/{place}/iio:device{number}", name="bme280", in_temp_input=20000 + number)
             self.link(f"sys/bus/iio/devices/iio:device{number}", f"sys/devices/i2c-1/{place}/iio:device{number}")
         readings = self.readings(self.scan())
         self.assertEqual((readings["s_1_0076_temp"], readings["s_1_0077_temp"]), (20.0, 20.001))
 
-    def test_devices_that_cannot_be_told_apart_are_named_and_left(self):
+    def test_indistinguishable_devices_are_listed_as_a_comment(self):
         for number in (0, 1):
             self.put(f"sys/class/thermal/thermal_zone{number}", type="acpitz", temp=20000)
         lines = self.scan()
-        self.assertIn("# thermal/acpitz: 2 devices that cannot be told apart", lines)
+        self.assertIn("# thermal/acpitz: 2 devices that cannot be distinguished", lines)
         self.assertNotIn("acpitz", self.readings(lines))
 
-    def test_what_does_not_read_stands_there_with_the_reason(self):
+    def test_sensors_that_cannot_be_read_are_listed_with_the_reason(self):
         self.put("sys/bus/iio/devices/iio:device0", name="bme280", in_temp_input="hot", in_pressure_input=100)
         self.put("sys/bus/w1/devices/28-0316a2794bff", name="28-0316a2794bff", w1_slave=GOOD.replace("YES", "NO"))
         lines = self.scan()
         text = "\n".join(lines)
-        self.assertRegex(text, r"\n\[sensor.channels.bme280_temp\] +# does not read now: .*'hot' is no number")
-        self.assertRegex(text, r"\n# \[sensor.channels.s_28_0316a2794bff\] +# does not read now: .*checksum is wrong")
+        self.assertRegex(text, r"\n\[sensor.channels.bme280_temp\] +# cannot be read now: .*'hot' is not a number")
+        self.assertRegex(text, r"\n# \[sensor.channels.s_28_0316a2794bff\] +# cannot be read now: .*invalid checksum")
         self.assertEqual(self.readings(lines)["bme280_pressure"], 100)
 
-    def test_an_mcp3008(self):
+    def test_mcp3008_is_found_and_read(self):
         self.put("dev")
         for name in ("spidev0.0", "spidev0.1"):
             self.put("dev", **{name: ""})
@@ -126,17 +126,17 @@ class Listing(Case):
         lines = self.scan(spidev=spidev)
         text = "\n".join(lines)
         self.assertIn('# SPI 0.0, an MCP3008\n[[sensor]]\nkind = "adc"\nbus = 0\ndevice = 0\n', text)
-        self.assertIn("# SPI 0.1, an MCP3008\n# does not read: the chip does not answer", text)
+        self.assertIn("# SPI 0.1, an MCP3008\n# cannot be read: the chip does not answer", text)
         self.assertEqual(len([name for name in self.readings(lines, spidev=spidev) if name.startswith("input_")]), 8)
-        self.assertIn("# does not read: the Python module spidev is missing", "\n".join(self.scan()))
+        self.assertIn("# cannot be read: the Python module spidev is missing", "\n".join(self.scan()))
 
-    def test_i2c_buses_and_an_adc_pi(self):
+    def test_i2c_buses_and_mcp3424_are_found(self):
         self.put("dev", **{"i2c-1": ""})
         self.put("sys/bus/i2c/devices/i2c-1", name="bcm2835 (i2c@7e804000)")
         self.put("sys/bus/i2c/devices/1-0076", name="bme280")
         self.put("sys/bus/i2c/devices/1-006a", name="rtc")
 
-        class Clock(Chip):  # of the DS1307 family: its registers, one after the other
+        class Clock(Chip):  # of the DS1307 family: sends its registers one after the other
             def give(self):
                 for byte in (0x12, 0x34, 0x05, 0x06, 0x21, 0x11, 0x26):
                     yield from (byte >> shift & 1 for shift in range(7, -1, -1))
@@ -146,7 +146,7 @@ class Listing(Case):
         )
         wires.chips[0x69].size = 3
         smbus2 = library(wires)
-        # Conversions take as many polls as the chip of the test wants; of their real time nothing is tested here.
+        # The simulated chip determines after how many polls a conversion is finished: real times are not tested.
         self.enterContext(mock.patch.object(mcp3424, "_USUAL_S", (0.0,) * 4))
         lines = self.scan(smbus2=smbus2)
         text = "\n".join(lines)
@@ -155,20 +155,20 @@ class Listing(Case):
             text,
         )
         self.assertEqual(wires.open, 0)
-        self.assertEqual([entry for entry in wires.log if entry[0] == 0x6F], [(0x6F, "read")])  # and never written to
+        self.assertEqual([entry for entry in wires.log if entry[0] == 0x6F], [(0x6F, "read")])  # it is never written to
         self.assertNotIn(0x6A, [address for address, _ in wires.log])
         readings = self.readings(lines, smbus2=smbus2)
         self.assertAlmostEqual(readings["adc_1"], 0.5 * 2.471, delta=0.001)
         self.assertAlmostEqual(readings["adc_1_2"], 2.471, delta=0.001)
         self.assertEqual(len([name for name in readings if name.startswith("adc_")]), 8)
 
-    def test_nothing_but_the_machine(self):
+    def test_machine_without_sensors_lists_itself_only(self):
         for folder in ("", "/nowhere"):
             self.root = folder or self.root
             kinds = [entry["kind"] for entry in tomllib.loads("\n".join(self.scan())).get("sensor", [])]
             self.assertEqual(kinds, ["machine"])
 
-    def test_texts_of_devices_do_nothing_to_the_file_or_the_terminal(self):
+    def test_control_characters_in_device_names_are_removed(self):
         self.put("sys/bus/iio/devices/iio:device0", name='a"\\\x7f\x1b[2J\u202e', in_temp_input=1000)
         self.put("sys/bus/iio/devices/iio:device1", name="with/slash", in_temp_input=1000)
         self.put("sys/class/hwmon/hwmon0", name="x\ny", temp1_input=1000, temp1_label="\u2028[[sensor]]")
@@ -180,7 +180,7 @@ class Listing(Case):
 
 
 class Names(unittest.TestCase):
-    def test_names_of_channels(self):
+    def test_channel_names_are_derived_from_device_names(self):
         for parts, name in (
             (("bme280", "temp"), "bme280_temp"), (("28-0316A", ""), "s_28_0316a"), (("Package id 0",), "package_id_0"),
             (("",), "s"), (("°C",), "c"), (("x" * 99,), "x" * 28), (("µ",), "s"),
@@ -189,7 +189,7 @@ class Names(unittest.TestCase):
 
 
 class Programs(unittest.TestCase):
-    def test_a_node_runs_with_what_is_found_here(self):
+    def test_node_runs_with_the_output_of_scan(self):
         status, said, errors = control(self, "scan")
         self.assertEqual((status, errors), (0, ""))
         path = os.path.join(temp_folder(self), "node.toml")
@@ -201,7 +201,7 @@ class Programs(unittest.TestCase):
         self.assertEqual(program.wait(), 0)
         program.logs("load, memory_free, disk_free")
 
-    def test_another_root(self):
+    def test_root_selects_another_folder(self):
         status, said, errors = control_here("scan", "--root", temp_folder(self))
         self.assertEqual((status, errors), (0, ""))
         self.assertIn('kind = "machine"', said)

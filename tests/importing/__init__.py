@@ -1,1 +1,1 @@
-"""Tests of pigeonpost/importing."""
+"""Tests of the package pigeonpost.importing."""

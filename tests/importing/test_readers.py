@@ -1,3 +1,5 @@
+"""Tests of the readers of CSV and JSON files, and of the parsers of their cells."""
+
 import io
 import os
 import random
@@ -32,23 +34,23 @@ T = parse_rfc3339("2026-11-20T15:36:10.123Z")
 
 
 def found_in(text, name="x.csv"):
-    """What there is in a file: columns, readings and faults."""
+    """Return the content of a file: columns, readings and faults."""
     return list(readings(io.BytesIO(text if isinstance(text, bytes) else text.encode()), name))
 
 
 def row_by_row():
-    """Nothing is usual enough to be read by column."""
+    """Disable reading by column, so that all files are read row by row."""
     return mock.patch.multiple(tables, _log_columns=lambda block: None, _table_columns=lambda block, table: None)
 
 
 def read(text, name="x.csv"):
-    """The readings and the faults in a file, read row by row."""
+    """Return the readings and the faults in a file, read row by row."""
     with row_by_row():
         return found_in(text, name)
 
 
 def by_node(found):
-    """The readings of each node in their order, without their places, whether they came by column or not."""
+    """Return the readings of each node in their order, without their positions. Columns are converted to readings."""
     nodes = {}
     for one in found:
         assert not isinstance(one, Fault), one
@@ -68,7 +70,7 @@ def by_node(found):
 
 
 def values(text, name="x.csv"):
-    """(ms since 1970, values) of each reading; a fault fails."""
+    """Return time (ms since 1970) and values of each reading. The file must have no faults."""
     found = read(text, name)
     assert all(isinstance(one, ImportedReading) for one in found), found
     return [(one.time_ms, one.values) for one in found]
@@ -78,8 +80,8 @@ def faults(text, name="x.csv"):
     return [str(one) for one in read(text, name) if isinstance(one, Fault)]
 
 
-class OurLog(unittest.TestCase):
-    def test_rows_of_one_moment_make_one_reading(self):
+class OwnLog(unittest.TestCase):
+    def test_rows_with_the_same_time_and_node_are_one_reading(self):
         units = {"temperature": "°C", "light": ""}
         self.assertEqual(
             read(LOG),
@@ -91,17 +93,17 @@ class OurLog(unittest.TestCase):
             ],
         )  # fmt: skip
 
-    def test_what_is_wrong_is_named_with_its_line(self):
-        wrong = (
-            ("2026-11-20T16:36:10Z,basement,temperature,abc,°C", "temperature takes a number, not 'abc'"),
-            ("yesterday,basement,temperature,1,°C", "'yesterday' is no time"),
-            ("2026-11-20T16:36:10Z,../x,temperature,1,°C", "'../x' is no name of a node"),
-            ("2026-11-20T16:36:10Z,basement,Temp,1,°C", "'Temp' is no name of a sensor"),
-            ("2026-11-20T16:36:10Z,basement,temperature,1", "4 cells, where time,node,sensor,value,unit are 5"),
-            ("2026-11-20T16:36:10Z,basement,temperature,1," + "x" * 33, "is no unit"),
-            ('2026-11-20T16:36:10Z,basement,gap,1,"\nsamples"', "is no unit"),
+    def test_faults_are_reported_with_their_line(self):
+        invalid = (
+            ("2026-11-20T16:36:10Z,basement,temperature,abc,°C", "temperature must be a number, not 'abc'"),
+            ("yesterday,basement,temperature,1,°C", "'yesterday' is not a valid time"),
+            ("2026-11-20T16:36:10Z,../x,temperature,1,°C", "'../x' is not a valid node name"),
+            ("2026-11-20T16:36:10Z,basement,Temp,1,°C", "'Temp' is not a valid sensor name"),
+            ("2026-11-20T16:36:10Z,basement,temperature,1", "has 4 cells instead of 5 (time,node,sensor,value,unit)"),
+            ("2026-11-20T16:36:10Z,basement,temperature,1," + "x" * 33, "is not a valid unit"),
+            ('2026-11-20T16:36:10Z,basement,gap,1,"\nsamples"', "is not a valid unit"),
         )
-        for row, text in wrong:
+        for row, text in invalid:
             found = faults(LOG + row + "\n")
             self.assertEqual(len(found), 1, row)
             self.assertTrue(found[0].startswith(("line 9: ", "line 10: ")), found)
@@ -109,7 +111,7 @@ class OurLog(unittest.TestCase):
 
 
 class Tables(unittest.TestCase):
-    def test_columns_are_sensors(self):
+    def test_each_column_is_a_sensor(self):
         text = (
             "Time;Temperature (°C);Rel. Humidity [%];2nd\n2026-11-20 15:36:10Z;23,4;;7\n2026-11-20T15:36:11+00:00;;;\n"
         )
@@ -117,7 +119,7 @@ class Tables(unittest.TestCase):
         units = {"temperature": "°C", "rel_humidity": "%"}
         self.assertEqual(found, [ImportedReading("line 2", "", T - 123, {"temperature": 23.4, "s_2nd": 7}, units)])
 
-    def test_however_lines_end_and_cells_are_divided(self):
+    def test_line_ends_and_cell_separators_are_detected(self):
         for text in (
             "time,a\r\n2026-11-20T15:36:10.123Z,1\r\n",
             "\ufefftime\ta\n2026-11-20T15:36:10.123Z\t1",
@@ -127,20 +129,20 @@ class Tables(unittest.TestCase):
         ):
             self.assertEqual(values(text), [(T, {"a": 1})], text)
 
-    def test_latin_1_of_old_programs(self):
+    def test_latin_1_is_decoded(self):
         self.assertEqual(read("time,t (°C)\n1795188970,1\n".encode("latin-1"))[0].units, {"t": "°C"})
 
-    def test_a_column_that_says_whose_a_row_is(self):
+    def test_node_column_names_the_node_of_each_row(self):
         text = "time,t (°C),Node,u\n2026-11-20T15:36:10.123Z,1,a,2\n2026-11-20T15:36:10.123Z,3,../b,4\n"
         self.assertEqual(
             read(text),
             [
                 ImportedReading("line 2", "a", T, {"t": 1, "u": 2}, {"t": "°C"}),
-                Fault("line 3", "'../b' is no name of a node"),
+                Fault("line 3", "'../b' is not a valid node name"),
             ],
         )
 
-    def test_a_time_without_an_offset_is_this_machines(self):
+    def test_time_without_an_offset_is_local_time(self):
         before = os.environ.get("TZ")
         os.environ["TZ"] = "Europe/Berlin"
         time.tzset()
@@ -150,44 +152,44 @@ class Tables(unittest.TestCase):
             os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
             time.tzset()
 
-    def test_what_is_wrong_is_named(self):
+    def test_faults_are_reported(self):
         for text, said in (
-            ("", "a table has 2 to 256 columns"),
-            ("time\n1\n", "a table has 2 to 256 columns"),
-            ("time" + ",a" * 300, "a table has 2 to 256 columns"),
-            ("2026-11-20T15:36:10Z,1\n", "the first line names the columns"),
-            ("time,a,A\n", "two columns are called a"),
-            ("time,!\n", "'!' is no name of a sensor"),
-            ("time,a\n1795188970,x\n", "line 2: a takes a number, not 'x'"),
-            ("time,a\n1795188970,1,2\n", "line 2: 3 cells, where the first line has 2"),
+            ("", "the table has 0 columns; it must have 2 to 256"),
+            ("time\n1\n", "the table has 1 column; it must have 2 to 256"),
+            ("time" + ",a" * 300, "the table has 301 columns; it must have 2 to 256"),
+            ("2026-11-20T15:36:10Z,1\n", "the first line must contain the names of the columns"),
+            ("time,a,A\n", "two columns have the name a"),
+            ("time,!\n", "'!' is not a valid sensor name"),
+            ("time,a\n1795188970,x\n", "line 2: a must be a number, not 'x'"),
+            ("time,a\n1795188970,1,2\n", "line 2: the row has 3 cells, but the first line has 2"),
             ("time,a\n1795188970,1e999\n", "line 2: a is too large"),
             ("time,a\n1795188970," + "9" * 30 + "\n", "line 2: a is too large"),
-            ("time,a\n17,1\n", "line 2: '17' is no time"),
-            ("time,a\n2026-13-40 10:00:00,1\n", "line 2: '2026-13-40 10:00:00' is no time"),
+            ("time,a\n17,1\n", "line 2: '17' is not a valid time"),
+            ("time,a\n2026-13-40 10:00:00,1\n", "line 2: '2026-13-40 10:00:00' is not a valid time"),
             ('time,a\n1795188970,"1\n', "unexpected end of data"),
-            ("time,a\n" + "x" * 100_000 + "\n", "a line has at most 65536 bytes"),
-            ("x" * 1_000_000, "a line has at most 65536 bytes"),
+            ("time,a\n" + "x" * 100_000 + "\n", "the line is longer than 65,536 bytes"),
+            ("x" * 1_000_000, "the line is longer than 65,536 bytes"),
             ('time,a\n1795188970,"' + "1\n" * 100_000, "field larger than field limit"),
         ):
             found = faults(text)
             self.assertEqual(len(found), 1, text[:50])
             self.assertIn(said, found[0])
 
-    def test_every_wrong_row_is_named(self):
+    def test_all_invalid_rows_are_reported(self):
         rows = "".join(f"1795188970,{'x' if number % 2 else number}\n" for number in range(10))
         self.assertEqual([fault.partition(":")[0] for fault in faults("time,a\n" + rows)],
                          [f"line {line}" for line in (3, 5, 7, 9, 11)])  # fmt: skip
 
 
 class ByColumn(unittest.TestCase):
-    """What is read by column is what is read row by row."""
+    """Reading by column gives the same readings as reading row by row."""
 
-    def same(self, text):
+    def assert_same_by_column(self, text):
         found = found_in(text)
         self.assertEqual(by_node(found), by_node(read(text)))
         return found
 
-    def test_usual_files_are_read_by_column(self):
+    def test_files_in_usual_format_are_read_by_column(self):
         for head, row in (
             ("time,node,sensor,value,unit\n", "2026-11-20T16:36:{k:02}.123+01:00,n{n},t,{k}.5,°C\n"
              "2026-11-20T16:36:{k:02}.123+01:00,n{n},u,{n},\n"),
@@ -196,14 +198,14 @@ class ByColumn(unittest.TestCase):
         ):  # fmt: skip
             text = head + "".join(row.format(k=k, n=n) for k in range(60) for n in range(3))
             with self.subTest(head):
-                found = self.same(text)
+                found = self.assert_same_by_column(text)
                 self.assertEqual({type(one) for one in found}, {ReadingColumns})
                 self.assertEqual(sum(len(one.times) for one in found), 180)
-                self.assertLessEqual(len(found), 4)  # the last reading of a log may go on in the next block
+                self.assertLessEqual(len(found), 4)  # the last reading of a log may continue in the next block
                 wheres = [one.where for one in found[:3]]
                 self.assertEqual(wheres, [f"line {2 + n * row.count(chr(10))}" for n in range(3)])
 
-    def test_readings_that_blocks_divide(self):
+    def test_readings_divided_between_blocks_are_joined(self):
         rows = "".join(f"17951889{k:02},n{k // 7},{'tuvw'[s]},{k},\n" for k in range(90) for s in range(k % 4 + 1))
         rows += '1795189999,n1,gap,12,"samples 3 to 14 of epoch 0:\n overwritten"\n' * 3
         text = "time,node,sensor,value,unit\n" + rows.replace("1795188950,", "1795188949,")
@@ -213,26 +215,26 @@ class ByColumn(unittest.TestCase):
                 self.assertEqual(by_node(found_in(text)), wanted)
         with mock.patch.object(tables, "BLOCK_ROWS", 16), mock.patch.object(tables, "_STEP_ROWS", 4):
             self.assertEqual(
-                faults(text + "1795189999,n1,t,x,\n"), [f"line {text.count(chr(10)) + 1}: t takes a number, not 'x'"]
+                faults(text + "1795189999,n1,t,x,\n"), [f"line {text.count(chr(10)) + 1}: t must be a number, not 'x'"]
             )
 
-    def test_block_is_bounded_in_characters_and_cells(self):
+    def test_size_of_a_block_is_limited_in_characters_and_cells(self):
         for row in ("17951889{:02}," + "0" * 60_000, "{}" + "," * 60_000):
             text = "time,a\n" + "".join(row.format(k) + "\n" for k in range(99))
             with mock.patch.object(tables, "_table_columns", side_effect=tables._table_columns) as columns:
                 self.assertEqual(len(found_in(text)), 99)
             self.assertGreater(len(columns.mock_calls), 2)
 
-    def test_rows_of_one_moment_are_not_held_for_longer_than_a_reading(self):
+    def test_rows_are_kept_no_longer_than_one_reading(self):
         text = "time,node,sensor,value,unit\n" + "1795188970,n,t,1,\n1795188970,n,u,2,\n" * 100
         with (
             mock.patch.multiple(tables, BLOCK_ROWS=16, _STEP_ROWS=4),
             mock.patch.object(tables, "_log_columns", side_effect=tables._log_columns) as columns,
         ):
-            self.same(text)
+            self.assert_same_by_column(text)
         self.assertLessEqual(max(len(call.args[0].rows) for call in columns.mock_calls), 18)
 
-    def test_random_files(self):
+    def test_random_files_are_read_alike_by_column_and_by_row(self):
         rng = random.Random(5)
         cells = ["1", "-2.5", "0.125", "", " 7 ", "1e3", "+4", "null", "007", "9" * 18, '"5"', "-0", "-0.0"]
         for _ in range(150):
@@ -250,9 +252,9 @@ class ByColumn(unittest.TestCase):
                     for _ in range(rng.randint(1, 30))
                 ]
             with self.subTest(rows=rows), mock.patch.object(tables, "BLOCK_ROWS", rng.choice([2, 8, 4096])):
-                self.same("\n".join(rows) + "\n")
+                self.assert_same_by_column("\n".join(rows) + "\n")
 
-    def test_many_values_are_those_read_one_by_one_or_not_read(self):
+    def test_read_values_agrees_with_read_value_or_returns_none(self):
         right = ["1", "-2.5", "", " 7 ", "null", "0", "-0", "9223372036854775807", "0." + "1" * 38]
         values = read_values(right)
         self.assertEqual(
@@ -267,7 +269,7 @@ class ByColumn(unittest.TestCase):
         for cells in (['"1', '2"'], ["[1", "2]"], ["1,2", '"a', 'b"'], ["1,2", "[3", "4]"]):
             self.assertIsNone(read_values(cells), cells)
 
-    def test_many_times_are_those_read_one_by_one_or_not_read(self):
+    def test_read_times_agrees_with_read_time_or_returns_none(self):
         for right in (
             ["1795188970", "1795188970123", "999999999"], ["2026-11-20T15:36:10.123Z", "2026-11-20T15:36Z"],
             ["2026-11-20T16:36:10.1239+01:00", "2026-11-20t15:36:10-0130", "2026-03-29T02:30:00"],
@@ -283,7 +285,7 @@ class ByColumn(unittest.TestCase):
 
 
 class Json(unittest.TestCase):
-    def test_forms(self):
+    def test_all_forms_of_json_are_read(self):
         at, want = "2026-11-20T15:36:10.123Z", [(T, {"a": 1.5})]
         for text in (
             '[{"time": "%s", "a": 1.5}]' % at,
@@ -295,7 +297,7 @@ class Json(unittest.TestCase):
         ):
             self.assertEqual(values(text, "x.JSON"), want, text)
 
-    def test_a_line_each(self):
+    def test_json_lines_are_read(self):
         text = (
             '{"time":"2026-11-20T15:36:10.123Z","node":"a","values":{"t":1,"u":null},"units":{"t":"°C"}}\n'
             '\r\n{"time":1795188970,"sensor":"t","value":2,"unit":"K","units":3}'
@@ -311,14 +313,14 @@ class Json(unittest.TestCase):
         self.assertEqual(
             faults('{"time": 1, "time": 2}\nx\n{"time":1795188970,"values":{"t":"x"}}\n' + "1" * 70_000, "x.jsonl"),
             [
-                "line 1: the key 'time' stands twice in one JSON object",
+                "line 1: the key 'time' occurs twice in one JSON object",
                 "line 2: JSON was expected here",
-                "line 3: t takes a number, not 'x'",
-                "line 4: a line has at most 65536 bytes",
+                "line 3: t must be a number, not 'x'",
+                "line 4: the line is longer than 65,536 bytes, which is the maximum",
             ],
         )
 
-    def test_an_object_a_line(self):
+    def test_json_file_with_one_object_per_line_is_read(self):
         text = (
             '{"time": 1795188970, "a": 1}\r\n\n {"time": 1795188971, "a": 2, "node": "x"}\n{"time": 1795188972}\n{]\n'
         )
@@ -328,46 +330,46 @@ class Json(unittest.TestCase):
         self.assertEqual([type(one) for one in found[2:]], [Fault, Fault])
         self.assertEqual([one.where for one in found[2:]], ["line 4", "line 5"])
 
-    def test_node_and_units(self):
+    def test_node_of_a_reading_overrides_that_of_the_file(self):
         text = '{"node": "x", "units": {"A": "V"}, "readings": [{"time": 1795188970, "A": 1, "node": "y"}]}'
         self.assertEqual(
             read(text, "x.json"), [ImportedReading("reading 1", "y", 1795188970_000, {"a": 1}, {"a": "V"})]
         )
 
-    def test_what_is_wrong_is_named(self):
+    def test_faults_are_reported(self):
         for text, said in (
             ("", "JSON was expected here"),
             ("{", "not JSON"),
-            ("7", "JSON is imported where it is a list of readings"),
-            ("{}", "JSON is imported where it is a list of readings"),
-            ('{"units": 1, "readings": []}', "units is an object"),
-            ("[7]", "reading 1: a reading is an object"),
-            ('[{"a": 1}]', "reading 1: a reading has its time"),
-            ('[{"time": 1795188970}]', "reading 1: a reading has 1 to 256 values"),
-            ('[{"time": 1795188970, "a": true}]', "reading 1: a takes a number, not True"),
-            ('[{"time": 1795188970, "a": [1]}]', "reading 1: a takes a number, not [1]"),
-            ('[{"time": 1795188970, "a": "x"}]', "reading 1: a takes a number, not 'x'"),
-            ('[{"time": 1795188970, "a": 1, "A": 2}]', "stands twice"),
+            ("7", "the JSON must be a list of readings"),
+            ("{}", "the JSON must be a list of readings"),
+            ('{"units": 1, "readings": []}', "`units` must be an object"),
+            ("[7]", "reading 1: a reading must be an object"),
+            ('[{"a": 1}]', "reading 1: the reading has no time: its key must be time or "),
+            ('[{"time": 1795188970}]', "reading 1: the reading has 0 values; 1 to 256 are allowed"),
+            ('[{"time": 1795188970, "a": true}]', "reading 1: a must be a number, not True"),
+            ('[{"time": 1795188970, "a": [1]}]', "reading 1: a must be a number, not [1]"),
+            ('[{"time": 1795188970, "a": "x"}]', "reading 1: a must be a number, not 'x'"),
+            ('[{"time": 1795188970, "a": 1, "A": 2}]', "occurs twice"),
             ('[{"time": 1795188970, "a": NaN}]', "not a finite number"),
-            ('[{"time": 1795188970, "a": 1, "node": "../x"}]', "'../x' is no name of a node"),
-            ('[{"time": true, "a": 1}]', "True is no time"),
+            ('[{"time": 1795188970, "a": 1, "node": "../x"}]', "'../x' is not a valid node name"),
+            ('[{"time": true, "a": 1}]', "True is not a valid time"),
             ("[" * 100_000, "nested deeper"),
             (b"\xff\xfe", "utf-8"),
-            (b"[" + b" " * JSON_BYTES + b"]", "of JSON at most 8388608 bytes"),
+            (b"[" + b" " * JSON_BYTES + b"]", "a JSON file may have at most 8,388,608 bytes"),
         ):
             found = faults(text, "x.json")
             self.assertEqual(len(found), 1, text[:50])
             self.assertIn(said, found[0])
 
-    def test_other_readings_of_the_file_are_looked_at_all_the_same(self):
+    def test_readings_after_a_fault_are_checked_too(self):
         text = '[{"time": 1795188970, "a": 1}, {"time": "x", "a": 1}, {"time": 1795188971, "a": 2}, 5]'
         found = read(text, "x.json")
         self.assertEqual([type(one) for one in found], [ImportedReading, Fault, ImportedReading, Fault])
         self.assertEqual((found[1].where, found[3].where), ("reading 2", "reading 4"))
 
 
-class Words(unittest.TestCase):
-    def test_values(self):
+class Cells(unittest.TestCase):
+    def test_values_are_parsed(self):
         for said, value in (
             ("23.4", 23.4), ("-5", -5), ("+.5", 0.5), ("1e3", 1000.0), (" 7 ", 7), ("NaN", None), ("", None),
             ("-", None), (None, None), (3, 3), (2.5, 2.5), ("null", None),
@@ -375,14 +377,14 @@ class Words(unittest.TestCase):
             self.assertEqual(read_value(said, "x"), value)
             self.assertIs(type(read_value(said, "x")), type(value))
 
-    def test_times_to_the_millisecond(self):
+    def test_times_are_parsed_to_the_millisecond(self):
         for said, ms in (
             ("2026-11-20T15:36:10.123Z", T), ("2026-11-20T16:36:10.123+01:00", T), ("1795188970.123", T),
             ("1795188970123", T), (1795188970123, T), ("2026-11-20T15:36Z", T - 10_123), ("999999999", 999_999_999_000),
         ):  # fmt: skip
             self.assertEqual(read_time(said), ms, said)
 
-    def test_names_of_sensors(self):
+    def test_sensor_names_and_units_are_parsed(self):
         for said, name in (
             ("Temperature", ("temperature", "")), ("CPU-Temp. (°C)", ("cpu_temp", "°C")), ("1", ("s_1", "")),
             ("Größe [m]", ("groe", "m")), ("x" * 40, ("x" * 32, "")), ("()", ("", "")), ("__", ("", "")),

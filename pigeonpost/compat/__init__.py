@@ -1,1 +1,1 @@
-"""Interfaces of older systems. Only the programs' registration tables import this package."""
+"""Interfaces of older systems. Only the registration tables of the programs import this package."""

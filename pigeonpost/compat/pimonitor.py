@@ -1,14 +1,15 @@
-"""Transport of the older system "pimonitor": a device posts readings to `/`, in °F and with its local wall clock.
+"""Transport of the older system "pimonitor": a device posts readings to `/`, in °F and in its local time.
 
     POST /  {"api_hash": "<sha256 hex of the api key>", "location": "Kitchen", "timestamp": "11/20/2026 15:36:10",
              "sensors": [{"sensorType": "DHT22", "temperature": 71.6, "humidity": 40.1}]}
     ->  [11/20/2026 15:36:10] Successfully received and inserted into database.
 
-Readings are stored in °C and UTC; unit and time zone of a location are settings (docs/coming-from-pimonitor.md).
+Readings are stored in °C and UTC. The unit and the time zone of a location are settings
+(docs/coming-from-pimonitor.md).
 
-Runs in the threads of the web server. `_lock` guards the names given to sensors, and is held while a new one is
-written. Errors: answered with a line of text, in the words of the original. "Successfully received" is sent only for
-what is stored.
+The functions run in the threads of the web server. `Names._lock` guards the channel names and is held while a new name
+is written to the disk. Errors are answered with a line of text, in the wording of the original system.
+"Successfully received" is sent only after the readings have been stored.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STORED = "[{}] Successfully received and inserted into database."
-NOT_JSON = "An unexpected error occured.  Try again."  # spelled as its clients know it
+NOT_JSON = "An unexpected error occured.  Try again."  # spelled as in the original, which clients may compare
 _BODY_BYTES = 64 << 10
-_MOST_SENSORS, _MOST_VALUES = 64, 64  # of one report, and of one sensor in it
-_MOST_NAMES = 1000  # of one location, ever
+_MOST_SENSORS, _MOST_VALUES = 64, 64  # sensors per report, values per sensor
+_MOST_NAMES = 1000  # names per location; they are permanent
 _RETRY_S = 10
 
 _TIMESTAMP = re.compile(r"[0-9]{2}/[0-9]{2}/[0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2}").fullmatch
-_TAKES_TIMESTAMP = "timestamp takes MM/DD/YYYY HH:MM:SS, from 1970 on"
+_BAD_TIMESTAMP = "timestamp must be MM/DD/YYYY HH:MM:SS, from 1970 on"
 _LAST_MS = 253_402_300_800_000  # the year 10000, in milliseconds since 1970
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(?:\.[0-9]{1,18})?").fullmatch
 _TYPE_KEYS = ("sensorType", "sensortype", "type")
@@ -59,15 +60,20 @@ _UNITS = {"humidity": "%", "pressure": "hPa"}
 _TEMPERATURE = re.compile(r"(?:.*_)?(?:temperature|temp|dew_?point|heat_?index)[0-9]*(?:_.*?)??(?:_([cf]))?").fullmatch
 
 LOCATION = (
-    Option("name", text, None, "as the device says it"),
-    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), None, "under which name it is kept (made of the location's)"),
-    Option("unit", one_of("F", "C"), None, "of its temperatures (as [pimonitor] unit)"),
-    Option("zone", text, None, 'its time zone, as "Europe/Berlin" (as [pimonitor] zone)'),
+    Option("name", text, None, "name of the location, as sent by the device"),
+    Option("node", matching(NODE_NAME, NODE_NAME_TAKES), None, "name of the node (default: made from `name`)"),
+    Option("unit", one_of("F", "C"), None, "unit of the temperatures (default: [pimonitor] unit)"),
+    Option("zone", text, None, 'time zone, such as "Europe/Berlin" (default: [pimonitor] zone)'),
 )
 
 
 class BadDeviceReport(ValueError):
-    """An invalid request: the text of the response, and its HTTP status."""
+    """Invalid request.
+
+    Args:
+        text: Text of the response.
+        status: HTTP status of the response.
+    """
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -75,7 +81,14 @@ class BadDeviceReport(ValueError):
 
 
 class Location(NamedTuple):
-    """The settings of a location. zone: None is that of this machine; is_listed: it has a [[location]] of its own."""
+    """Settings of a location.
+
+    Attributes:
+        node: Name of the node.
+        unit: Unit of temperatures: `F` or `C`.
+        zone: Time zone, or None for the local time of this machine.
+        is_listed: True if the location has a [[location]] table in the settings.
+    """
 
     node: str
     unit: str
@@ -84,9 +97,13 @@ class Location(NamedTuple):
 
 
 class DeviceReading(NamedTuple):
-    """One value: the type and the place of its sensor, its kind (`temperature`), and the value itself.
+    """Reading in a report.
 
-    value  as it is stored: temperatures in °C; None: the sensor failed
+    Attributes:
+        sensor: Type of the sensor and, if it has one, its name.
+        kind: Quantity, such as `temperature`.
+        value: Value as it is stored, with temperatures in °C; None if the sensor failed.
+        unit: Unit as it is stored.
     """
 
     sensor: str
@@ -95,34 +112,45 @@ class DeviceReading(NamedTuple):
     unit: str
 
 
-# --------------------------------------------------------------------------------------------------- what was said
+# --------------------------------------------------------------------------------------------------------- reports
 
 
 def read_report(body: bytes) -> dict[str, Any]:
-    """Return the JSON object of a body. Raises BadDeviceReport, in the words of the original."""
+    """Return the JSON object in `body`. Raise BadDeviceReport with the text of the original system if it is invalid."""
     try:
-        said = read_json(body.decode("utf-8").strip())
+        report = read_json(body.decode("utf-8").strip())
     except (UnicodeDecodeError, BadArgument):
         raise BadDeviceReport(NOT_JSON) from None
-    if type(said) is not dict:
+    if type(report) is not dict:
         raise BadDeviceReport(NOT_JSON)
-    return said
+    return report
 
 
-def read_text(said: Mapping[str, Any], key: str) -> str:
-    """Return a required text of at most 200 letters. Raises BadDeviceReport."""
-    value = said.get(key)
+def read_text(report: Mapping[str, Any], key: str) -> str:
+    """Return the required string `key` in `report`. Raise BadDeviceReport if it is missing or too long."""
+    value = report.get(key)
     if type(value) is not str or not value.strip() or len(value) > 200:
-        raise BadDeviceReport(f"{key} is a text, and has to be there")
+        raise BadDeviceReport(f"{key} must be a string of 1 to 200 characters")
     return value.strip()
 
 
 def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
-    """Return a device's wall clock time in milliseconds since 1970.
+    """Convert the local time of a device.
 
-    zone    of the device; None: this machine's own
-    now_ms  decides for the hour that comes twice when summer time ends: the one that is nearer to now. A time that was
-            skipped when summer time began is of a clock that was not set forward, and is converted accordingly.
+    When summer time ends, one hour occurs twice. Of the two possible times, the one closer to `now_ms` is used. When
+    summer time begins, one hour is skipped. A time in this hour comes from a clock that was not set forward, so it is
+    converted with the offset before the change.
+
+    Args:
+        stamp: Time in the format MM/DD/YYYY HH:MM:SS.
+        zone: Time zone of the device, or None for that of this machine.
+        now_ms: Present time in milliseconds since 1970 (UTC).
+
+    Returns:
+        The time in milliseconds since 1970 (UTC).
+
+    Raises:
+        BadDeviceReport: The time is invalid, or strptime raises ValueError for it.
     """
     try:
         if not _TIMESTAMP(stamp):
@@ -132,27 +160,40 @@ def read_timestamp(stamp: str, zone: tzinfo | None, now_ms: int) -> int:
         if not all(0 <= time_ms < _LAST_MS for time_ms in moments):
             raise ValueError
     except (ValueError, OverflowError, OSError):
-        raise BadDeviceReport(_TAKES_TIMESTAMP) from None
+        raise BadDeviceReport(_BAD_TIMESTAMP) from None
     earlier, later = moments
-    if earlier > later:  # it was skipped: with the offset that held before
+    if earlier > later:  # a skipped time: use the offset that was valid before the change
         return earlier
     return min(moments, key=lambda time_ms: abs(now_ms - time_ms))
 
 
 def _utc_ms(moment: datetime, zone: tzinfo | None) -> int:
-    # Not by astimezone(), which for a skipped hour of this machine's zone takes the other offset.
+    # astimezone() cannot be used: for a skipped hour in the zone of this machine it uses the other offset.
     return round((moment if zone is None else moment.replace(tzinfo=zone)).timestamp() * 1000)
 
 
 def read_sensors(sensors: Any, unit: str) -> list[DeviceReading]:
-    """Return every value of every sensor. Raises BadDeviceReport, which names the fault."""
+    """Return the readings of all sensors in a report.
+
+    Args:
+        sensors: The value of `sensors` in the report.
+        unit: Unit of temperatures whose name does not contain it: `F` or `C`.
+
+    Returns:
+        The readings, in the order of the report.
+
+    Raises:
+        BadDeviceReport: The value is invalid.
+    """
     if type(sensors) is not list or not 0 < len(sensors) <= _MOST_SENSORS:
-        raise BadDeviceReport(f"sensors is a list of 1 to {_MOST_SENSORS} sensors")
+        raise BadDeviceReport(f"sensors must be a list of 1 to {_MOST_SENSORS} sensors")
     readings: list[DeviceReading] = []
     seen: dict[str, int] = {}
     for number, sensor in enumerate(sensors, 1):
         if type(sensor) is not dict or len(sensor) > _MOST_VALUES:
-            raise BadDeviceReport(f"sensor {number} is an object with a sensorType and its values")
+            raise BadDeviceReport(
+                f"sensor {number} must be an object with a sensorType and at most {_MOST_VALUES} values"
+            )
         name = _sensor_name(sensor)
         seen[name] = seen.get(name, 0) + 1
         name = name if seen[name] == 1 else f"{name}_{seen[name]}"
@@ -168,22 +209,22 @@ def read_sensors(sensors: Any, unit: str) -> list[DeviceReading]:
 
 
 def _sensor_name(sensor: Mapping[str, Any]) -> str:
-    """Return what identifies a sensor of a device: its type and, where it has one, its name."""
-    said = [str(sensor[key]) for key in (*_TYPE_KEYS, *_NAME_KEYS) if type(sensor.get(key)) in (str, int)]
-    return snake("_".join(said)[:100])[:20].strip("_") or "sensor"
+    """Return the identifier of a sensor: its type and, if it has one, its name."""
+    parts = [str(sensor[key]) for key in (*_TYPE_KEYS, *_NAME_KEYS) if type(sensor.get(key)) in (str, int)]
+    return snake("_".join(parts)[:100])[:20].strip("_") or "sensor"
 
 
 def _reading(sensor: str, key: str, value: Any, unit: str, number: int) -> DeviceReading:
     kind = snake(key[:100])[:30].strip("_")
     if not kind:
-        raise BadDeviceReport(f"sensor {number}: a value's name has letters")
+        raise BadDeviceReport(f"sensor {number}: the name of each value must contain a letter or a digit")
     if type(value) is str and _NUMBER(value.strip()):
         value = float(value)
     is_number = type(value) is float or (type(value) is int and abs(value) <= LARGEST_INTEGER)
     if value is not None and not is_number:
-        raise BadDeviceReport(f"sensor {number}: {kind} is a number, or null")
+        raise BadDeviceReport(f"sensor {number}: {kind} must be a number or null")
     temperature = _TEMPERATURE(kind)
-    if temperature:  # one that says its own unit, as `temp_c`, is believed
+    if temperature:  # a unit in the name, such as `temp_c`, overrides the setting
         if value is not None and (temperature[1] or unit).upper() == "F":
             value = round((value - 32) / 1.8, 3)
         return DeviceReading(sensor, kind, value, "°C")
@@ -191,18 +232,22 @@ def _reading(sensor: str, key: str, value: Any, unit: str, number: int) -> Devic
 
 
 def snake(text: str) -> str:
-    """Return `heatIndex`, `Heat Index` and `heat-index` as `heat_index`: a valid name of a sensor."""
+    """Return `text` as a valid channel name: `heat_index` for `heatIndex`, `Heat Index` or `heat-index`."""
     spread = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text)
     plain = re.sub(r"[^a-z0-9]+", "_", spread.lower()).strip("_")
     return f"n{plain}" if plain[:1].isdigit() else plain
 
 
 def node_name(location: str) -> str:
-    """Return the name of the node for a location: `Living room` becomes `Living-room`."""
+    """Return the name of the node for `location`: `Living room` becomes `Living-room`.
+
+    Raises:
+        BadDeviceReport: The location contains no letter or digit.
+    """
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", location).strip("._-")
     if not plain:
         raise BadDeviceReport(
-            "location has no letter or digit that a node's name could be made of; [[location]] can give one"
+            "location has no letter or digit for the name of a node; set the name in a [[location]] table"
         )
     return plain[:63].strip("._-")
 
@@ -211,71 +256,85 @@ def node_name(location: str) -> str:
 
 
 class Names:
-    """Permanent names for the values of a location's sensors: given once, and never changed.
+    """Permanent channel names for the values of the sensors of each location.
 
-    The first sensor that brings a temperature has `temperature`, and any other has its type in front,
-    `bmp280_temperature`. So a device with one sensor has plain names; and when the first one of two fails and is left
-    out of a report, the other does not take its place, also not after a restart: what was given is kept in a file.
+    The temperature of the first sensor is called `temperature`. That of any other sensor has the sensor type as a
+    prefix: `bmp280_temperature`. A device with one sensor therefore has short names. The names are stored in a file and
+    never change. If the first of two sensors fails and is missing from a report, the other therefore keeps its name.
+
+    Args:
+        path: Path of the file.
+        faults: Faults of the server, to which JsonFile adds errors of the file.
     """
 
     def __init__(self, path: str, faults: Faults) -> None:
-        """path: of the file."""
         self._lock = threading.Lock()
-        self._file = JsonFile(path, "the names of sensors", _texts, faults, is_mended=True)
+        self._file = JsonFile(path, "the names of sensors", _read_names, faults, auto_restore=True)
 
     def of(self, node: str, readings: Sequence[DeviceReading]) -> list[str]:
-        """Return the names of these readings, in their order.
+        """Return the channel names of readings, in their order.
 
-        Raises DamagedFile when the file cannot be read: with other names, values would go into other sensors' rows.
-        Raises DiskError when new names cannot be saved.
+        Args:
+            node: Name of the node.
+            readings: Readings of one report.
+
+        Raises:
+            BadDeviceReport: There are too many names.
+            DamagedFile: The file cannot be read. With new names, values could be stored under the name of another
+                sensor.
+            DiskError: New names cannot be saved.
         """
         keys = [f"{reading.sensor}/{reading.kind}" for reading in readings]
         with self._lock:
-            known = self._file.now()
-            names = known.get(node, {})
-            new = dict(names)
+            all_names = self._file.now()
+            node_names = all_names.get(node, {})
+            channel_names = dict(node_names)
             for key, reading in zip(keys, readings, strict=True):
-                if key not in new:
-                    new[key] = _free_name(reading, set(new.values()))
-            if len(new) > _MOST_NAMES:
-                raise BadDeviceReport(
-                    f"{node} has had {_MOST_NAMES} different values; that is as many as are kept apart"
-                )
-            if len(new) != len(names):
-                self._file.write({**known, node: new})
-        return [new[key] for key in keys]
+                if key not in channel_names:
+                    channel_names[key] = _free_name(reading, set(channel_names.values()))
+            if len(channel_names) > _MOST_NAMES:
+                raise BadDeviceReport(f"{node} would have more than {_MOST_NAMES} channels, the maximum")
+            if len(channel_names) != len(node_names):
+                self._file.write({**all_names, node: channel_names})
+        return [channel_names[key] for key in keys]
 
 
-def _texts(entry: Any) -> dict[str, str]:
+def _read_names(entry: Any) -> dict[str, str]:
     return {key: str(name) for key, name in entry.items()}
 
 
 def _free_name(reading: DeviceReading, taken: set[str]) -> str:
-    wanted = reading.kind
-    if wanted not in taken:
-        return wanted
-    wanted = stem = f"{reading.sensor}_{reading.kind}"[:32].strip("_")
+    name = reading.kind
+    if name not in taken:
+        return name
+    name = stem = f"{reading.sensor}_{reading.kind}"[:32].strip("_")
     number = 1
-    while wanted in taken:
+    while name in taken:
         number += 1
-        wanted = f"{stem[:28]}_{number}"
-    return wanted
+        name = f"{stem[:28]}_{number}"
+    return name
 
 
-# ----------------------------------------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------------------------------------------- transport
 
 
 class PiMonitorTransport(PassiveTransport):
-    """`POST /` and `GET /index`."""
+    """Transport with the endpoints `POST /` and `GET /index`.
+
+    Args:
+        context: Context of the server.
+
+    Raises:
+        SettingsError: A location or a time zone in the settings is invalid.
+    """
 
     def __init__(self, context: ServerContext) -> None:
-        """Raises SettingsError for a location or a time zone that does not fit."""
         settings = context.settings
         self._context = context
         self._hash = hashlib.sha256(settings["pimonitor", "api_key"].encode()).hexdigest()
         where = settings.origin("pimonitor", "zone")
-        self._usual = Location("", settings["pimonitor", "unit"], _zone(settings["pimonitor", "zone"], where))
-        self._locations = _locations(settings, self._usual)
+        self._default = Location("", settings["pimonitor", "unit"], _zone(settings["pimonitor", "zone"], where))
+        self._locations = _locations(settings, self._default)
         self._names = Names(os.path.join(context.data, PIMONITOR), context.faults)
         self.endpoints: Sequence[Endpoint] = [
             Endpoint("POST", "/", self.answer, _BODY_BYTES),
@@ -283,38 +342,43 @@ class PiMonitorTransport(PassiveTransport):
         ]
 
     def answer(self, request: Request) -> Response:
-        """Store what a device reports. Returns the response."""
+        """Store the report in `request` and return the response."""
         stamp = ""
         try:
-            said = read_report(request.body)
-            self._check_key(said.get("api_hash"), request.peer)
-            place, stamp = read_text(said, "location"), read_text(said, "timestamp")
-            at = self._locations.get(place) or self._usual._replace(node=node_name(place))
-            time_ms = read_timestamp(stamp, at.zone, self._context.clock.wall_ms())
-            readings = read_sensors(said.get("sensors"), at.unit)
-            self._store(Claim(at.node, "pimonitor", is_listed=at.is_listed), readings, time_ms)
+            report = read_report(request.body)
+            self._check_key(report.get("api_hash"), request.peer)
+            name, stamp = read_text(report, "location"), read_text(report, "timestamp")
+            location = self._locations.get(name) or self._default._replace(node=node_name(name))
+            time_ms = read_timestamp(stamp, location.zone, self._context.clock.wall_ms())
+            readings = read_sensors(report.get("sensors"), location.unit)
+            self._store(Claim(location.node, "pimonitor", is_listed=location.is_listed), readings, time_ms)
         except BadDeviceReport as error:
             return _answer(str(error), error.status)
         except AuthFailed as error:
             return _answer(f"[{stamp}] Not stored: {error}. Give the location another name.", 403)
         except (NotStored, DiskError, DamagedFile) as error:
-            answer = _answer(f"[{stamp}] Not stored, try again later: {error}", 503)
-            return answer._replace(headers={"Retry-After": str(_RETRY_S)})
+            response = _answer(f"[{stamp}] Not stored, try again later: {error}", 503)
+            return response._replace(headers={"Retry-After": str(_RETRY_S)})
         return _answer(STORED.format(stamp))
 
-    def _check_key(self, said: Any, peer: str) -> None:
+    def _check_key(self, api_hash: Any, peer: str) -> None:
         throttle = self._context.throttle
-        delay_s, retry_after_s = throttle.begin(peer)  # before the look: people choose this key, so it can be guessed
-        right = type(said) is str and hmac.compare_digest(said.strip().lower().encode(), self._hash.encode())
-        if right and not retry_after_s:
+        # The attempt is counted before the comparison: users choose this key, so it may be possible to guess it.
+        delay_s, retry_after_s = throttle.begin(peer)
+        is_correct = type(api_hash) is str and hmac.compare_digest(
+            api_hash.strip().lower().encode(), self._hash.encode()
+        )
+        if is_correct and not retry_after_s:
             throttle.succeeded(peer)
         else:
-            text = f"a pimonitor report with {'another' if said else 'no'} api_hash, or after many such"
+            text = (
+                f"a pimonitor report with {'a wrong' if api_hash else 'no'} api_hash, or after too many failed attempts"
+            )
             wrong_secrets.wait(self._context, log, peer, text, LONGEST_DELAY_S if retry_after_s else delay_s)
             raise BadDeviceReport("api_hash is not the SHA-256 of this server's api key ([pimonitor] api_key).", 401)
 
     def _store(self, claim: Claim, readings: Sequence[DeviceReading], time_ms: int) -> None:
-        self._context.unnumbered_sources.caller(claim)  # before names are kept for a node that is not taken
+        self._context.unnumbered_sources.caller(claim)  # raises an error before names are stored for a refused node
         names = self._names.of(claim.node, readings)
         values = {name: reading.value for name, reading in zip(names, readings, strict=True)}
         units = {name: reading.unit for name, reading in zip(names, readings, strict=True)}
@@ -322,30 +386,32 @@ class PiMonitorTransport(PassiveTransport):
         self._context.unnumbered_sources.store(ExternalReading(claim, values, units, time_ms, errors))
 
 
-def _answer(said: str, status: int = 200) -> Response:
-    return Response(said.encode(), TEXT, status, {"Cache-Control": "no-store"})
+def _answer(text: str, status: int = 200) -> Response:
+    return Response(text.encode(), TEXT, status, {"Cache-Control": "no-store"})
 
 
-def _locations(settings: Settings, usual: Location) -> dict[str, Location]:
-    """Return the [[location]] tables, by the name that devices send."""
+def _locations(settings: Settings, default: Location) -> dict[str, Location]:
+    """Return the locations in the [[location]] tables by the name that devices send."""
     found: dict[str, Location] = {}
     for number, table in enumerate(settings.tables.get("location", []), 1):
         where = f"{settings.file}: [[location]] {number}"
         options = read_options(table, LOCATION, where)
         name = options["name"]
         if not name or name in found:
-            raise SettingsError(f"{where}: name {'stands twice' if name else 'is missing'}; each location has its own")
+            raise SettingsError(
+                f"{where}: name {'occurs twice' if name else 'is missing'}; each location must have its own name"
+            )
         try:
             node = options["node"] or node_name(name)
         except BadDeviceReport as error:
             raise SettingsError(f"{where}: {error}") from None
-        zone = usual.zone if options["zone"] is None else _zone(options["zone"], where)
-        found[name] = Location(node, options["unit"] or usual.unit, zone, is_listed=True)
+        zone = default.zone if options["zone"] is None else _zone(options["zone"], where)
+        found[name] = Location(node, options["unit"] or default.unit, zone, is_listed=True)
     return found
 
 
 def _zone(name: str, where: str) -> tzinfo | None:
-    """Return the time zone of that name; None: this machine's own."""
+    """Return the time zone with this name, or None (the zone of this machine) if the name is empty."""
     if not name:
         return None
     from zoneinfo import ZoneInfo
@@ -353,8 +419,9 @@ def _zone(name: str, where: str) -> tzinfo | None:
     try:
         return ZoneInfo(name)
     except (OSError, ValueError) as error:  # ZoneInfoNotFoundError is a KeyError
-        raise SettingsError(f"{where}: zone {name!r} does not read: {error}") from None
+        raise SettingsError(f"{where}: time zone {name!r} cannot be read: {error}") from None
     except KeyError:
         raise SettingsError(
-            f'{where}: there is no time zone {name!r} here; it takes one like "Europe/Berlin", and the package tzdata'
+            f"{where}: there is no time zone {name!r} on this machine; use a name such as"
+            ' "Europe/Berlin", and install the package tzdata'
         ) from None

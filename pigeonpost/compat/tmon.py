@@ -2,11 +2,11 @@
 
     POST /temp  {"type": "temperature", "token": "<32 hex>", "data": {"temperature": "20812"}}  ->  {"success": true}
 
-The value is what the 1-wire file prints: a whole number of thousandths of a degree, as text. The token alone identifies
-the node. Its clients need no change (docs/coming-from-tmon.md).
+The value is the content of the 1-wire file: a whole number of thousandths of a degree Celsius, as text. The token alone
+identifies the node. Clients of tmon need no change (docs/coming-from-tmon.md).
 
-Runs in the threads of the web server. Errors: answered as those clients expect, always with a body:
-`{"success": false, "error": ...}`. Success is reported only when the reading is stored.
+The functions run in the threads of the web server. Errors are answered as tmon clients expect, always with a body:
+`{"success": false, "error": ...}`. Success is reported only after the reading has been stored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 SENSOR, UNIT = "temperature", "°C"
 _BODY_BYTES = 16 << 10
-_LOWEST, _HIGHEST = -273_150, 2_000_000  # thousandths of a degree: no thermometer shows less, or more
+_LOWEST, _HIGHEST = -273_150, 2_000_000  # accepted range of temperatures, in thousandths of a degree Celsius
 _RETRY_S = 10
 _LAST_S = 253_402_300_800  # the year 10000, in seconds since 1970
 
@@ -43,7 +43,12 @@ _FALSE = (None, False, 0, "", "0", "false", "no", "off")
 
 
 class BadTmonReport(ValueError):
-    """An invalid request: the text of the response, and its HTTP status."""
+    """Invalid request.
+
+    Args:
+        text: Text of the response.
+        status: HTTP status of the response.
+    """
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -51,10 +56,13 @@ class BadTmonReport(ValueError):
 
 
 class Report:
-    """A decoded request.
+    """Decoded request.
 
-    time_ms  None: it did not say when
-    is_test  it is looked at and answered, but not stored
+    Args:
+        token: Token of the node.
+        temperature_c: Temperature in °C.
+        time_ms: Time of the measurement in milliseconds since 1970 (UTC), or None if the request does not contain it.
+        is_test: True if the request must be checked and answered but not stored.
     """
 
     def __init__(self, token: str, temperature_c: float, time_ms: int | None, is_test: bool) -> None:
@@ -65,60 +73,65 @@ class Report:
 
 
 def read_report(body: bytes) -> Report:
-    """Return the report in a body. Raises BadTmonReport."""
+    """Return the report in the request body `body`. Raise BadTmonReport if it is invalid."""
     try:
-        said = read_json(body.decode("utf-8").strip())
+        content = read_json(body.decode("utf-8").strip())
     except (UnicodeDecodeError, BadArgument) as error:
         raise BadTmonReport(f"not JSON: {error}") from None
-    if type(said) is not dict:
+    if type(content) is not dict:
         raise BadTmonReport("a JSON object was expected")
-    token, data = said.get("token"), said.get("data")
+    token, data = content.get("token"), content.get("data")
     if not token:
         raise BadTmonReport("token not set", 200)
     if type(token) is not str:
-        raise BadTmonReport("token is a text")
+        raise BadTmonReport("token must be a string")
     value = data.get(SENSOR) if type(data) is dict else None
     if value is None or value == "":
         raise BadTmonReport("No temperature given", 200)
-    if said.get("type", SENSOR) != SENSOR:
-        raise BadTmonReport('type takes "temperature"')
-    return Report(token, _celsius(value), _time_ms(said.get("time")), said.get("test") not in _FALSE)
+    if content.get("type", SENSOR) != SENSOR:
+        raise BadTmonReport('type must be "temperature"')
+    return Report(token, _celsius(value), _time_ms(content.get("time")), content.get("test") not in _FALSE)
 
 
 def _celsius(value: Any) -> float:
-    """Return °C for a whole number of thousandths, given as text or as a number."""
+    """Return the temperature in °C for a whole number of thousandths of a degree, as a string or a number."""
     text = value.strip() if type(value) is str else str(value) if type(value) is int else ""
     if not _MILLI_DEGREES(text) or not _LOWEST <= int(text) <= _HIGHEST:
-        raise BadTmonReport('temperature takes thousandths of a degree Celsius, as "20812"')
+        raise BadTmonReport('temperature must be in thousandths of a degree Celsius, such as "20812"')
     return int(text) / 1000
 
 
-def _time_ms(said: Any) -> int | None:
-    """Return the time of the measurement, given as seconds since 1970 or as an ISO date; None: not given.
+def _time_ms(value: Any) -> int | None:
+    """Return the time of the measurement in milliseconds since 1970 (UTC), or None if it is missing.
 
-    A date without an offset is taken for this server's local time, which is what a client's own `strftime` writes.
+    The request contains seconds since 1970 or an ISO date. A date without an offset is in this server's local time,
+    since clients write it with `strftime`.
     """
-    if said is None or said == "":
+    if value is None or value == "":
         return None
-    text = said.strip() if type(said) is str else str(said) if type(said) in (int, float) else ""
+    text = value.strip() if type(value) is str else str(value) if type(value) in (int, float) else ""
     try:
-        since_s = float(text) if _SECONDS(text) else datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):  # the last two: a year that this machine's C library cannot convert
-        since_s = -1.0
-    if not 0 <= since_s < _LAST_S:
-        raise BadTmonReport("time takes seconds since 1970, or a date like 2026-11-20T15:36:10Z")
-    return round(since_s * 1000)
+        time_s = float(text) if _SECONDS(text) else datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):  # OverflowError, OSError: a year that the C library cannot convert
+        time_s = -1.0
+    if not 0 <= time_s < _LAST_S:
+        raise BadTmonReport("time must be seconds since 1970 or a date such as 2026-11-20T15:36:10Z")
+    return round(time_s * 1000)
 
 
 class TmonTransport(PassiveTransport):
-    """`POST /temp`."""
+    """Transport with the endpoint `POST /temp`.
+
+    Args:
+        context: Context of the server.
+    """
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self.endpoints: Sequence[Endpoint] = [Endpoint("POST", "/temp", self.answer, _BODY_BYTES)]
 
     def answer(self, request: Request) -> Response:
-        """Store what a client reports. Returns the response."""
+        """Store the report in `request` and return the response. A BadTmonReport becomes an error response."""
         try:
             report = read_report(request.body)
             node = self._context.tokens.node_of(report.token)
@@ -137,5 +150,5 @@ class TmonTransport(PassiveTransport):
         return _answer(200, success=True)
 
 
-def _answer(status: int, **said: Any) -> Response:
-    return Response(json.dumps(said).encode(), JSON, status, {"Cache-Control": "no-store"})
+def _answer(status: int, **content: Any) -> Response:
+    return Response(json.dumps(content).encode(), JSON, status, {"Cache-Control": "no-store"})

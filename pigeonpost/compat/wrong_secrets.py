@@ -1,7 +1,8 @@
-"""Refusal of wrong secrets of older systems' clients: counted, delayed, and logged once a minute.
+"""Delayed refusal of clients of older systems that send wrong secrets.
 
-Those clients know no 429: they get the refusal of their own protocol, but later. Runs in the threads of the web server,
-of which MOST_DELAYED wait here at once; a client with the right secret never waits.
+These clients do not understand status 429. They receive the refusal of their own protocol, after a delay. Each wrong
+secret is counted, and logged at most once per minute and address. The functions run in the threads of the web server.
+At most MOST_DELAYED threads wait here at the same time. A client with the correct secret never waits.
 """
 
 from __future__ import annotations
@@ -15,27 +16,40 @@ from pigeonpost.auth.throttle import LONGEST_DELAY_S
 if TYPE_CHECKING:
     from pigeonpost.transports.contract import ServerContext
 
-MOST_DELAYED = 4  # refusals that wait at once; 32 requests are at work at most, and others need the rest
+MOST_DELAYED = 4  # refusals that wait at the same time; of the 32 requests in progress, other clients need the rest
 
-_places = threading.BoundedSemaphore(MOST_DELAYED)
+_delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
 
 
 def refuse_later(context: ServerContext, log: logging.Logger, host: str, text: str) -> None:
-    """Count a wrong secret of `host`, and wait as long as its refusal is to be delayed.
+    """Count and log a wrong secret, and wait for the delay of its refusal.
 
-    text  what was wrong, for the log
+    This is for secrets that cannot be guessed (64 random bits or more). The caller accepts a correct one without
+    calling this function.
 
-    For secrets that nobody guesses at any rate (64 random bits and more): a right one is accepted without asking here.
+    Args:
+        context: Context of the server, with its throttle and clock.
+        log: Logger of the caller.
+        host: Address of the client.
+        text: Description of the wrong secret, for the log.
     """
     delay_s, retry_after_s = context.throttle.begin(host)
     wait(context, log, host, text, LONGEST_DELAY_S if retry_after_s else delay_s)
 
 
 def wait(context: ServerContext, log: logging.Logger, host: str, text: str, delay_s: float) -> None:
-    """Log a wrong secret of `host`, and wait before it is refused; not at all where MOST_DELAYED wait already."""
+    """Log a wrong secret and wait. Return immediately if MOST_DELAYED refusals are already waiting.
+
+    Args:
+        context: Context of the server, with its throttle and clock.
+        log: Logger of the caller.
+        host: Address of the client.
+        text: Description of the wrong secret, for the log.
+        delay_s: Delay in seconds.
+    """
     context.throttle.log_failure(log, host, text)
-    if delay_s and _places.acquire(blocking=False):
+    if delay_s and _delay_slots.acquire(blocking=False):
         try:
             context.clock.wait(threading.Event(), delay_s)
         finally:
-            _places.release()
+            _delay_slots.release()

@@ -1,4 +1,4 @@
-"""A device as "pimonitor" had it: reads its sensors and posts them as JSON. Independent of everything else here."""
+"""Device of "pimonitor", which reads its sensors and posts them as JSON. It shares no code with this project."""
 
 import hashlib
 import json

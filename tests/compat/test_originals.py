@@ -1,7 +1,7 @@
-"""Practical 6, the TCP node and server that this program grew from: what theirs did, done by ours as they are run.
+"""Tests of the behaviour of Practical 6, the TCP node and server from which this project has developed.
 
-What an unchanged old client says is said here by hand, over a socket or HTTP. The other systems' clients are in the
-tests of their transports, in tests/compat.
+The messages of the unchanged old programs are written here by hand, over a socket or HTTP. The tests of the other
+systems' clients are in tests/compat.
 """
 
 import csv
@@ -32,7 +32,7 @@ def logs(data):
 
 
 def rows(data, name=None):
-    """The rows of a log (the newest one), without its head."""
+    """Return the rows of a log (default: the newest one) without its header."""
     names = logs(data)
     if not names:
         return []
@@ -46,15 +46,15 @@ SOON = {
 }  # how soon a node is tried again, and the page ends
 
 
-class Pressing:
-    """A browser at the address that the server printed: looks, and presses buttons."""
+class ButtonPresser:
+    """Browser at the address that the server has printed, which presses buttons."""
 
     def __init__(self, server):
         self.server = server
         self.cookie = server.sign_in()
 
     def press(self, path, **fields):
-        """What the server answers to the button: where it leads to, or the page itself."""
+        """Press a button, and return the redirect or the page."""
         page = self.server.get("/", {"Accept": "text/html", "Cookie": self.cookie})[1]
         fields["csrf"] = re.search(r'name="csrf" value="([^"]+)"', page)[1]
         link = http.client.HTTPConnection(*self.server.page, timeout=LIMIT_S)
@@ -68,19 +68,19 @@ class Pressing:
 
 
 def talk_to(node):
-    """A new connection to a node."""
+    """Return a new connection to a node."""
     return Talk(tuple(node.place.rsplit(":", 1)))
 
 
 def switch_on(node):
-    """Switch sampling on; returns after the node's SENDBACK."""
+    """Switch sampling on, and wait for the node's SENDBACK."""
     with talk_to(node) as talk:
         talk.send(b"SEND ON\n")
         talk.until("SENDBACK")
 
 
 class OldServer(unittest.TestCase):
-    """The old server's side of the conversation, unchanged, with our node."""
+    """Messages of the old server, unchanged, with our node."""
 
     @classmethod
     def setUpClass(cls):
@@ -91,7 +91,7 @@ class OldServer(unittest.TestCase):
         self.talk = self.enterContext(talk_to(self.node))
 
     def read(self, pattern):
-        """The next line that begins with the same word as `pattern`, which has to match."""
+        """Return the next line that begins with the same word as `pattern`. It must match `pattern`."""
         word = pattern.split(" ")[0]
         while not (line := self.talk.line().decode()).startswith(word):
             pass
@@ -103,7 +103,7 @@ class OldServer(unittest.TestCase):
             self.talk.send(f"SEND {state}\n".encode())
             self.read(f"SENDBACK {state}$")
 
-    def test_check_is_answered_by_status_active_or_not_and_the_time_of_the_last_sample_sent(self):
+    def test_check_is_answered_by_status_with_state_and_last_time(self):
         self.talk.send(b"CHECK\n")
         self.read(f"STATUS ON (-|{CLOCK}) ")
         self.talk.send(b"SEND ON\n")
@@ -113,7 +113,7 @@ class OldServer(unittest.TestCase):
         self.talk.send(b"SEND OFF\nCHECK\n")
         self.read(f"STATUS OFF {CLOCK} ")
 
-    def test_sensors_brings_temperature_light_and_the_time(self):
+    def test_sensors_contains_temperature_light_and_time(self):
         self.talk.send(b"SEND ON\n")
         line = self.read(r'SENSORS [0-9a-f]{16} \[\{"seq":\d+,"time":"[-0-9]+T[0-9:.]+Z"')
         self.assertRegex(line, r'"values":\{"temperature":-?[0-9.]+,"light":[0-9]+\}')
@@ -123,7 +123,7 @@ class OldServer(unittest.TestCase):
         self.talk.send(b"CHECK\n")
         self.read("STATUS ON ")
 
-    def test_messages_do_not_merge_however_they_arrive(self):
+    def test_split_messages_are_joined_correctly(self):
         self.talk.send(b"SEND OFF\nCHECK\nSEND ON\r\n\r\ncheck\n")
         for pattern in ("SENDBACK OFF$", "STATUS OFF ", "SENDBACK ON$", "STATUS ON "):
             self.read(pattern)
@@ -132,17 +132,17 @@ class OldServer(unittest.TestCase):
         self.read("SENDBACK OFF$")
         self.read("STATUS OFF ")
 
-    def test_a_client_that_vanishes_and_comes_back_is_served_again(self):
+    def test_reconnecting_client_is_served_again(self):
         for _ in range(20):
             with socket.create_connection(self.talk.sock.getpeername(), LIMIT_S) as sock:
-                sock.sendall(b"SEND ON\nCHE")  # and is gone in the middle of a word
+                sock.sendall(b"SEND ON\nCHE")  # and disconnects in the middle of a word
         self.talk.send(b"CHECK\n")
         self.read("STATUS ON ")
         self.assertIsNone(self.node.process.poll())
 
-    def test_waiting_costs_no_processor_time(self):
-        """The original asked its socket every microsecond: it used all of the processor, all of the time."""
-        used = ~self.node.process.pid << 3 | 2  # the clock of that process's processor time: clock_getcpuclockid(3)
+    def test_waiting_uses_no_cpu_time(self):
+        """The original polled its socket every microsecond, with 100 % CPU load."""
+        used = ~self.node.process.pid << 3 | 2  # clock of the CPU time of that process: clock_getcpuclockid(3)
         self.talk.send(b"SEND OFF\n")
         self.read("SENDBACK OFF$")
         before_s, began_s = time.clock_gettime(used), time.monotonic()
@@ -152,8 +152,8 @@ class OldServer(unittest.TestCase):
 
 class OldNode(unittest.TestCase):
     def test_sendack_is_read_as_sendback(self):
-        """A node that says it as some handouts did, below our server: its button still says that it is so."""
-        heard = []
+        """Some handouts call the acknowledgement SENDACK. The page still shows the acknowledged state."""
+        received = []
 
         def serve():
             sock, _ = listening.accept()
@@ -161,7 +161,7 @@ class OldNode(unittest.TestCase):
                 sensors = [{"name": "temperature", "unit": "°C"}]
                 for line in lines:
                     word = line.split()[0].decode()
-                    heard.append(line)
+                    received.append(line)
                     if word == "HELLO":
                         hello = {"link": 1, "node": "pi1", "outbox": EPOCH, "held": [[EPOCH, 1, 1, 1]]}
                         sock.sendall(encode("HELLO", hello | {"every": 10.0, "sensors": sensors}))
@@ -177,13 +177,13 @@ class OldNode(unittest.TestCase):
         threading.Thread(target=serve, daemon=True).start()
         server = Server(self, "--node", f"pi1@127.0.0.1:{listening.getsockname()[1]}")
         wait_until(lambda: rows(server.data))
-        # Not notice=silent: the node has answered.
-        self.assertEqual(Pressing(server).press("/nodes/pi1/off"), "/nodes/pi1?notice=off")
-        self.assertIn(b"SEND OFF\n", heard)
+        # The notice is not `silent`, because the node has answered.
+        self.assertEqual(ButtonPresser(server).press("/nodes/pi1/off"), "/nodes/pi1?notice=off")
+        self.assertIn(b"SEND OFF\n", received)
 
 
-class Both(unittest.TestCase):
-    """Our node and our server, as the two programs of the practical were used."""
+class NodeAndServer(unittest.TestCase):
+    """Our node and our server, used like the two programs of the practical."""
 
     def test_the_node_samples_every_10_s_an_mcp3008_with_temperature_and_light(self):
         shown = Program(self, "node.py", "--show")
@@ -192,25 +192,25 @@ class Both(unittest.TestCase):
         node = StartedNode(self)
         self.assertIn("temperature, light", node.logs("node basement:"))
 
-    def test_a_node_that_starts_before_its_server_simply_waits(self):
+    def test_node_that_starts_before_its_server_waits(self):
         node = Node(self, "--every", "0.02")
         with talk_to(node) as talk:
             talk.send(b"SEND ON\n")
             for _ in range(5):
-                talk.until("SENSORS")  # taken while there is no server
+                talk.until("SENSORS")  # samples taken while no server is running
         server = Server(self, "--node", node.at)
         wait_until(lambda: len(rows(server.data)) > 20)
         export = server.get("/api/v1/samples?node=basement&limit=1000")[1]
         self.assertIn('"seq":1,', export.replace('"seq": ', '"seq":'))
 
-    def test_the_log_is_made_at_start_up_and_named_by_date_and_time(self):
+    def test_log_is_created_at_start_with_date_and_time(self):
         before = time.strftime("%d%m%y_%H%M")
         server = StartedServer(self)
         self.assertTrue(server.page)
         names = {f"sensorlog_{before}.csv", time.strftime("sensorlog_%d%m%y_%H%M.csv")}
         self.assertTrue(set(logs(server.data)) <= names and logs(server.data), logs(server.data))
 
-    def test_a_restart_does_not_truncate_the_log(self):
+    def test_restart_does_not_truncate_the_log(self):
         node, data = Node(self, "--every", "0.02"), temp_folder(self)
         server = Server(self, "--node", node.at, data=data, constants=SOON)
         wait_until(lambda: rows(data))
@@ -234,24 +234,24 @@ class Both(unittest.TestCase):
         ring.close()
         node = Node(self, "--data", card, "--every", "600")
         server = Server(self, "--node", node.at, PIGEONPOST_STORE_COMMIT="600", PIGEONPOST_STORE_BUFFER="1000")
-        # The first commit is made at once, of what has come by then: less than the buffer and one batch of 500.
-        wait_until(lambda: len(rows(server.data)) >= 2 * 1500, "rows long before the ten minutes are over")
+        # The first commit is immediate, with the samples received so far: fewer than the buffer plus one batch of 500.
+        wait_until(lambda: len(rows(server.data)) >= 2 * 1500, "rows long before the commit interval of ten minutes")
 
-    def test_on_sigterm_what_is_in_the_buffer_is_saved(self):
+    def test_sigterm_saves_the_buffer(self):
         node = Node(self, "--every", "0.01")
         server = Server(self, "--node", node.at, constants=SOON, PIGEONPOST_STORE_COMMIT="600")
-        wait_until(lambda: rows(server.data), "the first commit, which is made at once")
+        wait_until(lambda: rows(server.data), "the first commit, which is immediate")
         with talk_to(node) as talk:
             talk.send(b"SEND ON\n")
             for _ in range(40):
                 talk.until("SENSORS")
-        Pressing(server).press("/nodes/basement/status")  # answered behind the samples: they have come
+        ButtonPresser(server).press("/nodes/basement/status")  # answered after the samples, so they have arrived
         few = len(rows(server.data))
         server.terminate()
         self.assertEqual(server.wait(), 0)
         self.assertGreater(len(rows(server.data)), few + 20)
 
-    def test_nothing_is_lost_when_either_is_told_to_end(self):
+    def test_terminating_either_program_loses_no_sample(self):
         card, data = temp_folder(self), temp_folder(self)
 
         def count():
@@ -267,16 +267,16 @@ class Both(unittest.TestCase):
             server.terminate()
             self.assertEqual(server.wait(), 0)
         node = Node(self, "--data", card, "--every", "0.02")
-        held = int(re.search(r"(\d+) samples held", node.logs("samples held"))[1])
+        held = int(re.search(r"([\d,]+) samples? in the outbox", node.logs(" in the outbox"))[1].replace(",", ""))
         server = Server(self, "--node", node.at, data=data, constants=SOON)
         wait_until(lambda: count() > 2 * held, "those, and new ones")
         server.terminate()
         self.assertEqual(server.wait(), 0)
-        # By their numbers: on a busy machine two samples may be of the same millisecond.
+        # Compared by sequence numbers: on a busy machine, two samples may have the same time in milliseconds.
         status, said, _ = control_here("--data", data, "verify")
-        self.assertEqual((status, said), (0, f"{count() // 2} samples of 1 nodes: all there, each once\n"))
+        self.assertEqual((status, said), (0, f"{count() // 2} samples of 1 node: none missing, none stored twice\n"))
 
-    def test_after_a_crash_of_either_they_find_each_other_again(self):
+    def test_programs_reconnect_after_a_crash_of_either(self):
         data = temp_folder(self)
         node = Node(self, "--every", "0.02", "--listen", f"127.0.0.1:{free_port()}")
         server = Server(self, "--node", node.at, data=data)
@@ -291,14 +291,14 @@ class Both(unittest.TestCase):
         self.assertIsNone(server.process.poll())
 
 
-class Page(unittest.TestCase):
+class PageButtons(unittest.TestCase):
     """The buttons of the old page."""
 
     @classmethod
     def setUpClass(cls):
         cls.node = Node(for_class(cls), "--every", "0.02")
         cls.server = Server(for_class(cls), "--node", cls.node.at)
-        cls.browser = Pressing(cls.server)
+        cls.browser = ButtonPresser(cls.server)
 
     def setUp(self):
         self.addCleanup(switch_on, self.node)
@@ -309,7 +309,7 @@ class Page(unittest.TestCase):
             talk.send(b"CHECK\n")
             return talk.until("STATUS").args
 
-    def test_sensor_off_and_sensor_on(self):
+    def test_sensor_buttons_switch_sampling(self):
         for word, on in (("off", False), ("on", True)):
             self.assertEqual(self.browser.press(f"/nodes/basement/{word}"), f"/nodes/basement?notice={word}")
             self.assertEqual(self.state()[0], on)
@@ -327,7 +327,7 @@ class Page(unittest.TestCase):
         times = [row[0] for row in rows(self.server.data) if row[2] == "temperature"]
         self.assertEqual(shown, [when[11:19] for when in reversed(times[-10:])])
 
-    def test_log_download_is_the_whole_log_of_this_run(self):
+    def test_log_download_is_the_complete_log_of_this_run(self):
         status, text = self.server.get("/log.csv")
         self.assertEqual(status, 200)
         self.assertEqual(text.splitlines()[0], "time,node,sensor,value,unit")
@@ -337,7 +337,7 @@ class Page(unittest.TestCase):
         node = Node(self)
         server = Server(self, "--node", node.at, constants=SOON)
         wait_until(lambda: rows(server.data))
-        self.assertIn("<h1>exited</h1>", Pressing(server).press("/exit", sure="yes"))
+        self.assertIn("<h1>exited</h1>", ButtonPresser(server).press("/exit", sure="yes"))
         self.assertEqual(server.wait(), 0)
         self.assertIsNone(node.process.poll())
 

@@ -1,4 +1,4 @@
-"""pimonitor's devices, unchanged, against our server: each row of what they were used to."""
+"""Tests of the pimonitor transport with the original requests and responses."""
 
 import contextlib
 import hashlib
@@ -71,7 +71,7 @@ class PimonitorCase(unittest.TestCase):
         return {key: value for key, value in said.items() if value is not ...}
 
     def post(self, said=None, **changes):
-        """Status and text of the answer to a body: bytes, or what is sent as JSON."""
+        """Send bytes or a JSON value, and return status and text of the response."""
         data = said if isinstance(said, bytes) else json.dumps(self.message(**changes)).encode()
         status, _, answer = self.web.request("POST", "/", {"Content-Type": "application/json"}, data)
         return status, answer.decode()
@@ -86,7 +86,7 @@ class PimonitorCase(unittest.TestCase):
 class PostReadings(PimonitorCase):
     """`POST /` with api_hash, location, timestamp and sensors."""
 
-    def test_the_old_devices_conversation_byte_for_byte(self):
+    def test_conversation_of_the_old_device_is_unchanged(self):
         data = json.dumps(self.message()).encode()
         request = (
             "POST / HTTP/1.1\r\nHost: 192.168.1.10:5000\r\nUser-Agent: python-requests/2.18.4\r\n"
@@ -98,18 +98,18 @@ class PostReadings(PimonitorCase):
         self.assertIn(b"\r\nContent-Type: text/plain", head)
         self.assertEqual(body, b"[11/20/2026 15:36:10] Successfully received and inserted into database.")
 
-    def test_it_is_stored_in_degrees_celsius_and_utc(self):
+    def test_readings_are_stored_in_celsius_and_utc(self):
         self.assertEqual(self.post(), (200, STORED))
         self.assertEqual(self.values(), {"temperature": 22.0, "humidity": 40.1})
         self.assertEqual(self.points()[0].time_ms, parse_rfc3339("2026-11-20T20:36:10Z"))
         self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C", "humidity": "%"})
 
-    def test_a_location_has_its_own_unit_zone_and_name(self):
+    def test_location_can_have_its_own_unit_zone_and_node(self):
         self.assertEqual(self.post(location="Wohnzimmer"), (200, STORED))
         self.assertEqual(self.values("living"), {"temperature": 71.6, "humidity": 40.1})
         self.assertEqual(self.points("living")[0].time_ms, parse_rfc3339("2026-11-20T14:36:10Z"))
 
-    def test_a_location_becomes_a_nodes_name(self):
+    def test_location_becomes_the_node_name(self):
         for location, wanted in (
             ("Living room", "Living-room"),
             ("  Küche/2 ", "K-che-2"),
@@ -119,10 +119,10 @@ class PostReadings(PimonitorCase):
             self.assertEqual(self.post(location=location), (200, STORED))
             self.assertEqual(len(self.points(wanted)), 1)
 
-    def test_the_key_may_be_told_in_capitals(self):
+    def test_key_hash_may_be_in_capitals(self):
         self.assertEqual(self.post(api_hash=HASH.upper())[0], 200)
 
-    def test_only_the_hash_of_the_key_lets_in(self):
+    def test_wrong_key_hash_is_401(self):
         with self.assertLogs("pigeonpost.compat.pimonitor", "WARNING") as logs:
             for said in (
                 ..., "", KEY, HASH[:-1], HASH[:-1] + ("0" if HASH[-1] != "0" else "1"), None, 5, ["x"], "é" * 64,
@@ -134,19 +134,19 @@ class PostReadings(PimonitorCase):
         self.assertEqual(len(logs.output), 1)
         self.assertEqual(self.web.store.nodes(), [])
 
-    def test_the_page_stays_where_it_is(self):
+    def test_front_page_is_still_served(self):
         self.assertIn(b"Pigeonpost house", self.web.request("GET", "/")[2])
 
-    def test_without_a_key_in_the_settings_nothing_is_there(self):
+    def test_transport_is_off_without_a_key(self):
         server = Forked(self, "server.py", "--data", temp_folder(self), "--web", "127.0.0.1:0")
         port = int(re.search(r":(\d+)/", server.line())[1])
         self.assertEqual(run_device(self, port)[0], 1)
 
 
-class Answers(PimonitorCase):
-    """Success, what is no JSON, `GET /index`, and everything in between."""
+class PimonitorResponses(PimonitorCase):
+    """Responses to valid and invalid requests."""
 
-    def test_what_is_no_json(self):
+    def test_invalid_json_is_400_with_the_original_text(self):
         for data in (
             b"",
             b"x",
@@ -161,12 +161,12 @@ class Answers(PimonitorCase):
             with self.subTest(data[:20]):
                 self.assertEqual(self.post(data), (400, NOT_JSON))
 
-    def test_index_answers(self):
+    def test_index_returns_text(self):
         status, headers, body = self.web.request("GET", "/index")
         self.assertEqual((status, headers["content-type"]), (200, "text/plain; charset=utf-8"))
         self.assertTrue(body)
 
-    def test_what_does_not_fit_is_named_and_nothing_is_stored(self):
+    def test_invalid_report_is_400_and_nothing_is_stored(self):
         for changes, words in (
             ({"location": ...}, "location"), ({"location": " "}, "location"), ({"location": 5}, "location"),
             ({"location": "x" * 201}, "location"), ({"location": "ÄÖ"}, "[[location]]"),
@@ -189,12 +189,12 @@ class Answers(PimonitorCase):
                 self.assertNotIn("Successfully", text)
         self.assertEqual(self.web.store.nodes(), [])
 
-    def test_a_body_that_is_too_long(self):
+    def test_too_long_body_is_413(self):
         self.assertEqual(self.post(b" " * 70_000)[0], 413)
 
 
 class SeveralSensors(PimonitorCase):
-    """Several sensors a device, and more kinds of them: none is lost, none takes another's place."""
+    """Devices with several sensors: no reading is lost or stored under the name of another sensor."""
 
     def test_every_sensor_after_the_first_is_stored_too(self):
         sensors = [
@@ -213,7 +213,7 @@ class SeveralSensors(PimonitorCase):
         self.assertEqual(self.values(), wanted)
         self.assertEqual(len(self.points()), 1)
 
-    def test_one_that_is_left_out_for_once_is_not_replaced_by_another(self):
+    def test_missing_sensor_is_not_replaced_by_another(self):
         other = {"sensorType": "BMP280", "temperature": 68}
         self.post(sensors=[DHT22, other])
         self.post(sensors=[other])
@@ -221,29 +221,29 @@ class SeveralSensors(PimonitorCase):
         self.post(sensors=[other, DHT22])
         self.assertEqual(self.values(), {"bmp280_temperature": 20.0, "temperature": 22.0, "humidity": 40.1})
 
-    def test_names_outlive_the_server(self):
+    def test_channel_names_survive_a_restart(self):
         path = os.path.join(temp_folder(self), "names.json")
         one, two = (DeviceReading(sensor, "temperature", 1, "°C") for sensor in ("dht22", "bmp280"))
         self.assertEqual(Names(path, Faults()).of("Kitchen", [one, two]), ["temperature", "bmp280_temperature"])
         self.assertEqual(Names(path, Faults()).of("Kitchen", [two]), ["bmp280_temperature"])
         self.assertEqual(Names(path, Faults()).of("Attic", [two]), ["temperature"])
 
-    def test_two_of_one_type(self):
+    def test_sensors_of_the_same_type_get_different_names(self):
         self.post(sensors=[DHT22, DHT22, {**DHT22, "sensorName": "outside"}])
         self.assertEqual(sorted(self.values()), [
             "dht22_2_humidity", "dht22_2_temperature", "dht22_outside_humidity", "dht22_outside_temperature",
             "humidity", "temperature",
         ])  # fmt: skip
 
-    def test_a_failed_sensor_is_a_failure_and_not_left_out(self):
+    def test_failed_sensor_is_stored_as_null(self):
         self.assertEqual(self.post(sensors=[{**DHT22, "temperature": None}]), (200, STORED))
         self.assertEqual(self.values(), {"temperature": None, "humidity": 40.1})
 
-    def test_numbers_that_come_as_texts(self):
+    def test_numbers_in_strings_are_accepted(self):
         self.post(sensors=[{"sensorType": "DHT22", "temperature": "71.60", "humidity": " 40.1 "}])
         self.assertEqual(self.values(), {"temperature": 22.0, "humidity": 40.1})
 
-    def test_names_that_run_into_each_other_are_kept_apart(self):
+    def test_colliding_channel_names_stay_different(self):
         names = Names(os.path.join(temp_folder(self), "names.json"), Faults())
         readings = [DeviceReading("s" * 20, "k" * 29 + letter, 1, "") for letter in "ab"]
         readings += [DeviceReading(f"s{n}", "kind", 1, "") for n in range(40)] + [
@@ -253,13 +253,13 @@ class SeveralSensors(PimonitorCase):
         self.assertEqual(len(set(found)), len(readings))
         self.assertTrue(all(map(SENSOR_NAME, found)), found)
 
-    def test_a_device_that_makes_names_up_is_stopped(self):
+    def test_number_of_channel_names_is_limited(self):
         names = Names(os.path.join(temp_folder(self), "names.json"), Faults())
         with mock.patch.object(pimonitor, "_MOST_NAMES", 5), self.assertRaises(BadDeviceReport):
             names.of("Kitchen", [DeviceReading("s", f"kind{n}", 1, "") for n in range(6)])
         self.assertEqual(names.of("Kitchen", [DeviceReading("s", "kind0", 1, "")]), ["kind0"])
 
-    def test_a_file_of_names_that_does_not_read_is_named(self):
+    def test_damaged_name_file_is_a_fault(self):
         path = os.path.join(temp_folder(self), "names.json")
         for text in ("[", "[]", '{"a": 5}'):
             with self.subTest(text):
@@ -272,13 +272,13 @@ class SeveralSensors(PimonitorCase):
                 self.assertIn("names.json", faults.present())
 
 
-class Units(unittest.TestCase):
-    """°F, to two places, becomes °C; what is no temperature stays what it is."""
+class UnitConversion(unittest.TestCase):
+    """Conversion of °F to °C. Other quantities remain unchanged."""
 
     def of(self, unit, **values):
         return {reading.kind: (reading.value, reading.unit) for reading in read_sensors([values], unit)}
 
-    def test_temperatures_of_every_kind(self):
+    def test_all_temperature_names_are_converted(self):
         for key in (
             "temperature",
             "Temperature",
@@ -293,20 +293,20 @@ class Units(unittest.TestCase):
                 self.assertEqual(list(self.of("C", **{key: 22.5}).values()), [(22.5, "°C")])
                 self.assertEqual(list(self.of("F", **{key: None}).values()), [(None, "°C")])
 
-    def test_one_that_names_its_unit_is_believed(self):
+    def test_unit_in_the_name_overrides_the_setting(self):
         self.assertEqual(self.of("F", tempC=22.5, temp_f=71.6), {"temp_c": (22.5, "°C"), "temp_f": (22.0, "°C")})
         self.assertEqual(self.of("C", tempC=22.5, temp_f=71.6), {"temp_c": (22.5, "°C"), "temp_f": (22.0, "°C")})
 
-    def test_what_is_no_temperature(self):
+    def test_quantities_without_a_temperature_are_not_converted(self):
         wanted = {"humidity": (71.6, "%"), "pressure": (1013, "hPa"), "template": (5, ""), "light": (7, "")}
         self.assertEqual(self.of("F", humidity=71.6, pressure=1013, template=5, light=7), wanted)
 
-    def test_every_hundredth_of_a_degree_comes_back(self):
+    def test_conversion_preserves_hundredths_of_a_degree(self):
         for hundredths in range(-4000, 12_000, 7):
             ((celsius, _),) = self.of("F", temperature=hundredths / 100).values()
             self.assertEqual(round(celsius * 1.8 + 32, 2), hundredths / 100)
 
-    def test_names(self):
+    def test_texts_become_valid_names(self):
         for said, wanted in (
             ("heatIndex", "heat_index"),
             ("PM2.5", "pm2_5"),
@@ -321,31 +321,31 @@ class Units(unittest.TestCase):
             node_name("../..")
 
 
-class Zones(unittest.TestCase):
-    """The device's own wall clock, without a zone: the settings know where it hangs."""
+class ZoneConversion(unittest.TestCase):
+    """Conversion of the device's local time. The settings contain its time zone."""
 
     NEW_YORK = ZoneInfo("America/New_York")
 
     def utc(self, stamp, now="2026-11-20T12:00:00Z", zone=NEW_YORK):
         return read_timestamp(stamp, zone, parse_rfc3339(now))
 
-    def test_summer_and_winter(self):
+    def test_summer_time_is_converted(self):
         self.assertEqual(self.utc("07/04/2026 12:00:00"), parse_rfc3339("2026-07-04T16:00:00Z"))
         self.assertEqual(self.utc("12/24/2026 12:00:00"), parse_rfc3339("2026-12-24T17:00:00Z"))
 
-    def test_an_hour_that_comes_twice_is_the_one_nearer_to_now(self):
+    def test_repeated_hour_is_the_one_closer_to_now(self):
         for now, hour in (("2026-11-01T05:30:05Z", 5), ("2026-11-01T06:30:05Z", 6), ("2026-11-20T00:00:00Z", 6)):
             self.assertEqual(self.utc("11/01/2026 01:30:00", now), parse_rfc3339(f"2026-11-01T0{hour}:30:00Z"))
 
-    def test_an_hour_that_was_skipped_is_of_a_clock_that_was_not_set_forward(self):
+    def test_skipped_hour_is_in_winter_time(self):
         self.assertEqual(self.utc("03/08/2026 02:30:00"), parse_rfc3339("2026-03-08T07:30:00Z"))
 
-    def test_zones_with_odd_offsets(self):
+    def test_zone_offsets_with_minutes_are_converted(self):
         self.assertEqual(
             self.utc("11/20/2026 15:36:10", zone=ZoneInfo("Asia/Kathmandu")), parse_rfc3339("2026-11-20T09:51:10Z")
         )
 
-    def test_without_a_zone_it_is_this_machines(self):
+    def test_default_zone_is_that_of_this_machine(self):
         code = (
             "from pigeonpost.compat.pimonitor import read_timestamp as r; print(r('07/04/2026 12:00:00', None, 0),"
             " r('11/01/2026 01:30:00', None, 1793514600000), r('03/08/2026 02:30:00', None, 0))"
@@ -361,8 +361,8 @@ class Zones(unittest.TestCase):
         ]
         self.assertEqual(done.stdout.split(), [str(one) for one in wanted], done.stderr)
 
-    def test_years_that_no_device_means_are_refused(self):
-        """Of the year 1 what is stored as UTC would have no date at all."""
+    def test_implausible_years_are_refused(self):
+        """In UTC, a time in year 1 could be before the first valid date."""
         for stamp in ("01/01/0001 00:00:00", "12/31/1969 12:00:00", "12/31/9999 23:59:59"):
             with self.subTest(stamp), self.assertRaises(BadDeviceReport):
                 self.utc(stamp)
@@ -371,7 +371,7 @@ class Zones(unittest.TestCase):
         self.assertEqual(self.utc("01/01/1970 00:00:00"), 5 * 3_600_000)
 
 
-class Settings(PimonitorCase):
+class PimonitorSettings(PimonitorCase):
     """[pimonitor] and [[location]]."""
 
     def refused(self, settings):
@@ -379,7 +379,7 @@ class Settings(PimonitorCase):
             self.open(settings)
         return str(caught.exception)
 
-    def test_what_does_not_fit_is_named(self):
+    def test_invalid_settings_are_named(self):
         key = '[pimonitor]\napi_key = "k"\n'
         for settings, words in (
             (key + 'zone = "Europe/Berlim"\n', "there is no time zone 'Europe/Berlim'"),
@@ -389,7 +389,7 @@ class Settings(PimonitorCase):
             (key + '[[location]]\nname = "a"\nunit = "K"\n', "[[location]] 1: unit takes"),
             (key + '[[location]]\nname = "a"\nzoen = "UTC"\n', 'did you mean "zone"?'),
             (key + '[[location]]\nunit = "C"\n', "[[location]] 1: name is missing"),
-            (key + '[[location]]\nname = "a"\n[[location]]\nname = "a"\n', "[[location]] 2: name stands twice"),
+            (key + '[[location]]\nname = "a"\n[[location]]\nname = "a"\n', "[[location]] 2: name occurs twice"),
             (key + '[[location]]\nname = "a"\nnode = "b c"\n', "[[location]] 1: node takes"),
             (key + '[[location]]\nname = "°"\n', "[[location]] 1: location has no letter"),
         ):  # fmt: skip
@@ -398,7 +398,7 @@ class Settings(PimonitorCase):
 
 
 def run_device(test, port, location="Kitchen", sensors=(DHT22,), key=KEY):
-    """The old device's program: exit status, and what it said."""
+    """Run the program of the old device, and return its exit status and output."""
     done = subprocess.run(
         [sys.executable, CLIENT, f"http://127.0.0.1:{port}", key, location, json.dumps(sensors)],
         capture_output=True, text=True, timeout=LIMIT_S, env=clean_environment(TZ="America/New_York"),
@@ -406,10 +406,10 @@ def run_device(test, port, location="Kitchen", sensors=(DHT22,), key=KEY):
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-class TheDevice(PimonitorCase):
-    """The device's own program, with urllib, against a server as people start it."""
+class OldDevice(PimonitorCase):
+    """The program of the old device, with urllib, and a server process."""
 
-    def test_what_it_reads_arrives(self):
+    def test_old_device_sends_its_readings(self):
         before = Clock().wall_ms() // 1000 * 1000
         status, said = run_device(self, self.web.address[1])
         self.assertEqual(status, 0)
@@ -419,7 +419,7 @@ class TheDevice(PimonitorCase):
         self.assertEqual(self.values(), {"temperature": 22.0, "humidity": 40.1})
         self.assertTrue(before <= self.points()[0].time_ms <= Clock().wall_ms())
 
-    def test_a_server_with_nothing_but_a_key_takes_it(self):
+    def test_server_with_only_a_key_accepts_a_device(self):
         data = temp_folder(self)
         server = Forked(
             self, "server.py", "--data", data, "--web", "127.0.0.1:0", TZ="America/New_York",
@@ -434,10 +434,10 @@ class TheDevice(PimonitorCase):
         )
 
 
-class OldFaults(PimonitorCase):
-    """What must not be again: success when the insert failed, sensors after the first lost, the key never checked."""
+class PimonitorRegressions(PimonitorCase):
+    """Regressions of pimonitor: success after a failed insert, lost sensors, a key that is never checked."""
 
-    def test_success_is_said_only_of_what_is_stored(self):
+    def test_success_is_reported_only_after_storing(self):
         with mock.patch.object(unnumbered_sources, "STORE_S", 0.1), \
                 mock.patch.object(self.web.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
             status, headers, answer = self.web.request("POST", "/", body=json.dumps(self.message()).encode())
@@ -447,12 +447,12 @@ class OldFaults(PimonitorCase):
         self.web.ingestor.flush(LIMIT_S)
         self.assertEqual(self.points(), [])
 
-    def test_names_that_cannot_be_kept(self):
+    def test_unsaved_channel_names_are_503(self):
         with mock.patch.object(json_file, "replace_file", side_effect=DiskError("the disk is full")):
             self.assertEqual(self.post()[0], 503)
         self.assertEqual(self.post(), (200, STORED))
 
-    def test_an_upload_that_is_cut_at_any_byte_leaves_nothing(self):
+    def test_request_cut_at_any_byte_stores_nothing(self):
         data = json.dumps(self.message()).encode()
         upload = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
         for end in range(len(upload)):
@@ -463,7 +463,7 @@ class OldFaults(PimonitorCase):
         self.assertEqual(self.post(), (200, STORED))
         self.assertEqual(len(self.points()), 1)
 
-    def test_fifty_devices_at_once(self):
+    def test_fifty_simultaneous_devices_are_served(self):
         answers = []
 
         def send(number):

@@ -1,4 +1,4 @@
-"""tmon's clients, unchanged, against our server: each row of what they were used to (docs/coming-from-tmon.md)."""
+"""Tests of the tmon transport with the original requests and responses (docs/coming-from-tmon.md)."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ class TmonCase(unittest.TestCase):
         return {key: value for key, value in said.items() if value is not ...}
 
     def post(self, said, **headers):
-        """Status and body of the answer to a body: bytes, or what is sent as JSON."""
+        """Send bytes or a JSON value, and return status and body of the response."""
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         status, _, answer = self.web.request("POST", "/temp", headers, data)
         return status, answer
@@ -58,10 +58,10 @@ class TmonCase(unittest.TestCase):
 
 
 class PostTemp(TmonCase):
-    """`POST /temp`, its fields, and what they mean."""
+    """`POST /temp` and the meaning of its fields."""
 
-    def test_the_old_clients_conversation_byte_for_byte(self):
-        """As a socket saw it: urllib's request, and the answer's status line, type, length and body."""
+    def test_conversation_of_the_old_client_is_unchanged(self):
+        """The request of urllib, and the status line, type, length and body of the response."""
         data = json.dumps(self.message()).encode()
         request = (
             f"POST /temp HTTP/1.1\r\nAccept-Encoding: identity\r\nContent-Length: {len(data)}\r\n"
@@ -76,7 +76,7 @@ class PostTemp(TmonCase):
         self.assertEqual(body, STORED)
         self.assertEqual([point.values for point in self.points()], [{"temperature": 20.812}])
 
-    def test_the_value_is_a_text_of_thousandths_of_a_degree(self):
+    def test_value_is_in_thousandths_of_a_degree(self):
         for text, wanted in (
             ("20812", 20.812),
             ("-1062", -1.062),
@@ -90,7 +90,7 @@ class PostTemp(TmonCase):
                 self.assertEqual(self.points()[-1].values, {"temperature": wanted})
         self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C"})
 
-    def test_other_values_are_told_what_is_right(self):
+    def test_invalid_temperature_is_400_with_the_format(self):
         for value in (
             "20.8",
             "warm",
@@ -112,13 +112,13 @@ class PostTemp(TmonCase):
                 self.assertIn("thousandths", text)
         self.assertEqual(self.points(), [])
 
-    def test_server_time_when_time_is_absent_or_empty(self):
+    def test_missing_time_is_replaced_by_server_time(self):
         for time_said in (..., "", None):
             before = Clock().wall_ms()
             self.assertEqual(self.post(self.message(time=time_said)), (200, STORED))
             self.assertTrue(before <= self.points()[-1].time_ms <= Clock().wall_ms())
 
-    def test_times_as_clients_say_them(self):
+    def test_valid_time_formats_are_accepted(self):
         wanted = 1_795_188_970_000
         here = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wanted // 1000))
         for said in (1_795_188_970, "1795188970", "1795188970.0", 1_795_188_970.0, "2026-11-20T15:36:10Z", here,
@@ -127,20 +127,20 @@ class PostTemp(TmonCase):
                 self.assertEqual(self.post(self.message(time=said)), (200, STORED))
                 self.assertEqual(self.points()[-1].time_ms, wanted)
 
-    def test_other_times_are_told_what_is_right(self):
+    def test_invalid_time_is_400(self):
         for said in ("yesterday", "-5", -5, 1e300, True, [], "2026-13-40", "99999-01-01", "1" * 40, "0001-01-01"):
             with self.subTest(said):
                 status, text = self.error(self.message(time=said))
                 self.assertEqual((status, text.partition(" ")[0]), (400, "time"))
         self.assertEqual(self.points(), [])
 
-    def test_the_token_alone_tells_the_node(self):
+    def test_token_alone_identifies_the_node(self):
         self.web.tokens.make("cellar")
         for node in ("cellar", "nobody", "", None, 5):
             self.assertEqual(self.post(self.message(node=node)), (200, STORED))
         self.assertEqual((len(self.points()), self.points("cellar")), (5, []))
 
-    def test_a_test_is_looked_at_and_not_stored(self):
+    def test_test_report_is_checked_but_not_stored(self):
         self.assertEqual(self.post(self.message(test=True)), (200, STORED))
         self.assertEqual(self.error(self.message(test=True, data={"temperature": "warm"}))[0], 400)
         self.assertEqual(self.error(self.message(test=True, token="0" * 32))[0], 400)
@@ -149,38 +149,38 @@ class PostTemp(TmonCase):
             self.assertEqual(self.post(self.message(test=no)), (200, STORED))
         self.assertEqual(len(self.points()), 6)
 
-    def test_whatever_type_the_body_is_said_to_have(self):
+    def test_content_type_is_ignored(self):
         for kind in ("application/json", "application/x-www-form-urlencoded", "text/plain", "nonsense"):
             self.assertEqual(self.post(self.message(), **{"Content-Type": kind}), (200, STORED))
         self.assertEqual(len(self.points()), 4)
 
-    def test_any_name_by_which_the_client_calls_the_server(self):
+    def test_host_name_is_ignored(self):
         self.assertEqual(self.post(self.message(), Host="tmon.example.org:13117"), (200, STORED))
 
 
-class Answers(TmonCase):
-    """What each case is answered; never with an empty reply."""
+class TmonResponses(TmonCase):
+    """Responses, which are never empty."""
 
-    def test_stored(self):
+    def test_stored_reading_is_success(self):
         self.assertEqual(self.post(self.message()), (200, STORED))
 
-    def test_token_not_set(self):
+    def test_missing_token_is_token_not_set(self):
         wanted = 200, b'{"success": false, "error": "token not set"}'
         for said in (self.message(token=...), self.message(token=""), self.message(token=None), {}):
             self.assertEqual(self.post(said), wanted)
 
-    def test_no_temperature_given(self):
+    def test_missing_temperature_is_no_temperature_given(self):
         wanted = 200, b'{"success": false, "error": "No temperature given"}'
         for data in (..., {}, {"temperature": ""}, {"temperature": None}, None, "20812", []):
             self.assertEqual(self.post(self.message(data=data)), wanted)
 
-    def test_unknown_token(self):
+    def test_unknown_token_is_400(self):
         for token in ("0" * 32, "x", self.token[:-1], self.token.upper() + "0", "é", "0" * 10_000):
             with self.subTest(token[:40]), mock.patch.object(throttle, "LONGEST_DELAY_S", 0.0):
                 self.assertEqual(self.error(self.message(token=token)), (400, "unknown token"))
         self.assertEqual(self.web.store.nodes(), [])
 
-    def test_what_is_no_json_or_no_report(self):
+    def test_invalid_json_or_report_is_400(self):
         for data in (b"", b"x", b"[]", b'"x"', b"\xff", b"[" * 10_000, b'{"token":"a","token":"b"}', b'{"time":NaN}'):
             with self.subTest(data[:20]):
                 self.assertEqual(self.error(data)[0], 400)
@@ -188,14 +188,14 @@ class Answers(TmonCase):
             self.assertEqual(self.error(said)[0], 400)
         self.assertEqual(self.web.store.nodes(), [])
 
-    def test_a_body_that_is_too_long_and_one_without_a_length(self):
+    def test_too_long_body_is_413_and_missing_length_is_411(self):
         self.assertEqual(self.post(b" " * 20_000)[0], 413)
         self.assertEqual(self.web.request("GET", "/temp")[0], 405)
         status, _, _ = parse_response(self.web.raw(b"POST /temp HTTP/1.1\r\nHost: a\r\n\r\n", ends=False))
         self.assertEqual(status, 411)
 
 
-class Manage(TmonCase):
+class TokenCommands(TmonCase):
     """`manage.py get_token NODE`, `list`, `run`."""
 
     def control(self, *arguments, data=None):
@@ -203,7 +203,7 @@ class Manage(TmonCase):
         self.assertEqual((status, told), (0, ""))
         return said.splitlines()
 
-    def test_get_token_makes_it_on_first_use_and_shows_the_same_ever_after(self):
+    def test_get_token_creates_a_token_once(self):
         said = self.control("get_token", "cellar")
         self.assertRegex(said[0], r"^[0-9a-f]{32}$")
         self.assertEqual(self.control("get_token", "cellar"), said)
@@ -211,17 +211,17 @@ class Manage(TmonCase):
         self.assertEqual(self.post(self.message(token=said[0])), (200, STORED))
         self.assertEqual(len(self.points("cellar")), 1)
 
-    def test_list(self):
+    def test_list_prints_nodes_with_tokens(self):
         self.web.tokens.make("a-much-longer-name")
         self.post(self.message(time="2026-11-20T15:36:10Z"))
         self.assertEqual(
-            self.control("list"), ["a-much-longer-name  not heard yet", "attic               2026-11-20T15:36:10.000Z"]
+            self.control("list"), ["a-much-longer-name  no samples yet", "attic               2026-11-20T15:36:10.000Z"]
         )
 
-    def test_list_before_there_is_anything(self):
+    def test_list_without_nodes_is_empty(self):
         self.assertEqual(self.control("list", data=temp_folder(self)), [])
 
-    def test_run(self):
+    def test_server_accepts_the_old_port(self):
         """`server.py`, also on the port where the clients look for it."""
         data = temp_folder(self)
         server = Forked(self, "server.py", "--data", data, "--web", "127.0.0.1:0", "--web", "127.0.0.1:0")
@@ -234,12 +234,12 @@ class Manage(TmonCase):
 
 
 def get_token(data):
-    """The token of `attic`."""
+    """Create and return the token of `attic`."""
     return control_here("--data", data, "get_token", "attic")[1].rstrip("\n")
 
 
 def run_client(test, port, token, device=W1_SLAVE):
-    """The old client as cron runs it: exit status, and what it said."""
+    """Run the old client as cron does, and return its exit status and output."""
     path = os.path.join(temp_folder(test), "w1_slave")
     with open(path, "w", encoding="ascii") as file:
         file.write(device)
@@ -250,17 +250,17 @@ def run_client(test, port, token, device=W1_SLAVE):
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-class TheClient(TmonCase):
-    """One standalone file with its settings on top, run from cron, reading `w1_slave`."""
+class OldClient(TmonCase):
+    """The old client: a script with its settings at the top, run by cron, which reads `w1_slave`."""
 
     def run_it(self, token=None, device=W1_SLAVE):
         return run_client(self, self.web.address[1], token or self.token, device)
 
-    def test_what_it_reads_arrives(self):
+    def test_old_client_sends_its_reading(self):
         self.assertEqual(self.run_it(), (0, "{'success': True}"))
         self.assertEqual(self.points()[0].values, {"temperature": 20.812})
 
-    def test_it_understands_what_goes_wrong(self):
+    def test_old_client_understands_errors(self):
         self.assertEqual(self.run_it("0" * 32), (1, '400 {"success": false, "error": "unknown token"}'))
         self.assertEqual(self.run_it(device=W1_SLAVE.replace("t=20812", "t=")),
                          (1, "{'success': False, 'error': 'No temperature given'}"))  # fmt: skip
@@ -268,18 +268,18 @@ class TheClient(TmonCase):
             status, said = self.run_it()
             self.assertEqual((status, said.partition(" ")[0]), (1, "503"))
 
-    def test_a_reading_with_a_wrong_crc_is_not_sent(self):
+    def test_old_client_does_not_send_a_reading_with_a_wrong_crc(self):
         self.assertEqual(self.run_it(device=W1_SLAVE.replace("YES", "NO")), (1, "CRC is wrong"))
 
 
-class TheCheck(unittest.TestCase):
-    """A cron check that the server runs, and a mail when it does not: `control.py check || mail ...`"""
+class CronCheck(unittest.TestCase):
+    """Check by cron, with a mail if the server does not run: `control.py check || mail ...`."""
 
-    def test_it_says_so_when_the_server_does_not_run_and_nothing_when_all_is_well(self):
+    def test_check_reports_a_server_that_does_not_run(self):
         data = temp_folder(self)
         check = Forked(self, "control.py", "--data", data, "check")
         self.assertEqual(check.wait(), 1)
-        self.assertIn("no server runs", "\n".join(check.logged))
+        self.assertIn("no running server uses", "\n".join(check.logged))
         server = Forked(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
         port = int(re.search(r":(\d+)/", server.line())[1])
         token = get_token(data)
@@ -291,28 +291,28 @@ class TheCheck(unittest.TestCase):
         wait_until(is_well, "all is well")
 
     def test_python_m_unittest_finds_and_runs_all_tests(self):
-        """As discovery does it, in this process, which has most of them loaded already."""
+        """Discover the tests in this process, which has already loaded most of them."""
         loader = unittest.TestLoader()
         found = loader.discover(ROOT, top_level_dir=ROOT)
         self.assertEqual(loader.errors, [])
         self.assertGreater(found.countTestCases(), 1000)
 
 
-class Faults(TmonCase):
-    """What must not be again: no answer after a validation error, guessable tokens, "stored" for what is not."""
+class TmonRegressions(TmonCase):
+    """Regressions of tmon: no response after a validation error, guessable tokens, success without storage."""
 
     def test_tokens_are_random(self):
         tokens = {self.web.tokens.make(f"node{n}") for n in range(50)}
         self.assertEqual(len({token[k] for token in tokens for k in (12, 16)} - set("14")) > 2, True)  # no uuid1
         self.assertEqual((len(tokens), {len(token) for token in tokens}), (50, {32}))
 
-    def test_success_is_said_only_of_what_is_stored(self):
+    def test_success_is_reported_only_after_storing(self):
         with mock.patch.object(unnumbered_sources, "STORE_S", 0.1), \
                 mock.patch.object(self.web.store, "put", side_effect=NotStored("the disk is full")):  # fmt: skip
             data = json.dumps(self.message()).encode()
 
             def refused():
-                """Whether the reason is told: on a busy machine STORE_S may be over before the writer has tried."""
+                """Return True if the response contains the reason. On a busy machine, STORE_S may end too early."""
                 status, headers, answer = self.web.request("POST", "/temp", body=data)
                 told = json.loads(answer)
                 self.assertEqual((status, told["success"]), (503, False))
@@ -323,7 +323,7 @@ class Faults(TmonCase):
         self.web.ingestor.flush(LIMIT_S)
         self.assertEqual(self.points(), [])
 
-    def test_an_upload_that_is_cut_at_any_byte_leaves_nothing(self):
+    def test_request_cut_at_any_byte_stores_nothing(self):
         data = json.dumps(self.message()).encode()
         upload = f"POST /temp HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
         for end in range(len(upload)):
@@ -334,7 +334,7 @@ class Faults(TmonCase):
         self.assertEqual(self.post(self.message()), (200, STORED))
         self.assertEqual(len(self.points()), 1)
 
-    def test_what_was_answered_is_there_after_kill_9(self):
+    def test_acknowledged_readings_survive_kill_9(self):
         data, answered = temp_folder(self), []
         token = get_token(data)
         server = Forked(self, "server.py", "--data", data, "--web", "127.0.0.1:0")
@@ -368,7 +368,7 @@ class Faults(TmonCase):
         self.assertLessEqual(set(answered), set(stored))
         self.assertLessEqual(len(stored), len(answered) + len(threads))
 
-    def test_fifty_clients_at_once(self):
+    def test_fifty_simultaneous_clients_are_served(self):
         answers = []
 
         def send():

@@ -1,4 +1,4 @@
-"""Older systems' clients: none writes as a node that has a token, and none guesses secrets quickly."""
+"""Tests of older systems' clients: they cannot write to a node with a token, and cannot guess secrets quickly."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def setUpModule():
 
 
 class PatientClock(Clock):
-    """Counts waits, and does not wait."""
+    """Clock that records waits instead of waiting."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class PatientClock(Clock):
         return False
 
 
-class Case(unittest.TestCase):
+class WrongSecretsCase(unittest.TestCase):
     def setUp(self):
         self.clock = PatientClock()
         transports = [pimonitor.PiMonitorTransport, tmon.TmonTransport, file_drop.make_transport]
@@ -62,24 +62,28 @@ class Case(unittest.TestCase):
         return self.web.store.points(node, 0, 1 << 60, 10_000)
 
 
-class Proof(Case):
-    def test_a_pimonitor_location_writes_into_no_node_that_has_a_token(self):
+class NodeProtection(WrongSecretsCase):
+    def test_pimonitor_location_cannot_write_to_a_node_with_a_token(self):
         self.assertEqual(self.pimonitor(location="basement")[0], 200)
         for node in ("basement", "living"):
             self.web.tokens.make(node)
         before = len(self.stored("basement"))
-        for location in ("basement", " basement", "Wohnzimmer"):  # also where the settings lead there
+        for location in (
+            "basement",
+            " basement",
+            "Wohnzimmer",
+        ):  # including a location that the settings assign to a node
             status, text = self.pimonitor(location=location)
             self.assertEqual(status, 403, text)
             self.assertRegex(text, r"^\[11/20/2026 15:36:10\] Not stored: node .* has a token")
         self.assertEqual((len(self.stored("basement")), self.stored("living")), (before, []))
         self.assertIsNone(self.web.unnumbered_sources.find("living"))
 
-    def test_a_tmon_client_proves_the_token(self):
+    def test_tmon_token_is_accepted(self):
         self.assertEqual(self.tmon(self.web.tokens.make("attic")), (200, {"success": True}))
         self.assertEqual(len(self.stored("attic")), 1)
 
-    def test_invented_locations_are_refused_beyond_a_limit_and_listed_ones_and_tokens_are_not(self):
+    def test_invented_locations_are_limited(self):
         with mock.patch.object(unnumbered_sources, "MOST_UNPROVEN", 3):
             statuses = [self.pimonitor(location=f"room {n}")[0] for n in range(10)]
             self.assertEqual(statuses, [200] * 3 + [503] * 7)
@@ -88,29 +92,29 @@ class Proof(Case):
         self.assertIn("3 nodes without a token", self.web.faults.present()["pimonitor clients"])
         names = self.web.folder + "/pimonitor.json"
         with open(names, encoding="utf-8") as file:
-            self.assertEqual(len(json.load(file)), 4)  # no names are kept for those that were refused
+            self.assertEqual(len(json.load(file)), 4)  # no names are stored for refused locations
 
 
-class Guessing(Case):
-    def test_wrong_pimonitor_keys_are_not_even_looked_at_after_some(self):
+class GuessedSecrets(WrongSecretsCase):
+    def test_pimonitor_keys_are_refused_after_some_failures(self):
         for n in range(30):
             self.assertEqual(self.pimonitor(key=f"{n:064x}")[0], 401)
-        self.assertEqual(self.pimonitor()[0], 401)  # the right one, but after too many from this address
+        self.assertEqual(self.pimonitor()[0], 401)  # the correct key, but after too many failures from this address
         self.assertGreater(len(self.clock.waits), 20)
         self.assertEqual(max(self.clock.waits), throttle.LONGEST_DELAY_S)
 
-    def test_wrong_keys_from_elsewhere_shut_nobody_out(self):
+    def test_wrong_keys_from_other_addresses_lock_no_one_out(self):
         for n in range(100):
             self.web.throttle.begin(f"10.0.{n}.66")
         self.assertEqual(self.pimonitor()[0], 200)
 
-    def test_a_right_key_forgives_the_wrong_ones_before_it(self):
+    def test_correct_key_clears_earlier_failures(self):
         for _ in range(5):
             for _ in range(throttle.MOST - 1):
                 self.assertEqual(self.pimonitor(key="0" * 64)[0], 401)
             self.assertEqual(self.pimonitor()[0], 200)
 
-    def test_right_tokens_and_ids_are_taken_whatever_is_guessed_at_the_same_address(self):
+    def test_correct_tokens_are_accepted_despite_failures_at_the_address(self):
         token = self.web.tokens.make("attic")
         for n in range(15):
             self.assertEqual(self.tmon(f"{n:032x}"), (400, {"success": False, "error": "unknown token"}))
@@ -121,7 +125,7 @@ class Guessing(Case):
         self.assertEqual(self.drop(PI)[1], b"301")
         self.assertEqual(self.clock.waits, [])
 
-    def test_a_hundred_wrong_ones_of_every_kind_are_one_line(self):
+    def test_hundred_wrong_secrets_are_one_log_line(self):
         with self.assertLogs("pigeonpost", "INFO") as logs:
             for n in range(20):  # five of each
                 self.pimonitor(key=f"{n:064x}")
@@ -131,7 +135,7 @@ class Guessing(Case):
                 self.web.request("POST", "/upload/abc", {"checksum": "0"})
         self.assertEqual(len([line for line in logs.output if "127.0.0.1" in line]), 1, logs.output)
 
-    def test_few_refusals_wait_at_once(self):
+    def test_number_of_delayed_refusals_is_limited(self):
         entered, go_on = threading.Semaphore(0), threading.Event()
 
         def wait(event, seconds):
@@ -146,12 +150,12 @@ class Guessing(Case):
                 thread.start()
             for _ in threads:
                 self.assertTrue(entered.acquire(timeout=LIMIT_S))
-            self.assertEqual(self.tmon("1" * 32)[0], 400)  # at once
+            self.assertEqual(self.tmon("1" * 32)[0], 400)  # immediately
             self.assertEqual(self.tmon(self.web.tokens.make("attic"))[0], 200)
             go_on.set()
             for thread in threads:
                 thread.join(LIMIT_S)
-        wait_until(lambda: wrong_secrets._places._value == wrong_secrets.MOST_DELAYED, "the places are free again")
+        wait_until(lambda: wrong_secrets._delay_slots._value == wrong_secrets.MOST_DELAYED, "the slots are free again")
 
 
 if __name__ == "__main__":

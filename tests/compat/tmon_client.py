@@ -1,6 +1,6 @@
-"""A client as "tmon" had it: one file, settings on top, run from cron. Independent of everything else here.
+"""Client of "tmon": one file with its settings at the top, run by cron. It shares no code with this project.
 
-It reads the 1-wire file and posts what is behind `t=`. For the tests the settings come as arguments.
+It reads the 1-wire file and posts the number after `t=`. In the tests, the settings are arguments.
 """
 
 import json

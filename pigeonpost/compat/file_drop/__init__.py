@@ -1,1 +1,1 @@
-"""The file drop: uploads with SHA-256, as the older system has them."""
+"""File drop of the older system "Access Lab": uploads of files with their SHA-256 checksums."""

@@ -3,8 +3,9 @@
     python3 control.py send-files server.local /home/pi/readings       on the Pi, from cron
     python3 control.py file-id 10000000a1b2c3d4 attic                  on the server
 
-Files go to a server of the file drop, ours or an original one, over HTTP. Errors: a file that could not be sent stays
-where it is, and the others are sent; the next run tries it again. The output is that of the original sender.
+Files are sent over HTTP to a server of the file drop, either Pigeonpost or the original system. The protocol and its
+two dialects are described in file_drop/server.py. Errors: a file that cannot be sent stays in its folder, and the next
+run sends it again; the other files are sent. The messages have the wording of the original sender.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pigeonpost.compat.file_drop.storage import Pi, PiIds, read_pi_id
 from pigeonpost.core.addresses import split_address
 from pigeonpost.core.data_folder import PI_ID
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.format import counted
 from pigeonpost.core.http_client import (
     AnswerTooLong,
     CertificateMismatch,
@@ -35,24 +37,31 @@ from protocol import NODE_NAME
 PORT = 3500
 SENT_FOLDER = "sent_files"
 _FILE_FIELD = "sensor_data_file"
-_CONNECT_S, _ANSWER_S = 10.0, 120.0  # the latter: a card takes its time to have a long file durably
+_CONNECT_S, _ANSWER_S = 10.0, 120.0  # an SD card can need a long time to make a long file durable
 _BLOCK_BYTES = 256 << 10
 _ANSWER_BYTES = 4096
 _ID_VARIABLE = "PIGEONPOST_PI_ID"
 _LETTERS = re.compile(r"[A-Za-z]{8,64}").fullmatch
 
 
-# --------------------------------------------------------------------------------------------------- who am I
+# ------------------------------------------------------------------------------------------------------ Pi id
 
 
-def find_pi_id(given: str | None, data: str, cpuinfo: str = "/proc/cpuinfo") -> str:
-    """Return this Pi's id: as given, of the variable, of the file, or its serial number; empty where none is valid.
+def find_pi_id(argument: str | None, data: str, cpuinfo: str = "/proc/cpuinfo") -> str:
+    """Return the id of this Pi, or an empty string if there is no valid one.
 
-    The first that is set counts, valid or not: a file under another id than was meant would help nobody.
+    The sources are, in this order: `argument`, the environment variable PIGEONPOST_PI_ID, the file `pi_id` in the data
+    folder, and the serial number of the Pi. The first one that is set is used. If it is invalid, the next source is not
+    tried, because files would be sent under an unintended id.
+
+    Args:
+        argument: Id in the command line, or None.
+        data: Path of the data folder.
+        cpuinfo: Path of the file that contains the serial number.
     """
-    said = given or os.environ.get(_ID_VARIABLE, "")
-    if said:
-        return read_pi_id(said)
+    text = argument or os.environ.get(_ID_VARIABLE, "")
+    if text:
+        return read_pi_id(text)
     for path, pattern in ((os.path.join(data, PI_ID), r"\A\s*(\S+)"), (cpuinfo, r"(?m)^Serial\s*:\s*(\S+)")):
         try:
             with open(path, encoding="ascii", errors="replace") as file:
@@ -64,62 +73,82 @@ def find_pi_id(given: str | None, data: str, cpuinfo: str = "/proc/cpuinfo") -> 
     return ""
 
 
-# ------------------------------------------------------------------------------------------------ one server
+# ----------------------------------------------------------------------------------------------------- server
 
 
-class NotReached(Failed):
+class ServerUnreachable(Failed):
     """The server cannot be reached."""
 
 
-class NotLetIn(Failed):
+class NotAccepted(Failed):
     """The server does not accept files of this Pi."""
 
 
-class Depot:
-    """A server of the file drop, in the dialect that it speaks: the second, or else the first."""
+class FileDropClient:
+    """Client of a server of the file drop. It uses the second dialect if the server supports it, else the first.
+
+    Args:
+        host: Host name or address of the server.
+        port: Port of the server.
+        pi_id: Id of this Pi.
+        pi_num: Number of this Pi, for original servers.
+        fingerprint: SHA-256 fingerprint of the server's certificate as hex digits. With a fingerprint the client uses
+            HTTPS and accepts this certificate only.
+
+    Raises:
+        ValueError: The host is invalid.
+    """
 
     def __init__(self, host: str, port: int, pi_id: str, pi_num: str, fingerprint: str = "") -> None:
-        """fingerprint: SHA-256 of the server's certificate, hex; with it HTTPS is spoken, with that server only.
-
-        Raises ValueError for an invalid host.
-        """
         self._url = server_url(host, port, secure=bool(fingerprint))
         self.address = self._url.shown
         self._trust = ServerTrust(fingerprint)
         self._pi_id, self._pi_num = pi_id, pi_num
         self._letters = ""
-        self._second = False
+        self._uses_second_dialect = False
 
     def begin(self, count: int) -> None:
-        """Open a session for `count` files. Raises NotReached, NotLetIn."""
+        """Open a session for `count` files.
+
+        Raises:
+            ServerUnreachable: The server cannot be reached.
+            NotAccepted: The server does not accept files of this Pi.
+        """
         try:
-            status, said = self._ask("GET", "/upload/", {"pi_id": self._pi_id, "pi_num": self._pi_num})
-            self._second = status == 200 and (said[:4] == "301 " or said in _CODES)
-            if not self._second:
-                status, said = self._ask("GET", "/", {"pi_id": self._pi_id, "num_files": str(count)})
+            status, text = self._ask("GET", "/upload/", {"pi_id": self._pi_id, "pi_num": self._pi_num})
+            self._uses_second_dialect = status == 200 and (text[:4] == "301 " or text in _CODES)
+            if not self._uses_second_dialect:
+                status, text = self._ask("GET", "/", {"pi_id": self._pi_id, "num_files": str(count)})
         except HttpError as error:
-            raise NotReached(f"{self.address} could not be reached") from error
-        if status != 200:  # something else is there, or it wants HTTPS
-            raise NotReached(f"{self.address} could not be reached")
-        self._letters = said.removeprefix("301 ") if self._second else said
+            raise ServerUnreachable(f"{self.address} could not be reached") from error
+        if status != 200:  # another kind of server, or one that requires HTTPS
+            raise ServerUnreachable(f"{self.address} could not be reached")
+        self._letters = text.removeprefix("301 ") if self._uses_second_dialect else text
         if not _LETTERS(self._letters):
-            raise NotLetIn("Authentication failed")
+            raise NotAccepted("Authentication failed")
 
     def send(self, path: str, left: int, progress: Callable[[int, int], None]) -> bool:
-        """Send one file. Returns True if the server has acknowledged it. Raises OSError, NotReached, NotLetIn.
+        """Send one file. Return True if the server has acknowledged it.
 
-        left      files that are still to come, with this one
-        progress  called with the number of bytes sent, and of all
+        Args:
+            path: Path of the file.
+            left: Number of files that remain to be sent, including this one.
+            progress: Function that is called with the number of bytes sent and the size of the file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ServerUnreachable: The server cannot be reached.
+            NotAccepted: The server does not accept files of this Pi.
         """
         with open(path, "rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         for _ in range(2):
-            said = self._send_once(path, size, checksum, left, progress)
-            if not (self._second and said == "401"):
+            reply = self._send_once(path, size, checksum, left, progress)
+            if not (self._uses_second_dialect and reply == "401"):
                 break
-            self.begin(left)  # the session is over, perhaps because that server was restarted
-        return said == ("200" if self._second else checksum)
+            self.begin(left)  # the session has ended, perhaps because the server was restarted
+        return reply == ("200" if self._uses_second_dialect else checksum)
 
     def _send_once(
         self, path: str, size: int, checksum: str, left: int, progress: Callable[[int, int], None]
@@ -136,19 +165,19 @@ class Depot:
             "Content-Type": f"multipart/form-data; boundary={boundary}",
             "Content-Length": str(len(head) + size + len(tail)),
         }  # fmt: skip
-        if self._second:
+        if self._uses_second_dialect:
             headers["pi_num"] = self._pi_num
 
         def body(file: BinaryIO) -> Iterator[bytes]:
             yield head
-            gone = 0
-            while gone < size:
-                block = file.read(min(_BLOCK_BYTES, size - gone))
+            sent = 0
+            while sent < size:
+                block = file.read(min(_BLOCK_BYTES, size - sent))
                 if not block:
-                    raise OSError("it became shorter while it was sent")
+                    raise OSError("the file became shorter while it was sent")
                 yield block
-                gone += len(block)
-                progress(gone, size)
+                sent += len(block)
+                progress(sent, size)
             yield tail
 
         with open(path, "rb") as file:
@@ -157,28 +186,35 @@ class Depot:
     def _ask(
         self, method: str, path: str, headers: Mapping[str, str], body: Iterator[bytes] | None = None
     ) -> tuple[int, str]:  # fmt: skip
-        """Status and text of the server's answer, empty if that is too long. Raises HttpError, NotReached, NotLetIn."""
-        link = HttpConnection(self._url, _ANSWER_S, self._trust, connect_timeout_s=_CONNECT_S)
+        """Return the status and the text of the server's response, or an empty text if the text is too long.
+
+        Raises:
+            HttpError: The request failed.
+            ServerUnreachable: The server cannot be reached.
+            NotAccepted: The server has another certificate.
+        """
+        connection = HttpConnection(self._url, _ANSWER_S, self._trust, connect_timeout_s=_CONNECT_S)
         try:
-            self._connect(link)
-            answer = link.request(
+            self._connect(connection)
+            response = connection.request(
                 method, path, {**headers, "Connection": "close"}, body, limit_bytes=_ANSWER_BYTES, until_close=True
             )  # fmt: skip
-            return answer.status, answer.body.decode("latin-1").strip()
+            return response.status, response.body.decode("latin-1").strip()
         except AnswerTooLong as error:
             return (error.response.status if error.response else 0), ""
         finally:
-            link.close()
+            connection.close()
 
-    def _connect(self, link: HttpConnection) -> None:
+    def _connect(self, connection: HttpConnection) -> None:
         try:
-            link.connect()
+            connection.connect()
         except CertificateMismatch as error:
-            raise NotLetIn(
-                f"Authentication failed: the server's certificate is {error.found}, expected was {error.expected}"
+            raise NotAccepted(
+                f"Authentication failed: the fingerprint of the server's certificate is {error.found}, not"
+                f" {error.expected} as expected"
             ) from None
         except HttpError as error:
-            raise NotReached(f"{self.address} could not be reached") from error
+            raise ServerUnreachable(f"{self.address} could not be reached") from error
 
 
 _CODES = ("401", "412", "415", "500")
@@ -188,86 +224,96 @@ _CODES = ("401", "412", "415", "500")
 
 
 def send_files(context: Context) -> int:
-    """Send the files of a folder to a server of the file drop; those that it has then move to sent_files/."""
-    chosen = context.arguments
-    if not chosen.host or not chosen.folder:
-        return _complain("Missing arguments", 2)
-    folder = os.path.abspath(chosen.folder)
+    """Send the files of a folder to a server of the file drop. Move each acknowledged file to `sent_files/`.
+
+    Args:
+        context: Context of the command, with its arguments.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SettingsError: An argument is invalid.
+    """
+    arguments = context.arguments
+    if not arguments.host or not arguments.folder:
+        return _print_error("Missing arguments", 2)
+    folder = os.path.abspath(arguments.folder)
     if not os.path.isdir(folder):
-        return _complain(f"{chosen.folder} not a valid directory", 2)
-    pi_id = find_pi_id(chosen.pi_id, context.data)
+        return _print_error(f"{arguments.folder} not a valid directory", 2)
+    pi_id = find_pi_id(arguments.pi_id, context.data)
     if not pi_id:
-        return _complain("PI id not found", 2)
-    fingerprint = _fingerprint(chosen.https)
+        return _print_error("PI id not found", 2)
+    fingerprint = _fingerprint(arguments.https)
     try:
-        depot = Depot(*split_address(chosen.host, PORT), pi_id, chosen.pi_num, fingerprint)
+        client = FileDropClient(*split_address(arguments.host, PORT), pi_id, arguments.pi_num, fingerprint)
     except ValueError as error:
-        raise SettingsError(f"HOST {error}, not {chosen.host!r}") from None
+        raise SettingsError(f"HOST {error}, not {arguments.host!r}") from None
     try:
         with os.scandir(folder) as entries:
-            found = (one for one in entries if one.is_file(follow_symlinks=False))
-            names = sorted(one.name for one in found if not one.name.startswith("."))
+            found = (entry for entry in entries if entry.is_file(follow_symlinks=False))
+            names = sorted(entry.name for entry in found if not entry.name.startswith("."))
     except OSError:
-        return _complain("Error finding files and folders", 1)
+        return _print_error("Error finding files and folders", 1)
     try:
-        return _send_all(depot, folder, names)
-    except (NotReached, NotLetIn) as error:
-        return _complain(str(error), 1)
+        return _send_all(client, folder, names)
+    except (ServerUnreachable, NotAccepted) as error:
+        return _print_error(str(error), 1)
 
 
-def _send_all(depot: Depot, folder: str, names: list[str]) -> int:
+def _send_all(client: FileDropClient, folder: str, names: list[str]) -> int:
     status = 0
     if names:
-        depot.begin(len(names))
+        client.begin(len(names))
     for number, name in enumerate(names):
         path = os.path.join(folder, name)
         bar = Bar(name)
         try:
-            is_there = depot.send(path, len(names) - number, bar.show)
+            is_stored = client.send(path, len(names) - number, bar.show)
         except FileNotFoundError:
-            continue  # another run was quicker
+            continue  # another run has already sent the file
         except OSError:
-            is_there = False
+            is_stored = False
         finally:
             bar.end()
-        if not is_there:
-            status = _complain(f"{name} could not be sent", 1)
+        if not is_stored:
+            status = _print_error(f"{name} could not be sent", 1)
             continue
         try:
-            _put_away(folder, name)
+            _move_to_sent(folder, name)
         except OSError:
-            status = _complain("Error finding files and folders", 1)
+            status = _print_error("Error finding files and folders", 1)
     return status
 
 
-def _put_away(folder: str, name: str) -> None:
-    """Move a sent file to sent_files/YEAR-MONTH/ beside its folder, without overwriting another one."""
-    place = os.path.join(os.path.dirname(folder), SENT_FOLDER, time.strftime("%Y-%m"))
-    os.makedirs(place, exist_ok=True)
+def _move_to_sent(folder: str, name: str) -> None:
+    """Move a sent file to `sent_files/YEAR-MONTH/`, next to its folder, without overwriting another file."""
+    destination = os.path.join(os.path.dirname(folder), SENT_FOLDER, time.strftime("%Y-%m"))
+    os.makedirs(destination, exist_ok=True)
     stem, ext = os.path.splitext(name)
-    target, number = os.path.join(place, name), 1
+    target, number = os.path.join(destination, name), 1
     while os.path.lexists(target):
         number += 1
-        target = os.path.join(place, f"{stem}_{number}{ext}")
+        target = os.path.join(destination, f"{stem}_{number}{ext}")
     try:
         os.rename(os.path.join(folder, name), target)
     except OSError:
         if not os.path.exists(os.path.join(folder, name)):
-            return  # another run was quicker
+            return  # another run has already moved the file
         import shutil
 
         shutil.move(os.path.join(folder, name), target)  # to another file system
 
 
-def _complain(text: str, status: int) -> int:
+def _print_error(text: str, status: int) -> int:
     print(text, file=sys.stderr)
     return status
 
 
-def _fingerprint(said: str | None) -> str:
-    plain = (said or "").replace(":", "").lower()
-    if said is not None and not re.fullmatch(r"[0-9a-f]{64}", plain):
-        raise SettingsError("--https takes the SHA-256 fingerprint of the server's certificate, 64 hex digits")
+def _fingerprint(text: str | None) -> str:
+    plain = (text or "").replace(":", "").lower()
+    if text is not None and not re.fullmatch(r"[0-9a-f]{64}", plain):
+        raise SettingsError("--https must be the SHA-256 fingerprint of the server's certificate, 64 hex digits")
     return plain
 
 
@@ -275,50 +321,67 @@ def _fingerprint(said: str | None) -> str:
 
 
 def file_id(context: Context) -> int:
-    """Accept the id of a Pi: its files are taken from then on, as readings of a node. Without an id: list them."""
-    chosen, ids = context.arguments, PiIds(context.data)
-    if chosen.ids:
-        return _import_ids(ids, chosen.ids)
-    if not chosen.hex:
+    """Accept files from a Pi as readings of a node, remove a Pi, or list the accepted Pis.
+
+    Args:
+        context: Context of the command, with its arguments.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SettingsError: The id is invalid.
+        Failed: The id to remove is not accepted, or a list of ids cannot be imported.
+    """
+    arguments, ids = context.arguments, PiIds(context.data)
+    if arguments.ids:
+        return _import_ids(ids, arguments.ids)
+    if not arguments.hex:
         for pi_id, pi in sorted(ids.all().items()):
             print(" ".join((pi_id, pi.node, pi.email)).rstrip())
         return 0
-    pi_id = read_pi_id(chosen.hex)
+    pi_id = read_pi_id(arguments.hex)
     if not pi_id:
-        raise SettingsError(f"a Pi id is 16 hex digits (the Serial in its /proc/cpuinfo), not {chosen.hex!r}")
-    with ids.changing() as known:
-        if chosen.remove:
-            if known.pop(pi_id, None) is None:
-                raise Failed(f"{pi_id} is not accepted anyway; `file-id` lists those that are")
+        raise SettingsError(f"a Pi id must have 16 hex digits (the Serial in its /proc/cpuinfo), not {arguments.hex!r}")
+    with ids.changing() as pis:
+        if arguments.remove:
+            if pis.pop(pi_id, None) is None:
+                raise Failed(f"{pi_id} is not in the list of accepted ids; `file-id` shows the list")
         else:
-            known[pi_id] = _with(known.get(pi_id), pi_id, chosen.node)
+            pis[pi_id] = _updated_pi(pis.get(pi_id), pi_id, arguments.node)
     return 0
 
 
-def _with(old: Pi | None, pi_id: str, node: str | None) -> Pi:
-    """Return a Pi with the node `node`; without one, with its present node, else with one named like the id."""
+def _updated_pi(old: Pi | None, pi_id: str, node: str | None) -> Pi:
+    """Return a Pi with the node `node`. By default, use its present node, or a node with the id as its name."""
     return Pi(node or (old.node if old else pi_id), old.email if old else "")
 
 
 def _import_ids(ids: PiIds, path: str) -> int:
-    """Import the list of the older system: one id per line, optionally with the name of a node. All or nothing."""
+    """Import the list of the older system: one id per line, optionally with the name of a node.
+
+    If a line is invalid, import nothing.
+    """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = [line.partition("#")[0].split() for line in file]
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from None
-    wrong = [number for number, line in enumerate(lines, 1) if line and not _is_entry(line)]
-    for number in wrong:
-        print(f"{path}: line {number} is no Pi id (16 hex digits), or has no node's name behind it", file=sys.stderr)
-    if wrong:
+    invalid = [number for number, line in enumerate(lines, 1) if line and not _is_entry(line)]
+    for number in invalid:
+        print(
+            f"{path}: line {number} must be a Pi id (16 hex digits), optionally followed by the name of a node",
+            file=sys.stderr,
+        )
+    if invalid:
         raise Failed("nothing was imported")
-    with ids.changing() as known:
-        before = len(known)
+    with ids.changing() as pis:
+        before = len(pis)
         for line in lines:
             if line:
                 pi_id = read_pi_id(line[0])
-                known[pi_id] = _with(known.get(pi_id), pi_id, line[1] if len(line) > 1 else None)
-        print(f"{len(known)} Pi ids are accepted, {len(known) - before} of them new")
+                pis[pi_id] = _updated_pi(pis.get(pi_id), pi_id, line[1] if len(line) > 1 else None)
+        print(f"{counted(len(pis), 'Pi id')} accepted, {len(pis) - before} of them new")
     return 0
 
 
@@ -330,21 +393,37 @@ COMMANDS: Mapping[str, Command] = {
     "send-files": Command(
         "send the files of a folder to a server's file drop (on the Pi)",
         [
-            ("host", {"metavar": "HOST", "nargs": "?", "help": f"HOST or HOST:PORT ({PORT})"}),
-            ("folder", {"metavar": "FOLDER", "nargs": "?"}),
-            ("--pi-id", {"metavar": "HEX", "help": f"this Pi's id (${_ID_VARIABLE}, DATA/{PI_ID}, its serial)"}),
-            ("--pi-num", {"metavar": "N", "default": "1", "help": "its number, which original servers ask for (1)"}),
-            ("--https", {"metavar": "SHA256", "help": "speak HTTPS with the server that has this certificate"}),
+            ("host", {"metavar": "HOST", "nargs": "?", "help": f"server as HOST or HOST:PORT (default port: {PORT})"}),
+            ("folder", {"metavar": "FOLDER", "nargs": "?", "help": "folder whose files are sent"}),
+            (
+                "--pi-id",
+                {
+                    "metavar": "HEX",
+                    "help": f"id of this Pi (default: ${_ID_VARIABLE}, DATA/{PI_ID} or the serial number)",
+                },
+            ),
+            (
+                "--pi-num",
+                {
+                    "metavar": "N",
+                    "default": "1",
+                    "help": "number of this Pi, required by original servers (default: 1)",
+                },
+            ),
+            (
+                "--https",
+                {"metavar": "SHA256", "help": "use HTTPS, and accept only the certificate with this fingerprint"},
+            ),
         ],
         send_files,
     ),
     "file-id": Command(
-        "accept the id of a Pi that drops files; without one: list them",
+        "accept uploaded files of a Pi; without an id: list the accepted Pis",
         [
-            ("hex", {"metavar": "HEX", "nargs": "?", "help": "16 hex digits"}),
-            ("node", {"metavar": "NODE", "nargs": "?", "type": node_name, "help": "whose readings its files are"}),
-            ("--import", {"metavar": "FILE", "dest": "ids", "help": "accept every id of an old ids.txt"}),
-            ("--remove", {"action": "store_true", "help": "take no more files of it"}),
+            ("hex", {"metavar": "HEX", "nargs": "?", "help": "id of the Pi: 16 hex digits"}),
+            ("node", {"metavar": "NODE", "nargs": "?", "type": node_name, "help": "node that its readings belong to"}),
+            ("--import", {"metavar": "FILE", "dest": "ids", "help": "accept all ids in an ids.txt of the old system"}),
+            ("--remove", {"action": "store_true", "help": "stop accepting files of this Pi"}),
         ],
         file_id,
     ),

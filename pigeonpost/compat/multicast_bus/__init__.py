@@ -1,1 +1,1 @@
-"""The multicast bus of the older system: packets, components, router, configuration."""
+"""Multicast bus of the older multi-sensor system: packets, components, router and configuration."""

@@ -1,9 +1,10 @@
-"""One component on the multicast bus: sends and receives its packets, and obeys commands. Base of both ends.
+"""Base class of the components of node and server on the multicast bus: sends and receives packets, executes commands.
 
-Each end has a thread of its own, which alone sends and receives; `wake` may be called by any.
-Errors: SettingsError for a configuration that cannot be read when the end is made. A missing network, or a group that
-cannot be joined, is logged once and tried again. Packets are untrusted input: they are decoded within bounds, and
-obeyed only where `[bus] commands` allows it; they never change settings.
+Each component has its own thread. Only this thread sends and receives. `wake` may be called by any thread. The flags
+of packets, such as I, N and C, are explained in `packets.FLAGS`.
+Errors: SettingsError for a configuration that cannot be read during construction. If the network is missing or a group
+cannot be joined, the error is logged once, and the component tries again. Packets are untrusted input: they are decoded
+within limits, and commands are executed only if `[bus] commands` allows it. They never change settings.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import NamedTuple
 
 from pigeonpost.compat.multicast_bus.legacy_config import OldConfig, Unreachable, load, source_of
 from pigeonpost.compat.multicast_bus.packets import (
+    ALL_COMPONENTS,
     CONTROL,
-    EVERYBODY,
     FIRST_SEQUENCE,
     FLAGS,
     LAST_SEQUENCE,
@@ -40,15 +41,24 @@ from pigeonpost.transports.contract import Transport
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 5.0  # between two tries to open the groups
-MOST_AT_ONCE = 1000  # packets of a socket, or samples of the outbox, that are taken before they are looked at
-_FEW_AT_ONCE = 64  # of the control channel, where nobody has much to say
-MOST_ANSWERS = 50  # T that are said in a second: nobody pings more, and nobody is to make us shout
-TOO_NEW_MS = 24 * 3_600_000  # a configuration from later than that is the fault of an untrusted sender, or of a clock
+RETRY_S = 5.0  # time between two attempts to open the groups
+MOST_AT_ONCE = 1000  # maximum number of packets or samples that are read before they are processed
+_FEW_AT_ONCE = 64  # the same maximum for the control channel, which has few packets
+MOST_ANSWERS = 50  # answers (T) per second; components ping less often, and a flood of pings must not be amplified
+TOO_NEW_MS = 24 * 3_600_000  # a configuration time further in the future is invalid: a wrong clock or an attack
 
 
 class Bus(NamedTuple):
-    """The bus as set: by the settings, and by the legacy configuration where there is one."""
+    """Settings of the bus, from the settings file and the legacy configuration if there is one.
+
+    Attributes:
+        control: Group of the control channel.
+        data: Group of the data channel.
+        path: Interface, TTL and loopback.
+        alive_s: Interval of I packets in seconds.
+        commands: True if received commands are executed.
+        old: Legacy configuration, or None.
+    """
 
     control: tuple[str, int]
     data: tuple[str, int]
@@ -58,14 +68,20 @@ class Bus(NamedTuple):
     old: OldConfig | None
 
 
-NO_BUS = Bus(("0.0.0.0", 0), ("0.0.0.0", 0), Path(), 60.0, False, None)  # until the configuration is read
+NO_BUS = Bus(("0.0.0.0", 0), ("0.0.0.0", 0), Path(), 60.0, False, None)  # until the configuration has been read
 
 
 def bus_of(settings: Settings, own: str = "") -> Bus:
-    """The bus as it is set. The groups of the old configuration, and KeepAliveInterval of the codifier `own`, count
-    where the settings name none of their own.
+    """Return the settings of the bus.
 
-    Raises SettingsError when that configuration does not read.
+    The groups and the KeepAliveInterval in the legacy configuration are used if the settings file does not set them.
+
+    Args:
+        settings: Settings of the node or server.
+        own: Codifier of this component, or an empty string.
+
+    Raises:
+        SettingsError: The legacy configuration cannot be read.
     """
     source = source_of(settings["bus", "configuration"])
     old = load(source) if source else None
@@ -81,10 +97,22 @@ def bus_of(settings: Settings, own: str = "") -> Bus:
 
 
 class Sender:
-    """Sender of one component: control packets under its own codifier, data packets under those of its channels."""
+    """Sender of the packets of one component.
+
+    Control packets are sent with the codifier of the component, and data packets with the codifiers of its channels.
+
+    Args:
+        codifier: Codifier of the component.
+        clock: Clock for the times in the packets.
+        draw: Function that returns the first sequence number, called with the lowest and the highest possible number.
+
+    Attributes:
+        active: True if the component sends readings. Each control packet contains this state.
+        config_ms: Time of the configuration in milliseconds since 1970 (UTC).
+        unsent: Number of packets that could not be sent.
+    """
 
     def __init__(self, codifier: str, clock: Clock, draw: Callable[[int, int], int] = random.randint) -> None:
-        """draw: where counting starts, of a first and a last number"""
         self.codifier = codifier
         self.active = True
         self.config_ms = 0
@@ -96,37 +124,54 @@ class Sender:
         self._counts: dict[str, int] = {}
 
     def open(self, bus: Bus) -> None:
-        """Raises SettingsError when there is no way to the groups."""
+        """Open the sockets for the groups in `bus`. Raise SettingsError if that fails."""
         self.close()
         self._sockets["control"] = speaker(bus.control, bus.path)
         self._sockets["data"] = speaker(bus.data, bus.path)
 
     def close(self) -> None:
+        """Close the sockets."""
         for sock in self._sockets.values():
             sock.close()
         self._sockets = {}
 
     def begin(self, config_ms: int) -> None:
-        """Say N, with the time of the configuration; every count starts again."""
+        """Restart the numbering of all packets, and send N with `config_ms`, the time of the configuration.
+
+        The time is in milliseconds since 1970 (UTC).
+        """
         self.config_ms = config_ms
         self._counts = {}
         self._sequence = self._draw(FIRST_SEQUENCE, LAST_SEQUENCE)
         self.control("N")
 
-    def control(self, flag: str, to: str = EVERYBODY, value: float | None = None) -> None:
-        """One control packet; without a value it carries the time of the configuration."""
+    def control(self, flag: str, to: str = ALL_COMPONENTS, value: float | None = None) -> None:
+        """Send a control packet.
+
+        Args:
+            flag: Flag of the packet.
+            to: Codifier of the receiver.
+            value: Number in the packet, or None to send the time of the configuration.
+        """
         number = float(self.config_ms if value is None else value)
         packet = Packet(self._sequence, self._clock.wall_ms(), flag, self.codifier, to, number, self.active)
         self._send("control", packet)
         self._sequence = following(self._sequence)
 
     def data(self, codifier: str, time_ms: int, flag: str, value: Value) -> None:
-        """One reading; the first one of a codifier is announced by n."""
+        """Send a reading. Before the first reading of a codifier, send n.
+
+        Args:
+            codifier: Codifier of the channel.
+            time_ms: Time of the reading in milliseconds since 1970 (UTC).
+            flag: Flag of the packet.
+            value: Value of the reading.
+        """
         if codifier not in self._counts:
             start = self._counts[codifier] = self._draw(FIRST_SEQUENCE, LAST_SEQUENCE)
-            self._send("data", Packet(start, time_ms, "n", codifier, EVERYBODY, start))
+            self._send("data", Packet(start, time_ms, "n", codifier, ALL_COMPONENTS, start))
         self._counts[codifier] = following(self._counts[codifier])
-        self._send("data", Packet(self._counts[codifier], time_ms, flag, codifier, EVERYBODY, value))
+        self._send("data", Packet(self._counts[codifier], time_ms, flag, codifier, ALL_COMPONENTS, value))
 
     def _send(self, channel: str, packet: Packet) -> None:
         try:
@@ -138,27 +183,33 @@ class Sender:
 
 
 class BusTransport(Transport):
-    """Base of both ends: the sockets, the thread, and the component on the control channel."""
+    """Base class of the transports of node and server: the sockets, the thread, and the control channel.
 
-    def __init__(self, load: Callable[[], Bus], voice: Sender | None, clock: Clock) -> None:
-        """
-        load   reads the settings' bus; called again for C. Raises SettingsError; Unreachable is waited for
-        voice  None: this end only listens
-        """
+    Args:
+        load: Function that reads the settings of the bus. It is called again for the command C. It may raise
+            SettingsError. After Unreachable, the thread tries again.
+        sender: Sender of this component, or None if it only listens.
+        clock: Clock of the program.
+
+    Raises:
+        SettingsError: The settings of the bus cannot be read.
+    """
+
+    def __init__(self, load: Callable[[], Bus], sender: Sender | None, clock: Clock) -> None:
         self._wake_pipe = WakePipe()
         self.bus, self._unread = NO_BUS, True
         self.fault = "not open yet"
         try:
             self.bus, self._unread = load(), False
-        except Unreachable as error:  # the network may come up after this program: the thread tries again
-            log.warning("bus: %s; it is tried again", error)
+        except Unreachable as error:  # the network may become available later: the thread tries again
+            log.warning("bus: %s; trying again", error)
             self.fault = hide_secrets(str(error))
         self._load = load
-        self._voice = voice
+        self._sender = sender
         self._clock = clock
-        self._control_drain = Drain(_FEW_AT_ONCE, PACKET_BYTES + 1)  # it takes memory for as many as it can take
+        self._control_drain = Drain(_FEW_AT_ONCE, PACKET_BYTES + 1)  # allocates memory for this number of packets
         self._alive_due_s = 0.0
-        self._answered = (0, 0)  # in which second how many T were said
+        self._answered = (0, 0)  # present second, and number of answers (T) sent in this second
         self._refused_flags: set[str] = set()
         self._stopping = threading.Event()
         self._restarting = False
@@ -172,33 +223,33 @@ class BusTransport(Transport):
         self.wake()
         if self._thread.ident:
             self._thread.join(limit_s)
-        return "the bus did not end" if self._thread.is_alive() else None
+        return "the thread of the multicast bus did not end" if self._thread.is_alive() else None
 
     def wake(self) -> None:
-        """Have the thread look for what is to be done."""
+        """Let the thread check for work."""
         self._wake_pipe.wake()
 
-    # What an end adds of its own; all of it runs in the thread.
+    # Methods that subclasses override. All of them are called in the thread of the component.
 
     def _opened(self) -> list[socket.socket]:
-        """The groups were opened: sockets of its own to listen to."""
+        """Return additional sockets to listen on. This is called after the groups have been opened."""
         return []
 
-    def _came(self, sock: socket.socket) -> None:
-        """Something came on one of those."""
+    def _receive(self, sock: socket.socket) -> None:
+        """Read from `sock`, one of the sockets that `_opened` has returned, which has data."""
 
-    def _woke(self) -> None:
-        """`wake` was called."""
+    def _on_wake(self) -> None:
+        """Handle a call of `wake`."""
 
-    def _due(self) -> float | None:
-        """Do what waits; the seconds until something is to be done again."""
+    def _do_pending(self) -> float | None:
+        """Do pending work. Return the number of seconds until the next call, or None."""
         return None
 
-    def _control_came(self, packets: list[Packet]) -> None:
-        """Packets of the control channel, before they are obeyed."""
+    def _on_control(self, packets: list[Packet]) -> None:
+        """Process packets of the control channel, before their commands are executed."""
 
     def _command(self, packet: Packet) -> None:
-        """S, H, A or E that may be obeyed."""
+        """Execute the command S, H, A or E."""
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -207,65 +258,65 @@ class BusTransport(Transport):
                 self._open(sockets)
                 self._listen(sockets)
             except SettingsError as error:
-                fault = hide_secrets(str(error))  # it names the address of the configuration
+                fault = hide_secrets(str(error))  # the text contains the URL of the configuration
                 if fault != self.fault:
-                    log.warning("bus: %s; it is tried again", fault)
+                    log.warning("bus: %s; trying again", fault)
                 self.fault = fault
                 self._stopping.wait(RETRY_S)
             finally:
                 for sock in sockets:
                     sock.close()
-                if self._voice:
-                    self._voice.close()
+                if self._sender:
+                    self._sender.close()
 
     def _open(self, sockets: list[socket.socket]) -> None:
         if self._unread:
             self.bus, self._unread = self._load(), False
         sockets.append(listener(self.bus.control, self.bus.path))
         sockets += self._opened()
-        if self._voice:
-            self._voice.open(self.bus)
-            self._voice.begin(self._clock.wall_ms())
+        if self._sender:
+            self._sender.open(self.bus)
+            self._sender.begin(self._clock.wall_ms())
         self.fault, self._alive_due_s, self._restarting = "", 0.0, False
-        name = f", as {self._voice.codifier}" if self._voice else ""
+        name = f", as {self._sender.codifier}" if self._sender else ""
         log.info("bus: control %s, data %s%s", join_address(*self.bus.control), join_address(*self.bus.data), name)
 
     def _listen(self, sockets: list[socket.socket]) -> None:
         control = sockets[0]
         while not self._stopping.is_set() and not self._restarting:
-            times = [seconds for seconds in (self._say_alive(), self._due()) if seconds is not None]
+            times = [seconds for seconds in (self._send_alive(), self._do_pending()) if seconds is not None]
             ready = readable([self._wake_pipe.fileno(), *sockets], min(times, default=None))
             if self._wake_pipe.fileno() in ready:
                 self._wake_pipe.drain()
-                self._woke()
+                self._on_wake()
             for sock in sockets:
                 if sock not in ready:
                     continue
                 if sock is control:
-                    self._hear_control(sock)
+                    self._receive_control(sock)
                 else:
-                    self._came(sock)
+                    self._receive(sock)
 
-    def _say_alive(self) -> float | None:
-        """Say I where it is time to; returns the seconds until it is again."""
-        if self._voice is None:
+    def _send_alive(self) -> float | None:
+        """Send I if it is due. Return the number of seconds until the next one, or None."""
+        if self._sender is None:
             return None
         now_s = self._clock.monotonic()
         if now_s >= self._alive_due_s:
-            self._voice.control("I")
+            self._sender.control("I")
             self._alive_due_s = now_s + self.bus.alive_s
         return max(0.0, self._alive_due_s - now_s)
 
-    def _hear_control(self, sock: socket.socket) -> None:
+    def _receive_control(self, sock: socket.socket) -> None:
         packets = self._decoded(self._control_drain(sock), CONTROL)
-        self._control_came(packets)
+        self._on_control(packets)
         for packet in packets:
-            if self._voice:
-                self._obey(self._voice, packet)
+            if self._sender:
+                self._handle_control(self._sender, packet)
 
     def _decoded(self, datagrams: Sequence[bytes], channel: str) -> list[Packet]:
-        """The packets among them; the others are counted."""
-        packets, refused, why = [], 0, ""
+        """Return the valid packets of a channel among the datagrams. Count the others."""
+        packets, invalid, reason = [], 0, ""
         for data in datagrams:
             try:
                 packet = decode(data)
@@ -273,27 +324,27 @@ class BusTransport(Transport):
                     raise BadPacket(f"{packet.flag} on the {channel} channel")
                 packets.append(packet)
             except BadPacket as error:
-                refused, why = refused + 1, str(error)
-        if refused:
-            self._refused(refused, why)
+                invalid, reason = invalid + 1, str(error)
+        if invalid:
+            self._on_invalid(invalid, reason)
         return packets
 
-    def _refused(self, count: int, why: str) -> None:
-        """Datagrams came that were no packets; why, of the last one."""
+    def _on_invalid(self, count: int, reason: str) -> None:
+        """Count `count` invalid datagrams. `reason` is that of the last one."""
 
-    def _obey(self, voice: Sender, packet: Packet) -> None:
+    def _handle_control(self, sender: Sender, packet: Packet) -> None:
         flag = packet.flag
-        if packet.source == voice.codifier:
+        if packet.source == sender.codifier:
             assert isinstance(packet.value, float)
             too_new = packet.value - self._clock.wall_ms() > TOO_NEW_MS
-            if flag in "IN" and packet.value > voice.config_ms and not too_new:
+            if flag in "IN" and packet.value > sender.config_ms and not too_new:
                 log.critical(
-                    "bus: another instance of %s is on the bus, with a newer configuration: this one stops speaking."
-                    " Two components need two codifiers", voice.codifier,
+                    "bus: another instance of %s is on the bus, with a newer configuration; this one stops sending."
+                    " Each component needs its own codifier", sender.codifier,
                 )  # fmt: skip
-                self.fault = f"another instance of {voice.codifier} is on the bus"
-                self._stop_speaking()
-        elif not self._is_ours(packet.to):
+                self.fault = f"another instance of {sender.codifier} is on the bus"
+                self._stop_sending()
+        elif not self._is_addressed(packet.to):
             return
         elif flag == "P":
             second, count = self._answered
@@ -301,28 +352,28 @@ class BusTransport(Transport):
             self._answered = (now_s, count + 1) if second == now_s else (now_s, 1)
             if self._answered[1] <= MOST_ANSWERS:
                 assert isinstance(packet.value, float)
-                voice.control("T", packet.source, packet.value)
+                sender.control("T", packet.source, packet.value)
         elif flag in "SHCAE":
             if self.bus.commands:
-                log.info("bus: %s from %s", flag, packet.source)
+                log.info("bus: command %s from %s", flag, packet.source)
                 self._restart() if flag == "C" else self._command(packet)
             elif flag not in self._refused_flags:
                 self._refused_flags.add(flag)
-                log.warning("bus: %s from %s is not obeyed: [bus] commands is false", flag, packet.source)
+                log.warning("bus: command %s from %s ignored: [bus] commands is false", flag, packet.source)
 
-    def _stop_speaking(self) -> None:
-        if self._voice:
-            self._voice.close()
-        self._voice = None
+    def _stop_sending(self) -> None:
+        if self._sender:
+            self._sender.close()
+        self._sender = None
 
-    def _is_ours(self, to: str) -> bool:
-        return self._voice is not None and to in (self._voice.codifier, EVERYBODY)
+    def _is_addressed(self, to: str) -> bool:
+        return self._sender is not None and to in (self._sender.codifier, ALL_COMPONENTS)
 
     def _restart(self) -> None:
-        """Read the configuration again, from where the settings say, and begin again."""
+        """Read the configuration again and restart."""
         try:
             self.bus = self._load()
         except SettingsError as error:
-            log.error("bus: the configuration is not read again: %s", error)
+            log.error("bus: the configuration cannot be read again: %s", error)
             return
         self._restarting = True

@@ -1,10 +1,11 @@
-"""Command that converts the JSON configuration of the older multi-sensor system to settings: TOML to paste.
+"""Command that converts the JSON configuration of the older multi-sensor system to settings in TOML.
 
-Errors: SettingsError (exit status 2) for a configuration that cannot be read. What has no equivalent here is no error:
-it is named, with the reason, in the TOML itself and on standard error.
+Errors: SettingsError (exit status 2) for a configuration that cannot be read. A component without an equivalent in
+Pigeonpost is not an error: the TOML contains a comment with its codifier and the reason.
 
-Calculated values were Python programs into which values were pasted, and which were run. Here nothing of them is run: a
-program that assigns, checks the age of its inputs, and sends, is converted to formulas; any other is named.
+In the older system, a Python program calculated each derived value. The readings were pasted into the text of the
+program before it was executed. This module never executes such a program. A program that only assigns variables, checks
+the age of its inputs and sends a value is converted to formulas. For any other program, the TOML contains a comment.
 """
 
 from __future__ import annotations
@@ -25,26 +26,32 @@ from pigeonpost.core.errors import SettingsError
 from pigeonpost.sensors.formula import compile_formula
 
 _PROGRAM_BYTES = 65_536
-_MOST_NODES = 20_000  # of a calculation's syntax tree
+_MOST_NODES = 20_000  # maximum number of nodes in the syntax tree of a calculation
 _PHOBYA = "0.0755 * ((5 - {0}) / {0} * 16.8) ** 2 - 4.2327 * ((5 - {0}) / {0} * 16.8) + 60.589"
 _PROGRAMS = {
-    "flask": "the web pages: this server has its own",
-    "jphredis": "the last state: the server's [bus] keeps it (GET /api/v1/bus)",
-    "jphpostgresql": "the store: the server keeps every reading itself",
-    "postgrescalchandler": "the statistics: the server makes them of what it keeps",
-    "jphcalchistory": "the statistics: the server makes them of what it keeps",
-    "controlprogram": "a console: `control.py watch` and `control.py say` take its place",
-    "nestreader": 'Nest closed that way in; kind = "json" with preset = "nest" reads a thermostat (docs/sensors.md)',
-    "zwavepower": 'Z-Wave JS UI takes the place of OpenZWave; kind = "mqtt" reads what it publishes (docs/sensors.md)',
+    "flask": "the web pages: the server has its own pages",
+    "jphredis": "the last state: the server provides it (GET /api/v1/bus)",
+    "jphpostgresql": "the database: the server stores all readings",
+    "postgrescalchandler": "the statistics: the server calculates them from the stored readings",
+    "jphcalchistory": "the statistics: the server calculates them from the stored readings",
+    "controlprogram": "a console: use `control.py watch` and `control.py say` instead",
+    "nestreader": 'Nest has closed this interface; use kind = "json" with preset = "nest" (docs/sensors.md)',
+    "zwavepower": 'use Z-Wave JS UI instead of OpenZWave, and kind = "mqtt" to read its messages (docs/sensors.md)',
 }
 
 
-class NotTaken(Exception):
-    """A component has no equivalent here; the reason, as text."""
+class NotConvertible(Exception):
+    """A component has no equivalent in Pigeonpost. The text of the error is the reason."""
 
 
 class Block(NamedTuple):
-    """The settings for one component: TOML, the codifier of each channel, and `notes` for people."""
+    """Settings for one component.
+
+    Attributes:
+        toml: The settings as TOML.
+        channels: Codifiers by channel name.
+        notes: Notes for people, which become comments.
+    """
 
     toml: str
     channels: Mapping[str, str]
@@ -52,59 +59,84 @@ class Block(NamedTuple):
 
 
 def old_config(context: Context) -> int:
-    """Print the settings that do what an old configuration did, as TOML to paste: the server's and a node's."""
-    chosen = context.arguments
-    source = source_of(chosen.file or "")
+    """Print the settings of the server and of a node that correspond to an old configuration, as TOML.
+
+    Args:
+        context: Context of the command, with its arguments.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SettingsError: The configuration cannot be read, or does not contain a given codifier.
+    """
+    arguments = context.arguments
+    source = source_of(arguments.file or "")
     if not source:
-        raise SettingsError("old-config: which file? (or set JPH_CONFIG)")
+        raise SettingsError("old-config: pass the path or URL of the configuration file, or set JPH_CONFIG")
     config = load(source)
-    unknown = [code for code in chosen.codifiers if code not in config.sensors]
+    unknown = [code for code in arguments.codifiers if code not in config.sensors]
     if unknown:
         raise SettingsError(f"{source}: there is no sensor with the Codifier {', '.join(unknown)}")
-    if chosen.only != "node":
+    if arguments.only != "node":
         print(server_toml(config))
-    if chosen.only != "server":
-        print(node_toml(config, chosen.codifiers or list(config.sensors)))
+    if arguments.only != "server":
+        print(node_toml(config, arguments.codifiers or list(config.sensors)))
     return 0
 
 
 def server_toml(config: OldConfig) -> str:
-    """server.toml: listens to the bus, and names what it hears as the configuration does."""
+    """Return the server.toml for `config`. The server listens to the bus and uses the names in the configuration."""
     return "\n".join(["# server.toml", *_bus_lines(config), ""])
 
 
 def node_toml(config: OldConfig, codifiers: list[str]) -> str:
-    """node.toml of a node that reads these components (and their proxies), and says them on the bus."""
+    """Return the node.toml of a node that reads components and their proxies, and sends their readings on the bus.
+
+    Args:
+        config: The old configuration.
+        codifiers: Codifiers of the components.
+    """
     names = channel_names(config)
     blocks: list[Block] = []
     controls: dict[str, str] = {}
-    lost: list[str] = []
+    not_converted: list[str] = []
     for code in codifiers:
         sensor = config.sensors[code]
         if sensor.kind == "Proxy":
-            continue  # comes with the one that reads for it
+            continue  # included in the block of the sensor that reads it
         try:
             if sensor.control and not _kind(sensor):
                 controls[names[code]] = code
             else:
                 blocks.append(_block(sensor, names, config))
-        except NotTaken as why:
-            lost.append(f"# NOT TAKEN OVER: {code} ({_plain(sensor.short_name)}), {_plain(sensor.kind)}: {why}")
+        except NotConvertible as error:
+            not_converted.append(
+                f"# NOT CONVERTED: {code} ({_plain(sensor.short_name)}), {_plain(sensor.kind)}: {error}"
+            )
     every_s = min((config.sensors[code].every_s for code in codifiers), default=10.0)
     sent = {name: code for block in blocks for name, code in block.channels.items()}
-    lines = ["# node.toml", "# All components in one file: leave in it what this Pi reads.", *lost, ""]
+    lines = [
+        "# node.toml",
+        "# This file contains all components: delete those that this Pi does not read.",
+        *not_converted,
+        "",
+    ]
     lines += ["[node]", f"every = {every_s:g}", "", *_bus_lines(config)]
     lines.append(f"codifiers = {_list(f'{name}={code}' for name, code in sent.items())}")
     if controls:
         lines.append(f"controls = {_list(f'{name}={code}' for name, code in controls.items())}")
-        lines.append("# commands = true          # lets A and E set them; nothing here drives a fan by them")
+        lines.append("# commands = true          # allows A and E to set them; they do not control any hardware")
     for block in blocks:
         lines += ["", *[f"# {_plain(note)}" for note in block.notes], block.toml]
     return "\n".join([*lines, ""])
 
 
 def channel_names(config: OldConfig) -> dict[str, str]:
-    """The channel's name of each codifier: its ShortName in small letters, with the codifier where two are alike."""
+    """Return the channel names of the sensors in `config` by codifier.
+
+    A name is the ShortName in lower case. If two sensors have the same ShortName, the codifier is appended.
+    """
     plain = {code: slug(sensor.short_name, 28) for code, sensor in config.sensors.items()}
     names: dict[str, str] = {}
     for code, name in plain.items():
@@ -122,7 +154,7 @@ Names = Mapping[str, str]
 
 
 def _kind(sensor: OldSensor) -> Callable[[OldSensor, Names, OldConfig], Block] | None:
-    """Who makes a block of it: by its Type, else by what stands in its Sensor."""
+    """Return the function that converts a sensor, according to its Type or the keys of its `Sensor`, or None."""
     known = _KINDS.get(sensor.kind.lower())
     if sensor.kind.lower() in _PROGRAMS:
         return None
@@ -132,39 +164,40 @@ def _kind(sensor: OldSensor) -> Callable[[OldSensor, Names, OldConfig], Block] |
 def _block(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
     make = _kind(sensor)
     if make is None:
-        raise NotTaken(_PROGRAMS.get(sensor.kind.lower(), "there is no kind of source for it here"))
+        raise NotConvertible(_PROGRAMS.get(sensor.kind.lower(), "there is no corresponding kind of sensor"))
     return make(sensor, names, config)
 
 
 def _pipe(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
-    path = _about(sensor, "Pipe", "File")
-    gain = {"gain": 0.001} if sensor.kind.lower() == "templinux" else {}  # its programs divided by 1000
-    what = {"file": path} if re.fullmatch(r"/[^\s|;&<>$`*?]+", path) else {"command": f"cat {path}", "shell": True}
-    return _toml_block(sensor, "command", what, {sensor.codifier: gain}, names, config)
+    path = _required(sensor, "Pipe", "File")
+    gain = {"gain": 0.001} if sensor.kind.lower() == "templinux" else {}  # the old program divided by 1000
+    options = {"file": path} if re.fullmatch(r"/[^\s|;&<>$`*?]+", path) else {"command": f"cat {path}", "shell": True}
+    return _toml_block(sensor, "command", options, {sensor.codifier: gain}, names, config)
 
 
 def _json(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
-    channels = {sensor.codifier: {"path": _dotted(_about(sensor, "Field"))}}
+    channels = {sensor.codifier: {"path": _dotted(_required(sensor, "Field"))}}
     for code, proxy in sensor.proxies.items():
-        channels[code] = {"path": _dotted(_about(sensor, "Field", proxy=proxy))}
-    return _toml_block(sensor, "json", {"url": _about(sensor, "URL")}, channels, names, config)
+        channels[code] = {"path": _dotted(_required(sensor, "Field", proxy=proxy))}
+    return _toml_block(sensor, "json", {"url": _required(sensor, "URL")}, channels, names, config)
 
 
 def _pool(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
-    worker = _about(sensor, "Server")
+    worker = _required(sensor, "Server")
     values = [(sensor.codifier, "hashrate"), *[(code, "hashrate_calculated") for code in sensor.proxies]]
     channels = {code: {"value": value, "worker": worker} for code, value in values}
-    what = {"preset": "dwarfpool", "url": _about(sensor, "URL")}
-    return _toml_block(sensor, "json", what, channels, names, config, "Dwarfpool has closed; others answer as it did")
+    options = {"preset": "dwarfpool", "url": _required(sensor, "URL")}
+    note = "Dwarfpool has closed; other pools have the same interface"
+    return _toml_block(sensor, "json", options, channels, names, config, note)
 
 
 def _adc(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
-    pins = {sensor.codifier: _about(sensor, "Pin")}
-    pins |= {code: _about(sensor, "Pin", proxy=proxy) for code, proxy in sensor.proxies.items()}
+    pins = {sensor.codifier: _required(sensor, "Pin")}
+    pins |= {code: _required(sensor, "Pin", proxy=proxy) for code, proxy in sensor.proxies.items()}
     lines, formulas = [], []
     for code, pin in pins.items():
         if not (pin.isdigit() and 1 <= int(pin) <= 8):
-            raise NotTaken(f"Pin takes 1 to 8, not {_plain(pin)}")
+            raise NotConvertible(f"Pin must be a number from 1 to 8, not {_plain(pin)}")
         volts = f"{names[code][:26]}_volts"
         lines.append(f"channels.{volts} = {_inline({'input': int(pin), 'bits': 12})}")
         formulas.append(
@@ -172,25 +205,25 @@ def _adc(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
         )
     head = [f"# {_plain(_title(sensor))}", "[[sensor]]", 'kind = "mcp3424"']
     toml = "\n".join([*head, *lines, "", "[[sensor]]", 'kind = "formula"', *formulas])
-    note = "the old program made °C of the volts for a 10 kΩ Phobya sensor at 5 V with 16.8 kΩ; so do these formulas"
+    note = "like the old program, the formulas are for a 10 kΩ Phobya sensor in series with 16.8 kΩ at 5 V"
     return Block(toml, {names[code]: code for code in pins}, (note,))
 
 
 def _dht(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
-    pin = _about(sensor, "Pin")
+    pin = _required(sensor, "Pin")
     if not pin.isdigit() or int(pin) > 60:
-        raise NotTaken(f"Pin takes a GPIO, not {_plain(pin)}")
+        raise NotConvertible(f"Pin must be the number of a GPIO, not {_plain(pin)}")
     channels = {sensor.codifier: {"from": f"iio/dht11@{int(pin):x}/temp"}}
     for code in list(sensor.proxies)[:1]:
         channels[code] = {"from": f"iio/dht11@{int(pin):x}/humidityrelative"}
-    note = f"config.txt: dtoverlay=dht11,gpiopin={int(pin)} (the device is named after it in hexadecimal)"
+    note = f"add to config.txt: dtoverlay=dht11,gpiopin={int(pin)} (the device name contains the pin in hexadecimal)"
     return _toml_block(sensor, "kernel", {}, channels, names, config, note)
 
 
 def _formula(sensor: OldSensor, names: Names, config: OldConfig) -> Block:
     found, notes = formulas(sensor, names, config)
     if not found:
-        raise NotTaken("; ".join(notes) or "it calculates nothing")
+        raise NotConvertible("; ".join(notes) or "it calculates nothing")
     channels = {code: {"formula": text} for code, text in found.items()}
     return _toml_block(sensor, "formula", {}, channels, names, config, *notes)
 
@@ -204,22 +237,22 @@ _BY_KEY = (("Pipe", _pipe), ("File", _pipe), ("Filename", _formula), ("Expressio
 
 
 def _toml_block(
-    sensor: OldSensor, kind: str, what: Mapping[str, Any], channels: Mapping[str, Mapping[str, Any]], names: Names,
+    sensor: OldSensor, kind: str, options: Mapping[str, Any], channels: Mapping[str, Mapping[str, Any]], names: Names,
     config: OldConfig, *notes: str,
 ) -> Block:  # fmt: skip
     lines = [f"# {_plain(_title(sensor))}", "[[sensor]]", f'kind = "{kind}"']
-    lines += [f"{key} = {_value(value)}" for key, value in what.items()]
-    for code, options in channels.items():
-        lines.append(f"channels.{names[code]} = {_inline({**options, 'unit': _unit(config, code)})}")
+    lines += [f"{key} = {_value(value)}" for key, value in options.items()]
+    for code, channel in channels.items():
+        lines.append(f"channels.{names[code]} = {_inline({**channel, 'unit': _unit(config, code)})}")
     return Block("\n".join(lines), {names[code]: code for code in channels}, notes)
 
 
-def _about(sensor: OldSensor, *keys: str, proxy: Mapping[str, Any] | None = None) -> str:
+def _required(sensor: OldSensor, *keys: str, proxy: Mapping[str, Any] | None = None) -> str:
     about = sensor.about if proxy is None else proxy
     for key in keys:
         if isinstance(about.get(key), str | int) and about[key] != "":
             return str(about[key])
-    raise NotTaken(f"its Sensor has no {' or '.join(keys)}{'' if proxy is None else ' in Proxy'}")
+    raise NotConvertible(f"its Sensor has no {' or '.join(keys)}{'' if proxy is None else ' in Proxy'}")
 
 
 def _unit(config: OldConfig, code: str) -> str:
@@ -230,38 +263,50 @@ def _unit(config: OldConfig, code: str) -> str:
 # ----------------------------------------------------------------------------------------------------- calculations
 
 _PASTED = re.compile(r"\{\{([^{}]*)\}\}")
-_TIME = "__time__"  # stands where a time was pasted, which only said whether the inputs are fresh
+_TIME = "__time__"  # placeholder for a pasted time, which programs use only to check the age of their inputs
 
 
 def formulas(sensor: OldSensor, names: Names, config: OldConfig) -> tuple[dict[str, str], list[str]]:
-    """Of each codifier that a calculation sends the formula; and what of it was not taken over. Raises NotTaken."""
+    """Convert a calculation to formulas.
+
+    Args:
+        sensor: The calculated sensor.
+        names: Channel names by codifier.
+        config: The old configuration.
+
+    Returns:
+        The formulas by codifier, and notes about the parts that cannot be converted.
+
+    Raises:
+        NotConvertible: The calculation cannot be converted.
+    """
     text = next(
         (sensor.about[key] for key in ("Expression", "Formula") if isinstance(sensor.about.get(key), str)), None
     )
-    text = text if text is not None else _program(_about(sensor, "Filename"), config.source)
+    text = text if text is not None else _program(_required(sensor, "Filename"), config.source)
     plain = _PASTED.sub(lambda found: _pasted(found[1], names, config), text)
     try:
         tree = ast.parse(plain.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise NotTaken(f"its calculation is not Python: {_plain(str(error))}") from None
-    if len(list(_every(tree))) > _MOST_NODES:
-        raise NotTaken("its calculation is too long")
+        raise NotConvertible(f"its calculation is not Python: {_plain(str(error))}") from None
+    if len(list(_walk(tree))) > _MOST_NODES:
+        raise NotConvertible("its calculation is too long")
     script = _Script(sensor.codifier)
     if len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr) and not isinstance(tree.body[0].value, ast.Call):
         script.sent[sensor.codifier] = tree.body[0].value  # an expression alone
     else:
-        with contextlib.suppress(RecursionError):  # what came before it counts
+        with contextlib.suppress(RecursionError):  # the statements before the error have been converted
             script.run(tree.body)
     found: dict[str, str] = {}
     for code, expression in script.sent.items():
         try:
             formula = ast.unparse(expression)
             if code not in names:
-                raise NotTaken("there is no sensor of that codifier")
+                raise NotConvertible("there is no sensor with this codifier")
             compile_formula(formula, list(names.values()))
             found[code] = formula
-        except (SettingsError, NotTaken, RecursionError) as error:
-            script.notes.append(f"{code} is not taken over: {error}")
+        except (SettingsError, NotConvertible, RecursionError) as error:
+            script.notes.append(f"{code} is not converted: {error}")
     return found, script.notes
 
 
@@ -274,30 +319,30 @@ def _program(path: str, source: str) -> str:
     for folder in folders:
         with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, path), encoding="utf-8") as file:
             return file.read(_PROGRAM_BYTES)
-    raise NotTaken(f"its program {_plain(path)} does not read")
+    raise NotConvertible(f"its program {_plain(path)} cannot be read")
 
 
 def _pasted(inner: str, names: Names, config: OldConfig) -> str:
-    """What stands for `{{ C4 }}`, `{{ C4|Field }}`, `{{ C4|redis|Field }}` or `{{ C4|config|Field }}`."""
+    """Return the replacement for `{{ C4 }}`, `{{ C4|Field }}`, `{{ C4|redis|Field }}` or `{{ C4|config|Field }}`."""
     code, *rest = (part.strip() for part in inner.split("|"))
     if code not in names:
-        raise NotTaken(f"it uses {_plain(code)}, and there is no such sensor")
+        raise NotConvertible(f"it uses the sensor {_plain(code)}, which does not exist")
     where, field = ("redis", *rest) if len(rest) == 1 else (rest[0], rest[1]) if len(rest) == 2 else ("redis", "Value")
     if where == "config":
         sensor = config.sensors[code]
         known = {"Symbol": sensor.symbol, "KeepAliveInterval": sensor.alive_s, "SensorInterval": sensor.every_s,
                  "TimeoutWarning": sensor.timeout_s, "Name": sensor.name, "ShortName": sensor.short_name}  # fmt: skip
         if field not in known:
-            raise NotTaken(f"it uses {_plain(field)} of the configuration of {code}")
+            raise NotConvertible(f"it uses the setting {_plain(field)} of {code}, which is not supported")
         return repr(known[field])
     if field == "Value":
         return names[code]
     if field.endswith("Timestamp"):
         return _TIME
-    raise NotTaken(f"it uses {_plain(field)} of {code}, which is no reading")
+    raise NotConvertible(f"it uses {_plain(field)} of {code}, which is not a reading")
 
 
-def _every(tree: ast.AST) -> Iterator[ast.AST]:
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -306,24 +351,24 @@ def _every(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 class _Script:
-    """A program, evaluated symbolically from top to bottom: names are replaced by their values; nothing is run."""
+    """Symbolic evaluation of a program, statement by statement. Names are replaced by their values; no code runs."""
 
     def __init__(self, codifier: str) -> None:
         self.sent: dict[str, ast.expr] = {}
         self.notes: list[str] = []
         self._codifier = codifier
-        self._known: dict[str, ast.expr | None] = {}  # None: nobody knows what it is
+        self._known: dict[str, ast.expr | None] = {}  # None: the value is unknown
         self._times = {_TIME}
 
     def run(self, body: list[ast.stmt], depth: int = 0) -> None:
         for statement in body:
-            if not self._one(statement, depth):
-                self.notes.append(f"line {statement.lineno} of its program is not taken over")
-                for node in _every(statement):
+            if not self._convert(statement, depth):
+                self.notes.append(f"line {statement.lineno} of its program is not converted")
+                for node in _walk(statement):
                     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                         self._known[node.id] = None
 
-    def _one(self, statement: ast.stmt, depth: int) -> bool:
+    def _convert(self, statement: ast.stmt, depth: int) -> bool:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             name = statement.targets[0].id
             if self._is_time(statement.value):
@@ -345,14 +390,14 @@ class _Script:
         )
 
     def _call(self, call: ast.Call) -> bool:
-        said = ast.unparse(call.func)
-        if said.startswith("channel.logger.") or said == "print":
+        name = ast.unparse(call.func)
+        if name.startswith("channel.logger.") or name == "print":
             return True
-        if said != "channel.sendData":
+        if name != "channel.sendData":
             return False
-        given = {word.arg: word.value for word in call.keywords}
-        data = given.get("data", call.args[0] if call.args else None)
-        code = given.get("Codifier", ast.Constant(self._codifier))
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        data = keywords.get("data", call.args[0] if call.args else None)
+        code = keywords.get("Codifier", ast.Constant(self._codifier))
         found = self._inlined(data) if data is not None else None
         if found is None or not isinstance(code, ast.Constant) or not isinstance(code.value, str):
             return False
@@ -360,19 +405,22 @@ class _Script:
         return True
 
     def _is_time(self, expression: ast.expr) -> bool:
-        """Whether it is made of times alone: then it asks whether the inputs are fresh, as every formula does here."""
-        names = {node.id for node in _every(expression) if isinstance(node, ast.Name)} - {"jph", "min", "max", "None"}
-        asked = any(isinstance(node, ast.Attribute) and node.attr == "timeNow" for node in _every(expression))
-        return names <= self._times and (bool(names) or asked)
+        """Return True if an expression consists of times only: a check of the age of the inputs.
+
+        Formulas in Pigeonpost always check the age of their inputs, so such an expression is omitted.
+        """
+        names = {node.id for node in _walk(expression) if isinstance(node, ast.Name)} - {"jph", "min", "max", "None"}
+        uses_clock = any(isinstance(node, ast.Attribute) and node.attr == "timeNow" for node in _walk(expression))
+        return names <= self._times and (bool(names) or uses_clock)
 
     def _inlined(self, expression: ast.expr) -> ast.expr | None:
         known = self._known
-        used = {node.id for node in _every(expression) if isinstance(node, ast.Name)}
+        used = {node.id for node in _walk(expression) if isinstance(node, ast.Name)}
         if used & self._times or any(known.get(name, expression) is None for name in used):
             return None
-        replaced = [known.get(node.id) for node in _every(expression) if isinstance(node, ast.Name)]
-        if sum(1 for other in replaced if other for _ in _every(other)) > _MOST_NODES // 20:
-            return None  # names made of names made of names grow fast
+        replaced = [known.get(node.id) for node in _walk(expression) if isinstance(node, ast.Name)]
+        if sum(1 for other in replaced if other for _ in _walk(other)) > _MOST_NODES // 20:
+            return None  # nested replacements can grow exponentially
 
         class Replace(ast.NodeTransformer):
             def visit_Name(self, node: ast.Name) -> ast.expr:
@@ -399,12 +447,12 @@ def _title(sensor: OldSensor) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of the configuration in one line of a comment."""
+    """Return `text` of the configuration as at most 200 printable characters, for one line of a comment."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
 
 
 def _dotted(key: str) -> str:
-    """One key of the answer as a path: in quotes where it has a dot itself."""
+    """Return a key of a JSON object as a path. A key that contains a dot is quoted."""
     return f'"{key}"' if "." in key else key
 
 
@@ -423,9 +471,9 @@ def _list(items: Iterator[str]) -> str:
 
 
 COMMANDS = {
-    "old-config": Command("print settings that do what an old multi-sensor configuration did", [
-        ("file", {"metavar": "FILE", "nargs": "?", "help": "the JSON file, or its URL ($JPH_CONFIG)"}),
+    "old-config": Command("convert the configuration of the old multi-sensor system to settings", [
+        ("file", {"metavar": "FILE", "nargs": "?", "help": "path or URL of the JSON file (default: $JPH_CONFIG)"}),
         ("codifiers", {"metavar": "CODIFIER", "nargs": "*", "help": "only these components, for one node"}),
-        ("--only", {"choices": ["server", "node"], "help": "print one of the two files"}),
+        ("--only", {"choices": ["server", "node"], "help": "print only one of the two files"}),
     ], old_config),
 }  # fmt: skip

@@ -1,10 +1,10 @@
-"""Reader of the JSON configuration of the older multi-sensor system: the groups, and the components on the bus.
+"""Reader of the JSON configuration of the older multi-sensor system: multicast groups and components.
 
     {"Multicast": {"Control-Channel": {"Address": "226.0.0.221", "Port": 7001}, "Data-Channel": {...}},
      "Sensors": [{"Codifier": "C4", "ShortName": "pimon Temp", "Type": "TempLinux", "Sensor": {"Pipe": ...}}, ...]}
 
-Errors: SettingsError, which names the file, the sensor (its place and codifier), the key, its value and what it takes.
-Unknown keys are ignored: the older programs did so, and people keep comments in them.
+Errors: SettingsError, which contains the file, the sensor (its index and codifier), the key, the invalid value and the
+accepted values. Unknown keys are ignored, as in the older programs, because users write comments in them.
 """
 
 from __future__ import annotations
@@ -22,22 +22,33 @@ from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.http_client import AnswerTooLong, HttpError, HttpFetcher
 
 FILE_BYTES = 4 << 20
-MOST_SENSORS = 8836  # as many codifiers as there can be
-ANSWER_S = 10.0  # for a URL
+MOST_SENSORS = 8836  # number of possible codifiers: 94 visible ASCII characters, squared
+ANSWER_S = 10.0  # timeout for downloading the configuration
 DATA_TYPES = ("float", "integer", "bool")
 
 
 class Unreachable(SettingsError):
-    """The configuration is at a URL that does not answer at present."""
+    """The configuration cannot be downloaded at present."""
 
 
 class OldSensor(NamedTuple):
-    """One entry of `Sensors`, under the names that it has there; a missing key has its former default.
+    """Entry of `Sensors`. A missing key has the default of the older programs.
 
-    kind     its Type, or the Type within its Sensor, as the oldest files have it
-    about    its Sensor: what belongs to its kind alone
-    proxies  the codifiers of its Proxy list, with what stands beside each
-    parent   of a proxy: the codifier that reads for it; else empty
+    Attributes:
+        codifier: Codifier, the two-character id of the component.
+        short_name: ShortName, from which the names of the node and the channel are derived.
+        name: Name, the description for people.
+        symbol: Symbol, the unit.
+        kind: Type. In the oldest files, it is in `Sensor`.
+        data_type: DataType: one of DATA_TYPES.
+        active: Active: True if the component sends readings from its start on.
+        control: True if Control is `enabled`: commands can change the value.
+        alive_s: KeepAliveInterval in seconds.
+        every_s: SensorInterval in seconds.
+        timeout_s: TimeoutWarning in seconds.
+        about: Content of `Sensor`, which depends on the kind.
+        proxies: Entries of the Proxy list, by codifier.
+        parent: Codifier of the sensor that reads a proxy; an empty string for other kinds.
     """
 
     codifier: str
@@ -57,7 +68,14 @@ class OldSensor(NamedTuple):
 
 
 class OldConfig(NamedTuple):
-    """The whole file. Groups are None where it names none."""
+    """Content of the configuration.
+
+    Attributes:
+        source: Path or URL of the file.
+        control: Group of the control channel, or None if it is missing.
+        data: Group of the data channel, or None if it is missing.
+        sensors: Sensors by codifier.
+    """
 
     source: str
     control: tuple[str, int] | None
@@ -66,55 +84,73 @@ class OldConfig(NamedTuple):
 
 
 def source_of(setting: str) -> str:
-    """Where the configuration is: as set, else where the old programs looked (JPH_CONFIG); empty: nowhere."""
+    """Return the path or URL of the configuration: `setting`, or the variable JPH_CONFIG of the older programs.
+
+    Return an empty string if neither is set.
+    """
     return setting or os.environ.get("JPH_CONFIG", "")
 
 
 def load(source: str) -> OldConfig:
-    """Read a file, or a URL (http, https, or `file:` and a path, which may be relative)."""
+    """Read and return a configuration. Raise SettingsError if it is invalid or cannot be read.
+
+    Args:
+        source: Path, or URL (http, https, or `file:` with a path, which may be relative).
+    """
     return parse(_fetch(source), source)
 
 
 def parse(data: bytes, source: str) -> OldConfig:
-    """Read the configuration's text; `source` is what errors begin with."""
+    """Return the configuration in the JSON text `data`.
+
+    Args:
+        data: The text.
+        source: Path or URL, with which error messages begin.
+
+    Raises:
+        SettingsError: The configuration is invalid.
+    """
     try:
         found = json.loads(data)
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair could not be printed or stored
+        json.dumps(found, ensure_ascii=False).encode()  # rejects half of a surrogate pair, which cannot be stored
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{source}: not JSON: {error or 'nested too deeply'}") from None
     if not isinstance(found, dict) or not isinstance(found.get("Sensors"), list):
-        raise SettingsError(f'{source}: takes an object with a list "Sensors"')
+        raise SettingsError(f'{source}: the file must contain an object with a list "Sensors"')
     if len(found["Sensors"]) > MOST_SENSORS:
-        raise SettingsError(f"{source}: {len(found['Sensors'])} sensors; there are {MOST_SENSORS} codifiers")
+        raise SettingsError(f"{source}: {len(found['Sensors'])} sensors, but there are only {MOST_SENSORS} codifiers")
     sensors: dict[str, OldSensor] = {}
-    places: dict[str, int] = {}
-    for place, entry in enumerate(found["Sensors"]):
-        sensor = _sensor(entry, f"{source}: Sensors[{place}]")
+    indexes: dict[str, int] = {}
+    for index, entry in enumerate(found["Sensors"]):
+        sensor = _sensor(entry, f"{source}: Sensors[{index}]")
         if sensor.codifier in sensors:
             raise SettingsError(
-                f"{source}: Sensors[{place}]: the Codifier {sensor.codifier} stands in Sensors"
-                f"[{places[sensor.codifier]}] too"
+                f"{source}: Sensors[{index}]: the Codifier {sensor.codifier} is also in Sensors"
+                f"[{indexes[sensor.codifier]}]"
             )
-        sensors[sensor.codifier], places[sensor.codifier] = sensor, place
+        sensors[sensor.codifier], indexes[sensor.codifier] = sensor, index
     for code, sensor in sensors.items():
-        for wanted in (*sensor.proxies, *([sensor.parent] if sensor.parent else [])):
-            if wanted not in sensors:
-                key = "Proxy" if wanted in sensor.proxies else "Codifier"
-                where = f"{source}: Sensors[{places[code]}] ({code}): Sensor.{key}"
-                raise SettingsError(f"{where}: there is no sensor with the Codifier {wanted}")
+        for used in (*sensor.proxies, *([sensor.parent] if sensor.parent else [])):
+            if used not in sensors:
+                key = "Proxy" if used in sensor.proxies else "Codifier"
+                where = f"{source}: Sensors[{indexes[code]}] ({code}): Sensor.{key}"
+                raise SettingsError(f"{where}: there is no sensor with the Codifier {used}")
     groups = _groups(found.get("Multicast"), source)
     return OldConfig(source, groups.get("Control-Channel"), groups.get("Data-Channel"), sensors)
 
 
 def slug(text: str, most: int = 32) -> str:
-    """`text` as a sensor's name here: small letters, digits and _; empty where nothing of it can be kept."""
+    """Return `text` as a channel name of at most `most` characters: lower-case letters, digits and `_`.
+
+    Return an empty string if no character of `text` is valid.
+    """
     found = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
     found = found if not found or found[0].isalpha() else f"s_{found}"
     return found[:most].rstrip("_")
 
 
 def node_name(text: str, most: int = 63) -> str:
-    """`text` as a node's name here; empty where nothing of it can be kept."""
+    """Return `text` as a node name of at most `most` characters, or an empty string if no character is valid."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:most].rstrip("._-")
 
 
@@ -152,45 +188,49 @@ def _groups(entry: Any, source: str) -> dict[str, tuple[str, int]]:
     if entry is None:
         return {}
     if not isinstance(entry, dict):
-        raise SettingsError(f"{where}: takes an object with Control-Channel and Data-Channel")
+        raise SettingsError(f"{where} must be an object with Control-Channel and Data-Channel")
     found = {}
     for channel in ("Control-Channel", "Data-Channel"):
         about = entry.get(channel)
         if about is None:
             continue
-        here = f"{where}: {channel}"
+        channel_where = f"{where}: {channel}"
         if not isinstance(about, dict):
-            raise SettingsError(f"{here}: takes an object with Address and Port")
+            raise SettingsError(f"{channel_where} must be an object with Address and Port")
         port = about.get("Port")
         if isinstance(port, str) and port.isascii() and port.isdigit() and len(port) < 6:
-            port = int(port)  # the old programs took texts too
+            port = int(port)  # the old programs accepted strings too
         if type(port) is not int or not 0 < port < 65_536:
-            raise SettingsError(f"{here}: Port takes a port, 1 to 65535, not {about.get('Port')!r:.40}")
+            raise SettingsError(
+                f"{channel_where}: Port must be a number from 1 to 65535, not {about.get('Port')!r:.40}"
+            )
         address = about.get("Address")
         if not isinstance(address, str) or not is_group((address, port)):
-            raise SettingsError(f"{here}: Address takes a multicast group, as 226.0.0.221, not {address!r:.40}")
+            raise SettingsError(
+                f"{channel_where}: Address must be a multicast group, such as 226.0.0.221, not {address!r:.40}"
+            )
         found[channel] = address, port
     return found
 
 
 def _sensor(entry: Any, where: str) -> OldSensor:
     if not isinstance(entry, dict):
-        raise SettingsError(f"{where}: takes an object with a Codifier")
+        raise SettingsError(f"{where} must be an object with a Codifier")
     code = _code(entry.get("Codifier"), f"{where}: Codifier")
     where = f"{where} ({code})"
     about = entry.get("Sensor", {})
     if not isinstance(about, dict):
-        raise SettingsError(f"{where}: Sensor takes an object")
+        raise SettingsError(f"{where}: Sensor must be an object")
     kind = _text(about if "Type" in about else entry, "Type", where)
     data_type = entry.get("DataType", entry.get("Type") if entry.get("Type") in DATA_TYPES else "float")
     if data_type not in DATA_TYPES:
-        raise SettingsError(f"{where}: DataType takes {', '.join(DATA_TYPES)}, not {data_type!r:.40}")
+        raise SettingsError(f"{where}: DataType must be one of {', '.join(DATA_TYPES)}, not {data_type!r:.40}")
     control = entry.get("Control", "")
     if not isinstance(control, str):
-        raise SettingsError(f'{where}: Control takes "enabled", not {control!r:.40}')
+        raise SettingsError(f'{where}: Control must be a string, such as "enabled", not {control!r:.40}')
     active = entry.get("Active", True)
     if not isinstance(active, bool):
-        raise SettingsError(f"{where}: Active takes true or false, not {active!r:.40}")
+        raise SettingsError(f"{where}: Active must be true or false, not {active!r:.40}")
     parent = ""
     if kind == "Proxy":
         parent = _code(about.get("Codifier"), f"{where}: Sensor.Codifier")
@@ -204,10 +244,10 @@ def _sensor(entry: Any, where: str) -> OldSensor:
 
 def _proxies(entries: Any, where: str) -> dict[str, Mapping[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise SettingsError(f"{where}: Sensor.Proxy takes a list of objects, each with a Codifier")
+        raise SettingsError(f"{where}: Sensor.Proxy must be a list of objects, each with a Codifier")
     return {
-        _code(entry.get("Codifier"), f"{where}: Sensor.Proxy[{place}].Codifier"): entry
-        for place, entry in enumerate(entries)
+        _code(entry.get("Codifier"), f"{where}: Sensor.Proxy[{index}].Codifier"): entry
+        for index, entry in enumerate(entries)
     }
 
 
@@ -215,13 +255,13 @@ def _code(value: Any, where: str) -> str:
     try:
         return read_codifier(value)
     except (ValueError, TypeError):
-        raise SettingsError(f"{where} takes two characters, as C4, not {value!r:.40}") from None
+        raise SettingsError(f"{where} must be two visible ASCII characters, such as C4, not {value!r:.40}") from None
 
 
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
     value = entry.get(key, "")
     if not isinstance(value, str):
-        raise SettingsError(f"{where}: {key} takes a text, not {value!r:.40}")
+        raise SettingsError(f"{where}: {key} must be a string, not {value!r:.40}")
     return value
 
 
@@ -233,5 +273,5 @@ def _seconds(entry: Mapping[str, Any], key: str, where: str) -> float:
         or not 0 < value <= 1e9
         or not math.isfinite(value)
     ):
-        raise SettingsError(f"{where}: {key} takes seconds, a number above 0, not {value!r:.40}")
+        raise SettingsError(f"{where}: {key} must be a number of seconds above 0, not {value!r:.40}")
     return float(value)

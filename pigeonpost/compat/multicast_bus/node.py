@@ -1,4 +1,4 @@
-"""The multicast bus, node side: sends each reading as a packet."""
+"""Node side of the multicast bus, which sends each reading as a packet."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pigeonpost.compat.multicast_bus.component import MOST_AT_ONCE, Bus, BusTransport, Sender, bus_of
-from pigeonpost.compat.multicast_bus.packets import EVERYBODY, Packet, Value
+from pigeonpost.compat.multicast_bus.packets import ALL_COMPONENTS, Packet, Value
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.format import counted
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.node.ring_file import slot_bytes_for
 from pigeonpost.node.ring_records import UnnumberedSample
@@ -23,30 +24,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_LATE = 10_000  # samples that a node still says, when it could not for a while
+MOST_LATE = 10_000  # maximum number of delayed samples that a node still sends after an interruption
 
 
 class BusNodeTransport(BusTransport):
-    """Sends each accepted sample on the bus, one packet per value."""
+    """Transport that sends each sample of the outbox on the bus, one packet per reading.
+
+    Args:
+        load: Function that reads the bus settings.
+        sender: Sender of this component.
+        codifiers: Codifiers by channel name.
+        controls: Codifiers by name, for values that the commands A and E can change. Each change is a reading of this
+            node.
+        outbox: Outbox of the node.
+        clock: Clock of the node.
+    """
 
     def __init__(
         self,
         load: Callable[[], Bus],
-        voice: Sender,
+        sender: Sender,
         codifiers: Mapping[str, str],
         controls: Mapping[str, str],
         outbox: Outbox,
         clock: Clock,
     ) -> None:
-        """
-        codifiers  channel to codifier
-        controls   name to codifier of values that A and E may change; each is a reading of this node when it changes
-        """
-        super().__init__(load, voice, clock)
-        self._speaker = voice
+        super().__init__(load, sender, clock)
+        self._component_sender = sender
         self._codifiers = {**codifiers, **controls}
         self._settable = {code: name for name, code in controls.items()}
-        self._values: dict[str, float] = {}  # what A and E made of them
+        self._values: dict[str, float] = {}  # present values, as set by A and E
         self._outbox = outbox
         self._next = outbox.ring.last + 1
         self._begun = False
@@ -61,20 +68,20 @@ class BusNodeTransport(BusTransport):
         return super().stop(limit_s)
 
     def _opened(self) -> list[socket.socket]:
-        """The first time it is active as its configuration says; later as S and H have left it."""
-        voice, old = self._speaker, self.bus.old.sensors if self.bus.old else {}
-        if not self._begun and voice.codifier in old and not old[voice.codifier].active:
-            voice.active = False
-            log.info("bus: %s is halted, as its configuration says (Active); S starts it", voice.codifier)
+        """Set the initial state according to the configuration (Active). Later S and H change the state."""
+        sender, old = self._component_sender, self.bus.old.sensors if self.bus.old else {}
+        if not self._begun and sender.codifier in old and not old[sender.codifier].active:
+            sender.active = False
+            log.info("bus: %s is halted by its configuration (Active); S starts it", sender.codifier)
         self._begun = True
         return []
 
-    def _woke(self) -> None:
+    def _on_wake(self) -> None:
         last = self._outbox.ring.last
         if last - self._next > MOST_LATE:
-            log.warning("bus: %d samples are too late to be said", last + 1 - self._next)
+            log.warning("bus: %s not sent, because too many were waiting", counted(last + 1 - self._next, "sample"))
             self._next = last + 1
-        if not self._speaker.active:
+        if not self._component_sender.active:
             self._next = last + 1
         while self._next <= last and not self._stopping.is_set():
             slots = self._outbox.read(self._next, min(MOST_AT_ONCE, last + 1 - self._next))
@@ -88,10 +95,10 @@ class BusNodeTransport(BusTransport):
         for name, value in {**self._values, **values}.items():
             codifier = self._codifiers.get(name)
             if codifier is not None and value is not None:
-                self._speaker.data(codifier, time_ms, *self._as_packet(codifier, value))
+                self._component_sender.data(codifier, time_ms, *self._as_packet(codifier, value))
 
     def _as_packet(self, codifier: str, value: int | float) -> tuple[str, Value]:
-        """The flag and the value under which a number goes: as its DataType says, as far as it fits."""
+        """Return the flag and the value of the data packet for a number: that of its DataType, if the number fits."""
         old = self.bus.old.sensors if self.bus.old else {}
         kind = old[codifier].data_type if codifier in old else ("float" if isinstance(value, float) else "integer")
         if kind != "float" and value == int(value) and 0 <= value < 2**32:
@@ -100,25 +107,25 @@ class BusNodeTransport(BusTransport):
             return "j", {"value": value}
         return "f", float(value)
 
-    def _is_ours(self, to: str) -> bool:
-        return super()._is_ours(to) or to in self._settable
+    def _is_addressed(self, to: str) -> bool:
+        return super()._is_addressed(to) or to in self._settable
 
-    def _stop_speaking(self) -> None:
-        super()._stop_speaking()
+    def _stop_sending(self) -> None:
+        super()._stop_sending()
         self._stopping.set()
 
     def _command(self, packet: Packet) -> None:
-        if packet.flag in "SH" and packet.to in (self._speaker.codifier, EVERYBODY):
-            self._speaker.active = packet.flag == "S"
-            self._alive_due_s = 0.0  # so that everybody sees it
+        if packet.flag in "SH" and packet.to in (self._component_sender.codifier, ALL_COMPONENTS):
+            self._component_sender.active = packet.flag == "S"
+            self._alive_due_s = 0.0  # send I now, which contains the new state
         elif packet.flag in "AE":
             assert isinstance(packet.value, float)
             for codifier, name in self._settable.items():
-                if packet.to in (codifier, EVERYBODY):
+                if packet.to in (codifier, ALL_COMPONENTS):
                     self._set(name, packet.value + (self._values.get(name, 0.0) if packet.flag == "E" else 0.0))
 
     def _set(self, name: str, value: float) -> None:
-        """A value was changed: that is a reading, taken at once."""
+        """Store a changed value as a reading of the present time."""
         if not math.isfinite(value):
             return
         self._values[name] = value
@@ -131,7 +138,17 @@ _LARGEST_F32 = 3.4028234663852886e38
 
 
 def make_transport(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> BusNodeTransport:
-    """The node's end, as the settings have it. Raises SettingsError."""
+    """Return the bus transport of a node, and add the controls to the channels in `info`.
+
+    Args:
+        settings: Settings of the node.
+        info: Description of the node, with its channels.
+        outbox: Outbox of the node.
+        clock: Clock of the node.
+
+    Raises:
+        SettingsError: The settings or the legacy configuration are invalid.
+    """
     codifiers: dict[str, str] = dict(settings["bus", "codifiers"])
     controls: dict[str, str] = dict(settings["bus", "controls"])
     channels = [str(sensor["name"]) for sensor in info.sensors]
@@ -141,18 +158,22 @@ def make_transport(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Cl
     for name in controls:
         if name in channels:
             raise SettingsError(
-                f"[bus] controls: {name!r} is a channel that is read; a value to set needs another name"
+                f"[bus] controls: {name!r} is the name of a measured channel; a control needs another name"
             )
     own = [*codifiers.values(), *controls.values()]
     if not own or len(set(own)) < len(own):
-        raise SettingsError('[bus] codifiers takes each codifier once, and one at least, as ["temperature=C4"]')
+        raise SettingsError(
+            '[bus] codifiers must contain at least one codifier, and none twice; example: ["temperature=C4"]'
+        )
     if controls and slot_bytes_for(list(controls)[:1]) > outbox.ring.slot_bytes:
-        raise SettingsError("[bus] controls: this outbox is too small for them; begin a new one")
-    end = BusNodeTransport(lambda: bus_of(settings, own[0]), Sender(own[0], clock), codifiers, controls, outbox, clock)
-    old = end.bus.old.sensors if end.bus.old else {}
+        raise SettingsError("[bus] controls: the slots of this outbox are too small for controls; create a new outbox")
+    transport = BusNodeTransport(
+        lambda: bus_of(settings, own[0]), Sender(own[0], clock), codifiers, controls, outbox, clock
+    )
+    old = transport.bus.old.sensors if transport.bus.old else {}
     for name, codifier in controls.items():
         if codifier in old and not old[codifier].control:
             raise SettingsError(f'[bus] controls: {codifier} ({name}) has no "Control": "enabled" in its configuration')
     units = {name: old[codifier].symbol[:32] if codifier in old else "" for name, codifier in controls.items()}
     info.sensors = [*info.sensors, *[{"name": name, "unit": unit} for name, unit in units.items()]]
-    return end
+    return transport

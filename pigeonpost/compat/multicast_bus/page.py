@@ -1,6 +1,6 @@
-"""Page of the multicast bus (`/bus`): the components, their last values, lost packets, response times.
+"""Web page of the multicast bus (`/bus`): the components, their last values, lost packets and round-trip times.
 
-Everything on it is untrusted input: it is shown as text of limited length. Errors: HTTPError where the bus is off.
+All data on the page is untrusted input and is shown as text of limited length. Errors: HTTPError if the bus is off.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pigeonpost.core.format import clock, number
+from pigeonpost.core.format import clock, counted, number
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route
 from pigeonpost.views.html import json_answer
@@ -19,11 +19,15 @@ _KEYS = (
     "codifier", "value", "time_ms", "alive", "active", "data_lost", "control_lost", "round_trip_ms", "ping_ms",
     "duplicates",
 )  # fmt: skip
-_HEAD = ("codifier", "value", "heard", "state", "lost", "answers in", "ping")
+_HEAD = ("codifier", "value", "last packet", "state", "lost", "round trip", "ping")
 
 
 def bus(context: RequestContext) -> Response:
-    """`/bus`: a row for each codifier."""
+    """Return the page `/bus` for the request `context`, with a row for each codifier.
+
+    Raises:
+        HTTPError: 404: the bus is off.
+    """
     transport = context.app.transports.get("bus")
     report = transport.report() if transport is not None else None
     if report is None:
@@ -37,29 +41,29 @@ def bus(context: RequestContext) -> Response:
         rows=[_row(code, fields, now_ms) for code, fields in codifiers.items()],
         keys=_KEYS,
         data=[_data(code, fields) for code, fields in codifiers.items()],
-        none="Nobody was heard yet.",
+        none="No packet has been received yet.",
         live=True,
     ))  # fmt: skip
 
 
 def _lead(report: Mapping[str, Any]) -> str:
-    said = (
-        f"Data at {report['data']}, control at {report['control']}: {report['packets']:,} packets,"
-        f" {report['stored']:,} readings stored"
+    text = (
+        f"Data at {report['data']}, control at {report['control']}: {counted(report['packets'], 'packet')} received,"
+        f" {counted(report['stored'], 'reading')} stored"
     )
     if report["refused"]:
-        said += f"; {report['refused']:,} datagrams were no packets (the last: {report['refusal'][:100]})"
+        text += f"; {counted(report['refused'], 'invalid datagram')} (the last: {report['refusal'][:100]})"
     if report["ignored"]:
-        said += f"; {report['ignored']:,} packets of more codifiers than are kept"
-    return f"{said}{'; ' + report['fault'] if report['fault'] else ''}."
+        text += f"; {counted(report['ignored'], 'packet')} ignored, because there are too many codifiers"
+    return f"{text}{'; ' + report['fault'] if report['fault'] else ''}."
 
 
 def _row(code: str, fields: Mapping[str, Any], now_ms: int) -> tuple[str, ...]:
-    heard_ms = _latest(fields)
+    last_ms = _latest(fields)
     lost = fields["DPacketsLost"] + fields["CPacketsLost"]
     trip, ping = fields.get("RoundTrip"), fields.get("TDuration")
     return (
-        code[:60], _value(fields.get("Value")), clock(heard_ms, now_ms) if heard_ms is not None else "–",
+        code[:60], _value(fields.get("Value")), clock(last_ms, now_ms) if last_ms is not None else "–",
         _state(fields), f"{lost:,}" if lost else "none",
         f"{trip:,.0f} ms" if trip is not None else "–", f"{ping:,.0f} ms" if ping is not None else "–",
     )  # fmt: skip
@@ -79,14 +83,14 @@ def _state(fields: Mapping[str, Any]) -> str:
     if "IsActive" in fields:
         parts.append("active" if fields["IsActive"] else "not active")
     if fields.get("Duplicates"):
-        parts.append(f"{fields['Duplicates']} twins")
+        parts.append(counted(fields["Duplicates"], "duplicate"))
     if "Note" in fields:
         parts.append(fields["Note"])
     return ", ".join(parts) or "–"
 
 
 def _latest(fields: Mapping[str, Any]) -> int | None:
-    """When it was heard last, whatever it said."""
+    """Return the time of the last packet in milliseconds since 1970 (UTC), or None."""
     times = [value for key, value in fields.items() if key.endswith("Timestamp") and isinstance(value, int)]
     return max(times, default=None)
 
@@ -99,7 +103,11 @@ def _data(code: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def as_json(context: RequestContext) -> Response:
-    """`GET /api/v1/bus`: everything about the bus, for programs."""
+    """Return the state of the bus as JSON for the request `context`: `GET /api/v1/bus`.
+
+    Raises:
+        HTTPError: 404: the bus is off.
+    """
     transport = context.app.transports.get("bus")
     if transport is None:
         raise HTTPError(404, CLOSED, "no-bus")
@@ -107,6 +115,6 @@ def as_json(context: RequestContext) -> Response:
 
 
 def routes() -> list[Route]:
-    """The addresses of the bus on the page."""
+    """Return the routes of the bus."""
     pages = [Route("GET", f"/bus{form}", "viewer", bus) for form in TABLE_FORMS]
     return [*pages, Route("GET", "/api/v1/bus", "viewer", as_json)]

@@ -1,8 +1,8 @@
 """State of all components on the multicast bus: last values, lost packets, liveness, duplicate codifiers.
 
-The bus's thread writes, any thread may read. `_lock` guards everything; it is held for a batch of packets, or to copy.
-Packets are untrusted input: they are counted and shown, and what is kept is limited.
-The names of the fields are those of the older system's Redis hash, so that its readers continue to work.
+The thread of the bus writes, and any thread may read. `_lock` guards everything. It is held while processing a batch of
+packets or copying the state. Packets are untrusted input: they are counted and shown, and the stored state is limited.
+The fields have the names of the older system's Redis hash, so that programs that use these names continue to work.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ from typing import Any, NamedTuple
 
 from pigeonpost.compat.multicast_bus.packets import DATA, FLAGS, LAST_SEQUENCE, Packet
 
-MOST_CODIFIERS = 512  # that are kept: there are 8,836, and an untrusted sender may send them all
-BELIEVED_MS = 24 * 3_600_000  # a sender's time is believed when it is so near to ours
-ALIVE_INTERVALS = 2.5  # of KeepAliveInterval without I, and it is not alive
+MOST_CODIFIERS = 512  # stored components; an untrusted sender could send all 8,836 codifiers
+BELIEVED_MS = 24 * 3_600_000  # maximum difference between a sender's time and ours for which its time is used
+ALIVE_INTERVALS = 2.5  # number of KeepAliveIntervals without I after which a component is not alive
 USUAL_ALIVE_S = 60.0
-_WINDOW = 64  # sequence numbers behind the newest of which it is known whether they came
+_WINDOW = 64  # number of latest sequence numbers for which receipt is recorded
 _ALL_SEEN = (1 << _WINDOW) - 1
-_FAR = 65_536  # a jump ahead of more is a sender that restarted, and whose N was lost
+_FAR = 65_536  # a larger jump in the numbers means that the sender has restarted and its N or n was lost
 _MOST_PINGS = 64
 _WIDER = 2**32
 
 
 class ReceivedReading(NamedTuple):
-    """A reading in a data packet: the number, or None and the reason, and the time when it was taken.
+    """Reading in a data packet.
 
-    more  other numbers that stood beside it (in JSON)
+    Attributes:
+        codifier: Codifier of the sender.
+        time_ms: Time of the reading in milliseconds since 1970 (UTC).
+        value: The number, or None if the value is not a number.
+        error: Reason why `value` is None, or an empty string.
+        more: Additional values in a JSON payload.
     """
 
     codifier: str
@@ -40,21 +45,32 @@ class ReceivedReading(NamedTuple):
 
 
 class Count:
-    """Count of received and lost packets of one sender on one channel."""
+    """Counts of received and lost packets of one sender on one channel.
+
+    Attributes:
+        lost: Number of packets that were not received.
+        repeated: Number of packets that were received again, such as via two routers.
+        unannounced: Number of restarts of the numbering without an announcement.
+    """
 
     __slots__ = ("_last", "_seen", "_start", "_time_ms", "lost", "repeated", "unannounced")
 
     def __init__(self) -> None:
         self.lost = 0
-        self.repeated = 0  # came again, as over two routers
-        self.unannounced = 0  # times that it restarted without announcing that
+        self.repeated = 0
+        self.unannounced = 0
         self._last = -1
-        self._seen = 0  # bit n: the packet n before the last one has come
-        self._time_ms = 0  # the newest time that its packets told
+        self._seen = 0  # bit n is set if the n-th packet before the last one was received
+        self._time_ms = 0  # latest time in its packets
         self._start = (-1, 0)
 
     def restart(self, sequence: int, time_ms: int) -> bool:
-        """Numbering restarts here; False when this very packet has come before."""
+        """Restart the numbering. Return False if the same packet was received before.
+
+        Args:
+            sequence: Sequence number of the packet that announces the restart.
+            time_ms: Time in the packet, in milliseconds since 1970 (UTC).
+        """
         if (sequence, time_ms) == self._start:
             self.repeated += 1
             return False
@@ -64,21 +80,28 @@ class Count:
         return True
 
     def record(self, sequence: int, time_ms: int) -> bool:
-        """A packet has come; False when it had come before. What is jumped over is lost, until it comes after all."""
+        """Record a received packet. Return False if it was received before.
+
+        Skipped packets count as lost until they are received.
+
+        Args:
+            sequence: Sequence number of the packet.
+            time_ms: Time in the packet, in milliseconds since 1970 (UTC).
+        """
         if self._last < 0:
             self._begin(sequence, time_ms)
             return True
-        # Senders go on with 0 after LAST_SEQUENCE; the old ones, on the data channel, with the next number.
-        round_trip = LAST_SEQUENCE + 1 if self._last <= LAST_SEQUENCE else _WIDER
-        ahead = (sequence - self._last) % round_trip
+        # Senders continue with 0 after LAST_SEQUENCE. Old senders continue with the next number on the data channel.
+        modulus = LAST_SEQUENCE + 1 if self._last <= LAST_SEQUENCE else _WIDER
+        ahead = (sequence - self._last) % modulus
         if ahead == 1 or 1 < ahead <= _FAR:
             self.lost += ahead - 1
             self._seen = ((self._seen << ahead) | 1) & _ALL_SEEN if ahead < _WINDOW else 1
             self._last = sequence
             self._time_ms = max(self._time_ms, time_ms)
             return True
-        behind = (self._last - sequence) % round_trip
-        if behind >= _WINDOW or time_ms > self._time_ms:  # what is late or repeated is older than what came before it
+        behind = (self._last - sequence) % modulus
+        if behind >= _WINDOW or time_ms > self._time_ms:  # a late or repeated packet would have an older time
             self.unannounced += 1
             self._begin(sequence, time_ms)
             return True
@@ -94,41 +117,64 @@ class Count:
 
 
 class Component:
-    """One codifier: its last values, and its counts of packets."""
+    """State of one component.
 
-    __slots__ = ("control", "data", "fields", "heard_ms")
+    Args:
+        codifier: Codifier of the component.
+
+    Attributes:
+        fields: Last values, as shown by `BusState.show`.
+        data: Counts of data packets.
+        control: Counts of control packets.
+        alive_ms: Time of the last I in milliseconds since 1970 (UTC), by the clock of this machine.
+    """
+
+    __slots__ = ("alive_ms", "control", "data", "fields")
 
     def __init__(self, codifier: str) -> None:
         self.fields: dict[str, Any] = {"Codifier": codifier}
         self.data = Count()
         self.control = Count()
-        self.heard_ms = 0  # the last I, by our clock
+        self.alive_ms = 0
 
 
 class BusState:
-    """The state of all components that were received."""
+    """State of all components from which packets were received.
+
+    Args:
+        alive_s: Function that returns the KeepAliveInterval of a codifier in seconds.
+        is_listed: Function that returns True if the configuration contains a codifier. Such a codifier is stored even
+            if there are already MOST_CODIFIERS.
+
+    Attributes:
+        packets: Number of received packets.
+        refused: Number of invalid datagrams.
+        ignored: Number of packets of codifiers that are not stored because there are too many.
+        refusal: Description of the last invalid datagram.
+    """
 
     def __init__(
         self,
         alive_s: Callable[[str], float] = lambda codifier: USUAL_ALIVE_S,
         is_listed: Callable[[str], bool] = lambda codifier: False,
     ) -> None:
-        """
-        alive_s    KeepAliveInterval of a codifier, in seconds
-        is_listed  whether the configuration names a codifier: then there is always room for it
-        """
         self._is_listed = is_listed
         self.packets = 0
-        self.refused = 0  # datagrams that were no packets
-        self.ignored = 0  # packets of more codifiers than are kept
-        self.refusal = ""  # the last of them, in words
+        self.refused = 0
+        self.ignored = 0
+        self.refusal = ""
         self._alive_s = alive_s
         self._lock = threading.Lock()
         self._components: dict[str, Component] = {}
         self._pings: dict[tuple[str, str, float], int] = {}
 
     def receive(self, packets: Iterable[Packet], now_ms: int) -> list[ReceivedReading]:
-        """Take note of packets that came now; gives the readings among them that are new."""
+        """Record packets that were received now, and return the new readings in them.
+
+        Args:
+            packets: The packets.
+            now_ms: Present time in milliseconds since 1970 (UTC).
+        """
         readings = []
         components = self._components
         with self._lock:
@@ -140,11 +186,11 @@ class BusState:
                         self.ignored += 1
                         continue
                     component = components[packet.source] = Component(packet.source)
-                # The sender's time, as long as it can be true: a clock that is far off would date readings anywhere.
+                # The sender's time is used if it is plausible. With a wrong clock, readings could get any date.
                 time_ms = packet.time_ms
                 if not -BELIEVED_MS <= time_ms - now_ms <= BELIEVED_MS:
                     days = (time_ms - now_ms) / BELIEVED_MS
-                    component.fields["Note"] = f"its clock is {days:+.0f} days off: ours was used"
+                    component.fields["Note"] = f"its clock is {days:+.0f} days off; server time is used"
                     time_ms = now_ms
                 elif "Note" in component.fields:
                     del component.fields["Note"]
@@ -157,13 +203,13 @@ class BusState:
         return readings
 
     def refuse(self, count: int, last: str) -> None:
-        """Datagrams came that were no packets; `last` says of one what was wrong."""
+        """Record `count` invalid datagrams. `last` describes the last one."""
         with self._lock:
             self.refused += count
             self.refusal = last
 
     def show(self, now_ms: int) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return the complete state for JSON. `now_ms` is the present time in milliseconds since 1970 (UTC)."""
         with self._lock:
             return {
                 "packets": self.packets, "refused": self.refused, "refusal": self.refusal, "ignored": self.ignored,
@@ -173,8 +219,8 @@ class BusState:
 
     def _shown(self, codifier: str, component: Component, now_ms: int) -> dict[str, Any]:
         fields = {**component.fields, "DPacketsLost": component.data.lost, "CPacketsLost": component.control.lost}
-        if component.heard_ms:
-            fields["Alive"] = now_ms - component.heard_ms <= ALIVE_INTERVALS * 1000 * self._alive_s(codifier)
+        if component.alive_ms:
+            fields["Alive"] = now_ms - component.alive_ms <= ALIVE_INTERVALS * 1000 * self._alive_s(codifier)
         for count, letter in ((component.data, "D"), (component.control, "C")):
             if count.repeated:
                 fields[f"{letter}Repeated"] = count.repeated
@@ -189,12 +235,12 @@ class BusState:
             if component.control.restart(packet.sequence, packet.time_ms):
                 fields["CResetTime"], fields["IsActive"], fields["Configuration"] = time_ms, packet.active, value
             return
-        component.control.record(packet.sequence, packet.time_ms)  # saying the same twice does no harm
+        component.control.record(packet.sequence, packet.time_ms)  # a repeated control packet does no harm
         fields[f"{flag}Timestamp"] = time_ms
         if flag == "I":
             fields["IsActive"] = packet.active
-            component.heard_ms = now_ms
-            if value < fields.get("Configuration", value):  # the younger one has told the time of its own already
+            component.alive_ms = now_ms
+            if value < fields.get("Configuration", value):  # a newer instance has already sent its configuration time
                 fields["Duplicates"] = fields.get("Duplicates", 0) + 1
                 fields["DuplicateTimestamp"] = time_ms
             else:
@@ -206,9 +252,9 @@ class BusState:
             self._pings[packet.source, packet.to, value] = now_ms
         elif flag == "T":
             fields["TRequest"], fields["TDuration"] = value, packet.time_ms - value
-            asked_ms = self._pings.pop((packet.to, packet.source, value), None)
-            if asked_ms is not None:
-                fields["RoundTrip"] = now_ms - asked_ms
+            sent_ms = self._pings.pop((packet.to, packet.source, value), None)
+            if sent_ms is not None:
+                fields["RoundTrip"] = now_ms - sent_ms
 
 
 def _record_data(component: Component, packet: Packet, time_ms: int) -> ReceivedReading | None:
@@ -232,12 +278,12 @@ def _record_data(component: Component, packet: Packet, time_ms: int) -> Received
     number, error = number_of(value)
     fields["Value"] = number if isinstance(value, int | float) else value
     if flag == "s" and number is None:
-        return None  # words are shown, and are no reading
+        return None  # text that is not a number is shown but not stored as a reading
     return ReceivedReading(packet.source, time_ms, number, error, more)
 
 
 def number_of(value: Any) -> tuple[int | float | None, str]:
-    """The number that a value is, or None and why it is none."""
+    """Return `(number, "")` for `value`, or `(None, reason)` if it is not a finite number."""
     if isinstance(value, bool):
         return int(value), ""
     if isinstance(value, int) and abs(value) < 1 << 63:
@@ -245,12 +291,12 @@ def number_of(value: Any) -> tuple[int | float | None, str]:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return None, f"no number: {value!r:.60}"
-    return (number, "") if math.isfinite(number) else (None, f"no finite number: {value!r:.60}")
+        return None, f"not a number: {value!r:.60}"
+    return (number, "") if math.isfinite(number) else (None, f"not a finite number: {value!r:.60}")
 
 
 def as_written(value: float) -> float:
-    """A float of 32 bits as its sender meant it: 21.3, not 21.299999237060547."""
+    """Return the shortest decimal number for the 32-bit float `value`: 21.3, not 21.299999237060547."""
     for digits in ("%.6g", "%.7g", "%.8g"):
         near = float(digits % value)
         if near == value:
@@ -258,7 +304,7 @@ def as_written(value: float) -> float:
         try:
             if _F32.unpack(_F32.pack(near))[0] == value:
                 return near
-        except OverflowError:  # rounded up, past the largest
+        except OverflowError:  # rounded up, past the largest 32-bit float
             continue
     return value
 

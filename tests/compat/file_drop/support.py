@@ -1,6 +1,6 @@
-"""The old senders of the file drop, as they were: their requests byte for byte, and their bodies as urllib sends them.
+"""The old senders of the file drop: their requests byte for byte, and their bodies as sent by urllib.
 
-Nothing of the program is used here: what is tested has to understand what others say.
+This module does not use the tested program, so that the requests are independent of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UNKNOWN_PI = "ffffffffffffffff"
 
 
 def accept(data, *ids, node="attic"):
-    """Have these ids on the list of a data folder."""
+    """Add ids to the list of accepted Pis in a data folder."""
     from pigeonpost.compat.file_drop.storage import Pi, PiIds
 
     with PiIds(data).changing() as known:
@@ -28,14 +28,14 @@ def checksum(content):
 
 
 def form(content, name, field="sensor_data_file", boundary="4f1c2d0f6a7b8c9d"):
-    """(Content-Type, body) as `requests` encodes one file."""
+    """Return (Content-Type, body) as `requests` encodes one file."""
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
     body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
     return f"multipart/form-data; boundary={boundary}", body
 
 
 def upload_request(letters, content, name, headers, path="/upload/", field="sensor_data_file"):
-    """A whole upload as bytes on the wire. headers: None leaves one of the usual ones out."""
+    """Return a complete upload request as bytes. A value of None in `headers` removes a usual header."""
     kind, body = form(content, name, field)
     wanted = {
         "Host": "server:3500", "User-Agent": "python-requests/2.25.1", "Accept-Encoding": "gzip, deflate",
@@ -47,14 +47,14 @@ def upload_request(letters, content, name, headers, path="/upload/", field="sens
 
 
 class Sender:
-    """A sender of either dialect, by http.client: what it asks and what it is told are headers and texts."""
+    """Sender of either dialect, based on http.client."""
 
     def __init__(self, address, pi_id=PI, second=False):
         self.address, self.pi_id, self.second = address, pi_id, second
         self.letters = ""
 
     def ask(self, method, path, headers, body=None):
-        """(status, body) of one request."""
+        """Send one request and return (status, body)."""
         link = http.client.HTTPConnection(*self.address, timeout=60)
         try:
             link.request(method, path, body, {key: value for key, value in headers.items() if value is not None})
@@ -64,7 +64,7 @@ class Sender:
             link.close()
 
     def open(self, count=1, **headers):
-        """Begin a session; what the server said."""
+        """Begin a session and return the body of the response."""
         usual = {"pi_id": self.pi_id, "pi_num": "1"} if self.second else {"pi_id": self.pi_id, "num_files": str(count)}
         status, said = self.ask("GET", "/upload/" if self.second else "/", {**usual, **headers})
         assert status == 200, (status, said)
@@ -72,7 +72,7 @@ class Sender:
         return said
 
     def send(self, content, name="log.csv", count=1, letters=None, field="sensor_data_file", **headers):
-        """Send one file; what the server said."""
+        """Send one file and return the body of the response."""
         kind, body = form(content, name, field)
         usual = {
             "pi_id": self.pi_id, "checksum": checksum(content), "num_files": str(count), "Content-Type": kind,
@@ -85,7 +85,7 @@ class Sender:
 
 
 def files(data):
-    """The files that were dropped, by name, and the lines of their .sha256; whatever else lies there is a fault."""
+    """Return the contents of the uploaded files by name. Check their .sha256 files; other files are an error."""
     found, sums = {}, {}
     folder = os.path.join(data, "files")
     for name in sorted(os.listdir(folder)):

@@ -1,4 +1,4 @@
-"""`send-files` and `file-id`: against our own server, and against old ones as they were."""
+"""Tests of `send-files` and `file-id`, with Pigeonpost's server and with an original server."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ def setUpModule():
 
 
 class OldServer(http.server.BaseHTTPRequestHandler):
-    """The first version: no second dialect, no HTTP/1.1, an upload name a session."""
+    """Server of the first version: no second dialect, no HTTP/1.1, and one upload name per session."""
 
     protocol_version = "HTTP/1.0"
     letters = "abcdefghijABCDEFGHIJ"
@@ -63,7 +63,7 @@ class OldServer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Case(unittest.TestCase):
+class CommandCase(unittest.TestCase):
     def setUp(self):
         self.home = temp_folder(self)
         self.folder = os.path.join(self.home, "readings")
@@ -76,7 +76,7 @@ class Case(unittest.TestCase):
                 file.write(content)
 
     def run_command(self, *words, data=None):
-        """(exit status, standard output, standard error)"""
+        """Run a command, and return (exit status, standard output, standard error)."""
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
@@ -90,7 +90,7 @@ class Case(unittest.TestCase):
         return self.run_command("send-files", place, self.folder, "--pi-id", pi_id, *words)
 
     def sent(self):
-        """What lies in sent_files, by its path below that."""
+        """Return the paths of the files in sent_files, relative to it."""
         top = os.path.join(self.home, "sent_files")
         found = []
         for folder, _, names in os.walk(top):
@@ -101,13 +101,13 @@ class Case(unittest.TestCase):
         return sorted(os.listdir(self.folder))
 
 
-class ToOurs(Case):
+class SendingToPigeonpost(CommandCase):
     def setUp(self):
         super().setUp()
         self.house = WebHouse(self, transports=[file_drop_server.make_transport])
         accept(self.house.folder, PI)
 
-    def test_files_are_sent_and_put_away(self):
+    def test_files_are_sent_and_moved(self):
         self.put(a__csv=b"1" * 700_000, b__json=b"{}", c__txt=b"c")
         self.assertEqual(self.send(self.house.address), (0, "", ""))
         self.assertEqual(self.left(), [])
@@ -116,12 +116,12 @@ class ToOurs(Case):
         stored = {f"{PI}_a.csv": b"1" * 700_000, f"{PI}_b.json": b"{}", f"{PI}_c.txt": b"c"}
         self.assertEqual(files(self.house.folder), stored)
 
-    def test_nothing_to_send(self):
+    def test_empty_folder_is_success(self):
         os.mkdir(os.path.join(self.folder, "sub"))
         self.put(__hidden=b"x")
         self.assertEqual(self.send("127.0.0.1:1"), (0, "", ""))
 
-    def test_a_file_that_is_not_taken_stays_and_the_others_go(self):
+    def test_refused_file_stays_and_the_others_are_sent(self):
         self.put(a__csv=b"1", b__exe=b"2", c__csv=b"", d__csv=b"4")
         said = "b.exe could not be sent\nc.csv could not be sent\n"
         self.assertEqual(self.send(self.house.address), (1, "", said))
@@ -130,12 +130,12 @@ class ToOurs(Case):
         self.assertEqual(self.send(self.house.address), (1, "", "b.exe could not be sent\n"))
         self.assertEqual(sorted(files(self.house.folder)), [f"{PI}_{name}.csv" for name in "acd"])
 
-    def test_a_session_that_ends_in_the_middle(self):
+    def test_ended_session_is_opened_again(self):
         self.put(a__csv=b"1", b__csv=b"2")
         sessions = self.house_sessions()
-        real = sessions.heard
-        sessions.heard = lambda letters: sessions.end(letters)  # as if the server was started anew behind the first
-        self.addCleanup(setattr, sessions, "heard", real)
+        real = sessions.touch
+        sessions.touch = lambda letters: sessions.end(letters)  # as if the server was restarted after the first file
+        self.addCleanup(setattr, sessions, "touch", real)
         self.assertEqual(self.send(self.house.address), (0, "", ""))
         self.assertEqual(len(files(self.house.folder)), 2)
 
@@ -143,27 +143,27 @@ class ToOurs(Case):
         end = next(endpoint.answer.__self__ for _, endpoint in self.house.web.routes.endpoints if endpoint.path == "/")
         return end._sessions
 
-    def test_the_same_name_put_away_twice(self):
+    def test_moved_file_does_not_overwrite_another(self):
         for content in (b"1", b"2"):
             self.put(a__csv=content)
             self.assertEqual(self.send(self.house.address)[0], 0)
         self.assertEqual([os.path.basename(path) for path in self.sent()], ["a.csv", "a_2.csv"])
         self.assertEqual(sorted(files(self.house.folder)), [f"{PI}_a.csv", f"{PI}_a_2.csv"])
 
-    def test_odd_names(self):
+    def test_unusual_file_names_are_sent(self):
         for name in ('quote".csv', "line\nbreak.csv", "Küche.csv", "semi;colon.csv", "back\\slash.csv"):
             with open(os.path.join(self.folder, name), "wb") as file:
                 file.write(name.encode())
         self.assertEqual(self.send(self.house.address), (0, "", ""))
         self.assertEqual(len(files(self.house.folder)), 5)
 
-    def test_an_id_that_is_not_accepted(self):
+    def test_unknown_id_is_authentication_failure(self):
         self.put(a__csv=b"1")
         with self.assertLogs("pigeonpost.compat.file_drop.server", "WARNING"):
             self.assertEqual(self.send(self.house.address, pi_id=UNKNOWN_PI), (1, "", "Authentication failed\n"))
         self.assertEqual(self.left(), ["a.csv"])
 
-    def test_a_progress_bar_on_a_terminal_only(self):
+    def test_progress_bar_is_shown_on_a_terminal_only(self):
         self.put(a__csv=b"1" * 3_000_000)
         master, slave = pty.openpty()
         self.addCleanup(os.close, master)
@@ -180,10 +180,12 @@ class ToOurs(Case):
         self.assertIn(b"[##############################]", shown)
 
 
-class ToOthers(Case):
+class SendingToOtherServers(CommandCase):
     def serve(self, tls=None):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OldServer)
-        server.handle_error = lambda *_: None  # of a client that goes away: it would stand among what the sender says
+        server.handle_error = lambda *_: (
+            None
+        )  # the message about a closed connection would appear in the output of the sender
         server.stored, server.refused = [], []
         if tls:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
@@ -194,7 +196,7 @@ class ToOthers(Case):
         self.addCleanup(server.shutdown)
         return server
 
-    def test_an_old_server_of_the_first_version(self):
+    def test_files_are_sent_to_a_server_of_the_first_version(self):
         server = self.serve()
         server.refused.append("b.csv")
         self.put(a__csv=b"1\r\n--2\r\n", b__csv=b"2", c__csv=b"3")
@@ -206,7 +208,7 @@ class ToOthers(Case):
         )  # fmt: skip
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate (apt install openssl)")
-    def test_https_with_the_certificate_that_was_pinned(self):
+    def test_https_accepts_the_pinned_certificate_only(self):
         pem = os.path.join(self.home, "server.pem")
         command = (
             f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {pem} -out {pem}.crt"
@@ -229,7 +231,7 @@ class ToOthers(Case):
         self.assertEqual(self.send(server.server_address, "--https", "12")[0], 2)
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate (apt install openssl)")
-    def test_https_to_our_own_server(self):
+    def test_https_to_a_pigeonpost_server(self):
         data = os.path.join(self.home, "data")
         _, right, _ = self.run_command("certificate")
         right = re.search(r"[0-9a-f]{64}", right.replace(":", "").lower())[0]
@@ -247,10 +249,10 @@ class ToOthers(Case):
         self.put(b__csv=b"2")
         self.assertEqual(self.send(f"127.0.0.1:{port}")[::2], (1, f"http://127.0.0.1:{port} could not be reached\n"))
 
-    def test_nobody_there(self):
+    def test_unreachable_server_is_reported(self):
         self.put(a__csv=b"1")
         with socket.socket() as silent:
-            silent.bind(("127.0.0.1", 0))  # and does not listen: nobody else gets this port meanwhile
+            silent.bind(("127.0.0.1", 0))  # does not listen, but reserves the port
             port = silent.getsockname()[1]
             said = f"http://127.0.0.1:{port} could not be reached\n"
             self.assertEqual(self.send(("127.0.0.1", port)), (1, "", said))
@@ -258,31 +260,31 @@ class ToOthers(Case):
             self.assertEqual(self.send("server")[2], "http://server:3500 could not be reached\n")
         self.assertEqual(self.left(), ["a.csv"])
 
-    def test_a_server_that_closes_in_the_middle(self):
+    def test_server_that_closes_during_an_upload_is_reported(self):
         self.put(a__csv=b"1", b__csv=b"2")
         with mock.patch.object(OldServer, "do_POST", lambda self: None):
             said = "a.csv could not be sent\nb.csv could not be sent\n"
             self.assertEqual(self.send(self.serve().server_address), (1, "", said))
         self.assertEqual(self.left(), ["a.csv", "b.csv"])
 
-    def test_something_else_that_answers(self):
+    def test_server_of_another_kind_is_authentication_failure(self):
         self.put(a__csv=b"1")
         page = "<html>a router's page that is longer than twenty letters</html>"
         with mock.patch.object(OldServer, "do_GET", lambda self: self.answer(page)):
             self.assertEqual(self.send(self.serve().server_address), (1, "", "Authentication failed\n"))
 
 
-class Usage(Case):
-    def test_missing_arguments(self):
+class CommandErrors(CommandCase):
+    def test_missing_arguments_are_exit_status_2(self):
         for words in ((), ("server",)):
             self.assertEqual(self.run_command("send-files", *words), (2, "", "Missing arguments\n"))
 
-    def test_no_directory(self):
+    def test_missing_folder_is_exit_status_2(self):
         place = os.path.join(self.home, "nowhere")
         said = f"{place} not a valid directory\n"
         self.assertEqual(self.run_command("send-files", "server", place, "--pi-id", PI), (2, "", said))
 
-    def test_no_id(self):
+    def test_missing_id_is_exit_status_2(self):
         for words in ((), ("--pi-id", "12")):
             with mock.patch(
                 "pigeonpost.compat.file_drop.cli.find_pi_id", lambda given, data: find_pi_id(given, data, "/nowhere")
@@ -290,12 +292,12 @@ class Usage(Case):
                 said = self.run_command("send-files", "server", self.folder, *words)
             self.assertEqual(said, (2, "", "PI id not found\n"))
 
-    def test_a_folder_that_does_not_read(self):
+    def test_unreadable_folder_is_exit_status_1(self):
         with mock.patch("os.scandir", side_effect=PermissionError):
             said = self.run_command("send-files", "server", self.folder, "--pi-id", PI)
         self.assertEqual(said, (1, "", "Error finding files and folders\n"))
 
-    def test_a_port_that_is_none(self):
+    def test_invalid_port_is_exit_status_2(self):
         status, _, said = self.run_command("send-files", "server:x", self.folder, "--pi-id", PI)
         self.assertEqual(status, 2)
         self.assertIn("HOST", said)
@@ -305,7 +307,7 @@ class Usage(Case):
         self.assertEqual(status, 2)
         self.assertIn("HOST takes a host name without spaces and control characters, not 'my server'", said)
 
-    def test_where_the_id_comes_from(self):
+    def test_sources_of_the_pi_id_have_an_order(self):
         cpuinfo = os.path.join(self.home, "cpuinfo")
         with open(cpuinfo, "w", encoding="ascii") as file:
             file.write(f"processor\t: 0\nHardware\t: BCM2835\nSerial\t\t: {PI}\nModel\t\t: Raspberry Pi\n")
@@ -319,7 +321,7 @@ class Usage(Case):
         self.assertEqual(find_pi_id("nonsense", self.home, cpuinfo), "")
 
 
-class FileIds(Case):
+class FileIdCommand(CommandCase):
     def test_accept_list_and_remove(self):
         self.assertEqual(self.run_command("file-id"), (0, "", ""))
         self.assertEqual(self.run_command("file-id", PI.upper(), "attic"), (0, "", ""))
@@ -332,20 +334,20 @@ class FileIds(Case):
         mode = os.stat(os.path.join(self.home, "data", "pi_ids.json")).st_mode
         self.assertEqual(mode & 0o777, 0o600)
 
-    def test_what_is_no_id(self):
+    def test_invalid_id_is_exit_status_2(self):
         status, _, said = self.run_command("file-id", "12")
         self.assertEqual(status, 2)
         self.assertIn("16 hex digits", said)
 
-    def test_an_old_list(self):
+    def test_old_id_list_is_imported(self):
         path = os.path.join(self.home, "ids.txt")
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{PI}\r\n\n# the shed\n{OTHER_PI.upper()} shed\n{PI}\n")
-        said = "2 Pi ids are accepted, 2 of them new\n"
+        said = "2 Pi ids accepted, 2 of them new\n"
         self.assertEqual(self.run_command("file-id", "--import", path), (0, said, ""))
         self.assertEqual(self.run_command("file-id")[1], f"{PI} {PI}\n{OTHER_PI} shed\n")
 
-    def test_an_old_list_with_a_fault_is_not_imported_by_half(self):
+    def test_old_id_list_with_an_error_is_not_imported(self):
         path = os.path.join(self.home, "ids.txt")
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{PI}\n12\n{OTHER_PI} no/name\n")

@@ -1,4 +1,4 @@
-"""Both dialects of the file drop, case by case as originals list them, over real sockets."""
+"""Tests of both dialects of the file drop over real sockets, for the cases of the original systems."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def setUpModule():
     use_memory_disk()
 
 
-class Case(unittest.TestCase):
+class FileDropCase(unittest.TestCase):
     def setUp(self):
         self.house = self.make()
 
@@ -54,14 +54,14 @@ class Case(unittest.TestCase):
         return sender
 
     def assert_stored(self, *contents, prefix=f"{PI}_log"):
-        """Exactly these contents are there, and nothing else."""
+        """Check that exactly these contents are stored."""
         found = files(self.house.folder)
         self.assertEqual(sorted(found.values()), sorted(contents))
         self.assertTrue(all(name.startswith(prefix) for name in found), found)
 
 
-class ByteForByte(Case):
-    """What went over the wire, and what comes back; nothing but sockets."""
+class ByteForByte(FileDropCase):
+    """The original conversations byte for byte, with sockets only."""
 
     def say(self, data):
         return parse_response(self.house.raw(data, ends=False))
@@ -70,7 +70,7 @@ class ByteForByte(Case):
         lines = "".join(f"{header}\r\n" for header in headers)
         return self.say(f"GET {path} HTTP/1.1\r\nHost: server:3500\r\n{lines}Connection: close\r\n\r\n".encode())
 
-    def test_first_dialect(self):
+    def test_first_dialect_conversation(self):
         status, _, letters = self.get("/", f"pi_id: {PI}", "num_files: 2")
         self.assertEqual(status, 200)
         self.assertRegex(letters, rb"\A[A-Za-z]{20}\Z")
@@ -83,7 +83,7 @@ class ByteForByte(Case):
             self.assertEqual(file.read(), f"{checksum(DATA)} {PI}_a.csv")
         self.assertEqual(self.get("/", f"pi_id: {UNKNOWN_PI}", "num_files: 2")[::2], (200, b""))
 
-    def test_second_dialect(self):
+    def test_second_dialect_conversation(self):
         status, _, said = self.get("/upload/", f"pi_id: {PI}", "pi_num: 4")
         self.assertEqual(status, 200)
         self.assertRegex(said, rb"\A301 [A-Za-z]{20}\Z")
@@ -94,7 +94,7 @@ class ByteForByte(Case):
         self.assertEqual(self.get("/upload/", "pi_num: 4")[::2], (200, b"412"))
         self.assertEqual(self.get("/upload/", f"pi_id: {PI}")[::2][0], 200)
 
-    def test_register(self):
+    def test_registration_stores_file_and_email(self):
         request = upload_request(
             "", b'{"every": 10}', "config.json", {"email": "pi@example.org", "num_files": None},
             path="/register/", field="sensor_config",
@@ -103,11 +103,11 @@ class ByteForByte(Case):
         self.assertEqual(files(self.house.folder), {f"{PI}_config.json": b'{"every": 10}'})
         self.assertEqual(ids_on_disk(self.house.folder)[PI], {"node": "attic", "email": "pi@example.org"})
 
-    def test_old_http(self):
+    def test_http_1_0_is_accepted(self):
         status, _, letters = self.say(f"GET / HTTP/1.0\r\npi_id: {PI}\r\nnum_files: 1\r\n\r\n".encode())
         self.assertEqual((status, len(letters)), (200, 20))
 
-    def test_hyphens_and_capitals(self):
+    def test_header_names_may_have_hyphens_and_capitals(self):
         """Some proxies drop header names with underscores."""
         _, _, letters = self.get("/", f"Pi-Id: {PI.upper()}", "Num-Files: 1")
         self.assertEqual(len(letters), 20)
@@ -118,7 +118,7 @@ class ByteForByte(Case):
         spelled.update({"Pi-Num": "1", "checksum": checksum(DATA)})
         self.assertEqual(self.say(upload_request(said[4:].decode(), DATA, "a.csv", spelled))[2], b"200")
 
-    def test_a_client_that_asks_first_whether_to_send(self):
+    def test_expect_100_continue_is_answered(self):
         _, _, letters = self.get("/", f"pi_id: {PI}", "num_files: 1")
         request = upload_request(letters.decode(), DATA, "a.csv", {"Expect": "100-continue"})
         head, _, body = request.partition(b"\r\n\r\n")
@@ -128,11 +128,11 @@ class ByteForByte(Case):
             sock.sendall(body)
             self.assertIn(checksum(DATA).encode(), sock.recv(4096))
 
-    def test_the_page_is_still_the_page(self):
+    def test_front_page_is_still_served(self):
         self.assertIn(b"Pigeonpost", self.house.request("GET", "/", html=True)[2])
         self.assertEqual(self.house.request("PUT", "/upload/")[0], 405)
 
-    def test_several_files_on_one_connection(self):
+    def test_connection_accepts_several_files(self):
         sender = self.sender(count=3)
         with self.house.connect() as sock:
             for count in ("3", "2", "1"):
@@ -175,8 +175,8 @@ for number, name in enumerate(names):
 """
 
 
-class OldClient(Case):
-    """A sender of the first version as a script of its own, with urllib: it knows nothing of ours."""
+class OldClient(FileDropCase):
+    """A sender of the first version as an independent script with urllib."""
 
     def run_client(self, pi_id, contents):
         folder = temp_folder(self)
@@ -187,81 +187,81 @@ class OldClient(Case):
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=clean_environment())
         return done.returncode, done.stdout + done.stderr
 
-    def test_sends_its_folder(self):
+    def test_old_client_sends_its_folder(self):
         contents = {"a.csv": DATA, "b.json": b"{}", "c.txt": os.urandom(200_000)}
         said = "a.csv sent\nb.json sent\nc.txt sent\n"
         self.assertEqual(self.run_client(PI, contents), (0, said))
         self.assertEqual(files(self.house.folder), {f"{PI}_{name}": content for name, content in contents.items()})
 
-    def test_a_file_that_is_not_taken(self):
+    def test_old_client_reports_refused_files(self):
         said = "a.exe could not be sent\nb.csv could not be sent\nc.csv sent\n"
         self.assertEqual(self.run_client(PI, {"a.exe": DATA, "b.csv": b"", "c.csv": DATA}), (0, said))
 
-    def test_an_id_that_is_not_accepted(self):
+    def test_old_client_reports_an_unknown_id(self):
         self.assertEqual(self.run_client(UNKNOWN_PI, {"a.csv": DATA}), (1, "Authentication failed\n"))
 
 
-class Cases:
-    """The cases to cover, in both dialects; what each of them answers stands in `good` and `says`."""
+class DialectCases:
+    """Cases for both dialects. The expected response is defined by `good` and `reply`."""
 
     second = False
 
     def good(self, content):
         raise NotImplementedError
 
-    def says(self, code):
+    def reply(self, code):
         raise NotImplementedError
 
     def open(self, count=1):
         return self.sender(self.second, count=count)
 
-    def test_ok(self):
+    def test_files_are_stored_and_acknowledged(self):
         sender = self.open(2)
         self.assertEqual(sender.send(DATA, "log.csv", 2), self.good(DATA))
         self.assertEqual(sender.send(DATA * 2, "log2.txt", 1), self.good(DATA * 2))
         self.assert_stored(DATA, DATA * 2)
 
-    def test_no_id(self):
+    def test_missing_id_is_412(self):
         sender = Sender(self.house.address, None, self.second)
-        self.assertEqual(sender.open(), self.says("412"))
-        self.assertEqual(Sender(self.house.address, "", self.second).open(), self.says("412"))
+        self.assertEqual(sender.open(), self.reply("412"))
+        self.assertEqual(Sender(self.house.address, "", self.second).open(), self.reply("412"))
 
-    def test_wrong_id(self):
+    def test_wrong_id_is_401(self):
         for pi_id in (UNKNOWN_PI, PI[:-1], PI + "0", "x" * 16, f"{PI}, {PI}", "../" + PI, "\xe9"):
             sender = Sender(self.house.address, pi_id, self.second)
             with mock.patch.object(throttle, "LONGEST_DELAY_S", 0.0):
-                self.assertEqual(sender.open(), self.says("401"), pi_id)
+                self.assertEqual(sender.open(), self.reply("401"), pi_id)
 
-    def test_live_upload_name_with_no_id(self):
+    def test_upload_without_an_id_is_412(self):
         self.assert_not_burnt("412", pi_id=None)
 
-    def test_live_upload_name_with_a_wrong_id(self):
+    def test_upload_with_a_wrong_id_is_401(self):
         self.assert_not_burnt("401", pi_id=UNKNOWN_PI)
 
-    def test_live_upload_name_with_another_pis_id(self):
+    def test_upload_with_the_id_of_another_pi_is_401(self):
         self.assert_not_burnt("401", pi_id=OTHER_PI)
 
     def assert_not_burnt(self, code, content=DATA + b"bad", **headers):
-        """A refused upload leaves nothing, and the session goes on."""
+        """A refused upload leaves no file, and the session remains valid."""
         sender = self.open()
-        self.assertEqual(sender.send(content, **headers), self.says(code))
+        self.assertEqual(sender.send(content, **headers), self.reply(code))
         self.assertEqual(files(self.house.folder), {})
         self.assertEqual(sender.send(DATA), self.good(DATA))
         self.assert_stored(DATA)
 
-    def test_unknown_name(self):
+    def test_unknown_session_is_401(self):
         sender = self.open()
         for letters in ("A" * 20, "A", sender.letters[:-1], sender.letters.swapcase(), "." * 20):
-            self.assertEqual(sender.send(DATA, letters=letters), self.says("401"), letters)
+            self.assertEqual(sender.send(DATA, letters=letters), self.reply("401"), letters)
         self.assertEqual(files(self.house.folder), {})
 
-    def test_reused_name(self):
+    def test_session_ends_after_its_last_file(self):
         sender = self.open()
         self.assertEqual(sender.send(DATA), self.good(DATA))
-        self.assertEqual(sender.send(DATA * 2, "log2.csv"), self.says("401"))
+        self.assertEqual(sender.send(DATA * 2, "log2.csv"), self.reply("401"))
         self.assert_stored(DATA)
 
-    def test_no_file(self):
+    def test_missing_file_is_412(self):
         for field in ("file", "sensor_config", ""):
             self.assert_no_file(*form(DATA, "log.csv", field))
         self.assert_no_file(*form(DATA, ""))
@@ -276,74 +276,74 @@ class Cases:
         sender = self.open()
         headers = {"pi_id": PI, "pi_num": "1" if self.second else None, "checksum": checksum(DATA), "num_files": "1"}
         said = sender.ask("POST", f"/upload/{sender.letters}", {**headers, "Content-Type": kind}, body)
-        self.assertEqual(said, (200, self.says("412")), (kind, body))
+        self.assertEqual(said, (200, self.reply("412")), (kind, body))
         self.assertEqual(files(self.house.folder), {})
 
-    def test_no_checksum(self):
+    def test_missing_checksum_is_412(self):
         self.assert_not_burnt("412", checksum=None)
 
-    def test_empty_checksum(self):
+    def test_empty_checksum_is_412(self):
         self.assert_not_burnt("412", checksum="")
 
-    def test_no_number_of_files(self):
+    def test_missing_number_of_files_is_412(self):
         self.assert_not_burnt("412", num_files=None)
 
-    def test_empty_file(self):
+    def test_empty_file_is_412(self):
         self.assert_not_burnt("412", content=b"")
 
-    def test_bad_extension(self):
+    def test_unknown_extension_is_415(self):
         for name in ("log.exe", "log", "log.csv.exe", ".csv.", "csv", "log.csv/", "log.c sv"):
             sender = self.open()
-            self.assertEqual(sender.send(DATA, name), self.says("415"), name)
+            self.assertEqual(sender.send(DATA, name), self.reply("415"), name)
         self.assertEqual(files(self.house.folder), {})
 
-    def test_same_file_again(self):
+    def test_repeated_file_is_stored_once(self):
         for _ in range(3):
             sender = self.open(2)
             self.assertEqual(sender.send(DATA, count=2), self.good(DATA))
             self.assertEqual(sender.send(DATA, count=1), self.good(DATA))
         self.assert_stored(DATA)
 
-    def test_same_name_with_other_content(self):
+    def test_same_name_with_other_content_gets_a_number(self):
         for content in (DATA, DATA * 2, DATA * 3, DATA * 2, DATA):
             self.assertEqual(self.open().send(content), self.good(content))
         stored = {f"{PI}_log.csv": DATA, f"{PI}_log_2.csv": DATA * 2, f"{PI}_log_3.csv": DATA * 3}
         self.assertEqual(files(self.house.folder), stored)
 
-    def test_wrong_checksum(self):
+    def test_wrong_checksum_is_500(self):
         for wrong in (checksum(b"other"), checksum(DATA)[:-1], checksum(DATA) + "0", "x", "\xe9" * 64):
             self.assert_wrong_checksum(wrong)
 
     def assert_wrong_checksum(self, wrong):
         sender = self.open()
-        self.assertEqual(sender.send(DATA, checksum=wrong), self.says("500"), wrong)
+        self.assertEqual(sender.send(DATA, checksum=wrong), self.reply("500"), wrong)
         self.assertEqual(files(self.house.folder), {})
 
-    def test_interrupted_transfer(self):
-        """At every byte (or every seventh) of a small upload: nothing is left, and the same session takes the file."""
+    def test_interrupted_transfer_leaves_no_file(self):
+        """An interruption at any byte (or any seventh) leaves no file, and the session still accepts the file."""
         sender = self.open(1000)
         more = {"pi_num": "1", "num_files": "900"} if self.second else {"num_files": "900"}
         request = upload_request(sender.letters, DATA, "log.csv", more)
         for at in range(0, len(request), rounds("PIGEONPOST_TEST_CUT_STEP", 7, 1)):
-            self.house.raw(request[:at])  # and waits until the server has closed too
+            self.house.raw(request[:at])  # waits until the server has closed the connection too
             self.assertEqual(os.listdir(os.path.join(self.house.folder, "files")), [], at)
         status, _, said = parse_response(self.house.raw(request, ends=False))
         self.assertEqual((status, said.decode()), (200, self.good(DATA)))
         self.assert_stored(DATA)
 
-    def test_transfer_that_is_reset(self):
+    def test_reset_transfer_leaves_no_file(self):
         sender = self.open(1000)
         request = upload_request(sender.letters, DATA * 1000, "log.csv", {"pi_num": "1", "num_files": "900"})
         folder = os.path.join(self.house.folder, "files")
         with self.house.connect() as sock:
             sock.sendall(request[:-100])
-            wait_until(lambda: os.listdir(folder), "it has begun to come")
+            wait_until(lambda: os.listdir(folder), "it has begun to arrive")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
-        wait_until(lambda: not os.listdir(folder), "nothing of it is left")
+        wait_until(lambda: not os.listdir(folder), "no part of it is left")
         self.assertEqual(sender.send(DATA), self.good(DATA))
         self.assert_stored(DATA)
 
-    def test_path_traversal_in_the_file_name(self):
+    def test_path_in_the_file_name_is_removed(self):
         names = {
             "../../x.csv": "x.csv", "/etc/passwd.txt": "passwd.txt", "C:\\\\temp\\\\x.txt": "x.txt",
             "..\\\\..\\\\y.csv": "y.csv", "....//z.csv": "z.csv", "%2e%2e%2fp.csv": "2e2e2fp.csv",
@@ -360,29 +360,29 @@ class Cases:
         self.before = set(os.listdir(self.house.folder)) - {"files"}
 
 
-class FirstDialect(Cases, Case):
+class FirstDialect(DialectCases, FileDropCase):
     def good(self, content):
         return checksum(content)
 
-    def says(self, code):
+    def reply(self, code):
         return ""
 
 
-class SecondDialect(Cases, Case):
+class SecondDialect(DialectCases, FileDropCase):
     second = True
 
     def good(self, content):
         return "200"
 
-    def says(self, code):
+    def reply(self, code):
         return code
 
-    def test_no_number_of_the_pi(self):
+    def test_missing_pi_number_is_412(self):
         self.assert_not_burnt("412", pi_num=None)
         self.assertEqual(self.open().send(DATA, pi_num=""), "412")
 
 
-class Register(Case):
+class Registration(FileDropCase):
     def ask(self, content=b"{}", name="c.json", field="sensor_config", **headers):
         kind, body = form(content, name, field)
         usual = {"pi_id": PI, "email": "a@example.org", "checksum": checksum(content), "Content-Type": kind}
@@ -390,7 +390,7 @@ class Register(Case):
         self.assertEqual(status, 200)
         return said
 
-    def test_codes(self):
+    def test_registration_answers_with_codes(self):
         for code, more in (
             ("401", {"pi_id": UNKNOWN_PI}), ("412", {"pi_id": None}), ("412", {"email": None}), ("412", {"email": ""}),
             ("412", {"email": "a@example.org\x9b2J"}),
@@ -404,14 +404,14 @@ class Register(Case):
         self.assertEqual(self.ask(), "200")
         self.assertEqual(ids_on_disk(self.house.folder)[PI]["email"], "a@example.org")
 
-    def test_again_with_another_address(self):
+    def test_repeated_registration_changes_the_email(self):
         self.assertEqual((self.ask(), self.ask(email="b@example.org")), ("200", "200"))
         self.assertEqual(ids_on_disk(self.house.folder)[PI], {"node": "attic", "email": "b@example.org"})
         self.assertEqual(len(files(self.house.folder)), 1)
 
 
-class Hostile(Case):
-    """What no sender of theirs does."""
+class HostileUploads(FileDropCase):
+    """Requests that no original sender makes."""
 
     def post(self, kind, body, **more):
         sender = self.sender(second=True)
@@ -420,27 +420,27 @@ class Hostile(Case):
         self.assertEqual(files(self.house.folder), {})
         return status, said
 
-    def test_multipart_without_end(self):
+    def test_multipart_without_end_is_400(self):
         kind, body = form(DATA, "log.csv")
         for cut in (body[:-4], body[:-20], body[:60], body[:10]):
             self.assertEqual(self.post(kind, cut)[0], 400)
 
-    def test_ten_thousand_parts(self):
+    def test_ten_thousand_parts_are_400(self):
         part = b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n"
         self.assertEqual(self.post("multipart/form-data; boundary=x", part * 10_000 + b"--x--")[0], 400)
 
-    def test_two_files_in_one_form(self):
+    def test_two_files_in_one_form_are_400(self):
         kind, body = form(DATA, "log.csv")
         self.assertEqual(self.post(kind, body[: -len("--\r\n")] + b"\r\n" + body)[0], 400)
 
-    def test_no_boundary(self):
+    def test_missing_boundary_is_400(self):
         self.assertEqual(self.post("multipart/form-data", b"x")[0], 400)
 
-    def test_zip_bomb(self):
+    def test_content_encoding_is_415(self):
         kind, body = form(DATA, "log.csv")
         self.assertEqual(self.post(kind, body, **{"Content-Encoding": "gzip"})[0], 415)
 
-    def test_over_the_limit(self):
+    def test_file_over_the_limit_is_413(self):
         self.house = self.make("[drop]\nlargest = 1000\n")
         kind, body = form(b"x" * 1001, "log.csv")
         self.assertEqual(self.post(kind, body)[0], 413)
@@ -449,17 +449,17 @@ class Hostile(Case):
         content = b"x" * 1000
         self.assertEqual(self.sender().send(content), checksum(content))
 
-    def test_types_that_cannot_be_set(self):
+    def test_invalid_types_in_the_settings_are_rejected(self):
         for types in ('".sha256"', '"csv"', '".CSV"', '"../x"', '"."', "1"):
             with self.assertRaises(SettingsError):
                 self.make(f"[drop]\ntypes = [{types}]\n")
 
-    def test_types_that_are_set(self):
+    def test_types_in_the_settings_are_accepted(self):
         self.house = self.make('[drop]\ntypes = [".log"]\n')
         self.assertEqual(self.sender(True).send(DATA, "log.csv"), "415")
         self.assertEqual(self.sender(True).send(DATA, "log.LOG"), "200")
 
-    def test_file_names(self):
+    def test_file_names_are_made_safe(self):
         names = {
             "CON.txt": "CON.txt", "x" * 300 + ".csv": "x" * 100 + ".csv", "my log 1.csv": "my_log_1.csv",
             "Küche ☃.csv": "Kuche_.csv", "-rf.csv": "-rf.csv", ".hidden.csv": "hidden.csv", "a;b&c.csv": "abc.csv",
@@ -472,16 +472,16 @@ class Hostile(Case):
         self.assertEqual(self.sender(True).send(DATA, "数据.csv"), "200")
         self.assertEqual(files(self.house.folder)[f"{PI}_file-{checksum(DATA)[:16]}.csv"], DATA)
 
-    def test_a_name_with_a_nul(self):
+    def test_nul_in_the_file_name_is_400(self):
         kind, body = form(DATA, "log\0.csv")
         self.assertEqual(self.post(kind, body)[0], 400)
 
-    def test_files_of_one_stem(self):
+    def test_files_with_the_same_stem_share_a_checksum_file(self):
         self.assertEqual(self.sender(True).send(DATA, "log.csv"), "200")
         self.assertEqual(self.sender(True).send(b"{}", "log.json"), "200")
         self.assert_stored(DATA, b"{}")
 
-    def test_a_file_that_somebody_removed_is_taken_anew(self):
+    def test_deleted_file_is_accepted_again(self):
         for gone in (f"{PI}_log.csv", f"{PI}_log.sha256"):
             self.assertEqual(self.sender(True).send(DATA), "200")
             os.unlink(os.path.join(self.house.folder, "files", gone))
@@ -489,33 +489,33 @@ class Hostile(Case):
         self.assert_stored(DATA)
 
 
-class Disks(Case):
+class DiskErrors(FileDropCase):
     def setUp(self):
         super().setUp()
         self.enterContext(self.assertLogs("pigeonpost.compat.file_drop.server", "INFO"))
 
-    def test_full(self):
-        """As on a full disk (here: no file may get longer): failure is answered, nothing is left, and it goes on."""
+    def test_full_disk_is_500_and_leaves_no_file(self):
+        """A full disk, simulated by a limit on the length of files: the upload fails, and a later upload succeeds."""
         content = b"x" * 2_000_000
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        for second, says in ((False, ""), (True, "500")):
+        for second, reply in ((False, ""), (True, "500")):
             sender = self.sender(second)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, before[1]))
             try:
-                self.assertEqual(sender.send(content), says)
+                self.assertEqual(sender.send(content), reply)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
             self.assertEqual(files(self.house.folder), {})
         self.assertEqual(sender.send(content), "200")
 
-    def test_no_room_to_spare(self):
+    def test_upload_is_refused_without_spare_disk_space(self):
         with mock.patch.object(storage.FileStore, "has_room", lambda self, length: length < 1000):
             self.assertEqual(self.sender(True).send(b"x" * 2000), "500")
             self.assertEqual(files(self.house.folder), {})
             self.assertEqual(self.sender(True).send(DATA), "200")
 
-    def test_no_room_any_more(self):
-        """The disk is filled by others while a file comes: it gives way before the samples have no room."""
+    def test_upload_is_aborted_when_the_disk_fills_up(self):
+        """Other programs fill the disk during an upload: the upload is aborted, so that space remains for samples."""
         asked = []
 
         def has_room(self, length):
@@ -527,8 +527,8 @@ class Disks(Case):
         self.assertEqual(files(self.house.folder), {})
         self.assertEqual(asked[1:], [0, 0])
 
-    def test_every_call_that_fails(self):
-        """Whichever of the calls that keep a file fails: failure is answered, and nothing is left."""
+    def test_any_failing_system_call_leaves_no_file(self):
+        """If any system call for storing a file fails, the response is an error, and no file is left."""
         for name in ("fsync", "rename", "open", "write"):
             real, calls = getattr(os, name), [0]
             for fails_at in range(20):
@@ -552,24 +552,24 @@ class Disks(Case):
                 self.assertNotIn(f"{PI}_log-{name}.csv", files(self.house.folder))
             self.assertGreater(fails_at, 0, name)
 
-    def test_what_a_crash_left_is_cleared_away(self):
+    def test_start_deletes_temporary_files_and_restores_checksums(self):
         folder = os.path.join(self.house.folder, "files")
         self.assertEqual(self.sender(True).send(DATA), "200")
         for name in (".coming-0123", f"{PI}_log.sha256.new"):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(b"half")
-        os.unlink(os.path.join(folder, f"{PI}_log.sha256"))  # as if the crash came before it was written
+        os.unlink(os.path.join(folder, f"{PI}_log.sha256"))  # as if the crash had occurred before it was written
         storage.FileStore(self.house.folder).start()
         self.assert_stored(DATA)
 
 
-class SessionsEnd(unittest.TestCase):
-    def test_they_expire(self):
+class UploadSessionLimits(unittest.TestCase):
+    def test_sessions_expire_without_uploads(self):
         clock = FakeClock()
         sessions = server.UploadSessions(clock)
         first = sessions.begin(PI, server._first_dialect)
         clock.sleep(server.SESSION_S - 1)
-        sessions.heard(first)
+        sessions.touch(first)
         second = sessions.begin(PI, server._first_dialect)
         clock.sleep(server.SESSION_S - 1)
         self.assertTrue(sessions.find(first) and sessions.find(second))
@@ -577,7 +577,7 @@ class SessionsEnd(unittest.TestCase):
         self.assertIsNone(sessions.find(first))
         self.assertEqual(len(sessions), 0)
 
-    def test_they_are_bounded(self):
+    def test_number_of_sessions_per_pi_is_limited(self):
         sessions = server.UploadSessions(FakeClock())
         other = sessions.begin(OTHER_PI, server._first_dialect)
         names = [sessions.begin(PI, server._first_dialect) for _ in range(server.MOST_SESSIONS + 10)]
@@ -588,7 +588,7 @@ class SessionsEnd(unittest.TestCase):
         self.assertTrue(all(re.fullmatch("[A-Za-z]{20}", name) for name in names))
 
 
-class AtOnce(Case):
+class SimultaneousUploads(FileDropCase):
     def run_all(self, jobs):
         failed = []
 
@@ -605,7 +605,7 @@ class AtOnce(Case):
             thread.join(LIMIT_S)
         self.assertEqual(failed, [])
 
-    def test_fifty_senders(self):
+    def test_fifty_simultaneous_senders_are_served(self):
         ids = [f"{number:016x}" for number in range(50)]
         accept(self.house.folder, *ids)
         together = threading.Barrier(50)
@@ -624,7 +624,7 @@ class AtOnce(Case):
         for pi_id in ids:
             self.assertEqual(stored[f"{pi_id}_log2.csv"], pi_id.encode() * 5000)
 
-    def test_one_file_by_many_is_stored_once(self):
+    def test_same_file_by_twenty_senders_is_stored_once(self):
         together = threading.Barrier(20)
         content = os.urandom(100_000)
 
@@ -637,7 +637,7 @@ class AtOnce(Case):
         self.run_all([send] * 20)
         self.assertEqual(files(self.house.folder), {f"{PI}_log.csv": content})
 
-    def test_one_name_with_twenty_contents_keeps_all(self):
+    def test_twenty_contents_with_one_name_are_all_stored(self):
         together = threading.Barrier(20)
 
         def send(number):
@@ -649,7 +649,7 @@ class AtOnce(Case):
         self.run_all([lambda number=number: send(number) for number in range(20)])
         self.assertEqual(sorted(files(self.house.folder).values()), sorted(b"%d" % number for number in range(20)))
 
-    def test_a_transfer_that_stalls_holds_up_nobody(self):
+    def test_stalled_transfer_does_not_block_others(self):
         self.house = self.make(limits=Limits(at_work=1))
         sender = self.sender(count=3)
         request = upload_request(sender.letters, DATA, "slow.csv", {})

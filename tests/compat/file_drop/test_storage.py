@@ -21,8 +21,8 @@ from tests.support import LIMIT_S, temp_folder
 TYPES = (".csv", ".txt")
 
 
-class Names(unittest.TestCase):
-    def test_what_becomes_of_a_name(self):
+class FileNames(unittest.TestCase):
+    def test_plain_name_keeps_safe_characters(self):
         for said, kept in (
             ("log.csv", "log.csv"), ("a b  c.csv", "a_b_c.csv"), ("../x.csv", "x.csv"), ("C:\\a\\b.txt", "b.txt"),
             ("Ümlaut.CSV", "Umlaut.CSV"), (".csv", ".csv"), ("数.csv", ".csv"), ("a/b/.csv", ".csv"),
@@ -32,7 +32,7 @@ class Names(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(plain_name(said, TYPES), kept, said)
 
-    def test_other_types(self):
+    def test_plain_name_is_empty_for_other_types(self):
         for said in (
             "",
             ".",
@@ -49,22 +49,22 @@ class Names(unittest.TestCase):
         ):
             self.assertEqual(plain_name(said, TYPES), "", said)
 
-    def test_a_kept_name_is_one_of_ours(self):
+    def test_plain_name_with_id_is_a_valid_stored_name(self):
         for said in ("log.csv", "x" * 500 + ".csv", "-.txt", "=1.csv"):
             self.assertTrue(STORED_NAME(f"{PI}_{plain_name(said, TYPES)}"))
 
-    def test_ids(self):
+    def test_pi_id_is_normalised_or_empty(self):
         self.assertEqual(read_pi_id(f" {PI.upper()}\n"), PI)
         for said in ("", "x", PI[1:], PI + "0", "0x" + PI[2:], "g" * 16, "１" * 16):
             self.assertEqual(read_pi_id(said), "", said)
 
 
-class Ids(unittest.TestCase):
+class PiIdList(unittest.TestCase):
     def setUp(self):
         self.data = temp_folder(self)
         self.ids = PiIds(self.data)
 
-    def test_a_change_is_seen_by_others(self):
+    def test_change_of_the_id_list_is_seen_by_other_instances(self):
         other = PiIds(self.data)
         self.assertEqual(other.all(), {})
         with self.ids.changing() as known:
@@ -72,13 +72,13 @@ class Ids(unittest.TestCase):
         self.assertEqual(other.find(PI), Pi("attic", "a@example.org"))
         self.assertIsNone(other.find(OTHER_PI))
 
-    def test_a_change_that_fails_changes_nothing(self):
+    def test_failed_change_of_the_id_list_changes_nothing(self):
         with self.assertRaises(ZeroDivisionError), self.ids.changing() as known:
             known[PI] = Pi("attic")
             raise ZeroDivisionError
         self.assertEqual(self.ids.all(), {})
 
-    def test_changes_at_once_are_all_kept(self):
+    def test_simultaneous_changes_are_all_kept(self):
         def add(number):
             with PiIds(self.data).changing() as known:
                 known[f"{number:016x}"] = Pi(f"n{number}")
@@ -90,7 +90,7 @@ class Ids(unittest.TestCase):
             thread.join(LIMIT_S)
         self.assertEqual(len(self.ids.all()), 20)
 
-    def test_a_list_that_does_not_read(self):
+    def test_damaged_id_list_raises_settings_error(self):
         for content in ("", "[]", "{", '{"a": 1}', '{"a": {}}', '{"a": {"email": "x"}}'):
             with open(os.path.join(self.data, "pi_ids.json"), "w", encoding="ascii") as file:
                 file.write(content)
@@ -98,7 +98,7 @@ class Ids(unittest.TestCase):
                 PiIds(self.data).all()
 
 
-class Keeping(unittest.TestCase):
+class FileStoring(unittest.TestCase):
     def setUp(self):
         self.data = temp_folder(self)
         self.received = FileStore(self.data)
@@ -109,7 +109,7 @@ class Keeping(unittest.TestCase):
         coming.write(content)
         return self.received.keep(coming, pi_id, name)
 
-    def test_kept_again_and_beside(self):
+    def test_same_file_is_stored_once_and_other_content_gets_a_number(self):
         self.assertEqual(self.keep(b"1"), (f"{PI}_log.csv", True))
         self.assertEqual(self.keep(b"1"), (f"{PI}_log.csv", False))
         self.assertEqual(self.keep(b"2"), (f"{PI}_log_2.csv", True))
@@ -118,20 +118,20 @@ class Keeping(unittest.TestCase):
         self.assertEqual(self.keep(b"1", pi_id=OTHER_PI), (f"{OTHER_PI}_log.csv", True))
         self.assertEqual(len(files(self.data)), 4)
 
-    def test_abandoned(self):
+    def test_abandoned_file_is_deleted(self):
         coming = self.received.begin(10)
         coming.write(b"1")
         coming.abandon()
         coming.abandon()
         self.assertEqual(os.listdir(os.path.join(self.data, "files")), [])
 
-    def test_a_file_that_was_changed_by_hand_is_not_taken_for_what_came(self):
+    def test_modified_stored_file_does_not_count_as_the_same_file(self):
         name, _ = self.keep(b"12")
         with open(os.path.join(self.data, "files", name), "wb") as file:
             file.write(b"1")
         self.assertEqual(self.keep(b"12"), (f"{PI}_log_2.csv", True))
 
-    def test_listing(self):
+    def test_listing_returns_the_newest_files_and_the_count(self):
         self.assertEqual(listing(temp_folder(self), 10), ([], 0))
         for number in range(5):
             name, _ = self.keep(b"%d" % number, f"f{number}.csv")
@@ -141,7 +141,7 @@ class Keeping(unittest.TestCase):
         self.assertEqual([one.name for one in found], [f"{PI}_f{number}.csv" for number in (4, 3, 2)])
         self.assertEqual(found[0][1:], (PI, 1, 1_004_000, checksum(b"4")))
 
-    def test_opening(self):
+    def test_open_stored_accepts_stored_files_only(self):
         name, _ = self.keep(b"1")
         fd = open_stored(self.data, name)
         self.addCleanup(os.close, fd)
@@ -152,7 +152,7 @@ class Keeping(unittest.TestCase):
             with self.assertRaises(FileNotFoundError, msg=other):
                 open_stored(self.data, other)
 
-    def test_a_folder_that_cannot_be_made(self):
+    def test_start_raises_disk_error_if_the_folder_cannot_be_created(self):
         with open(os.path.join(self.data, "blocked"), "wb"):
             pass
         with self.assertRaises(DiskError):

@@ -1,4 +1,4 @@
-"""The multicast bus for tests: groups of a test's own on loopback, and a hand that writes packets with struct alone."""
+"""Multicast bus for tests: separate groups on loopback for each test, and packets that are written with struct only."""
 
 import os
 import random
@@ -14,7 +14,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Seen(NamedTuple):
-    """A datagram taken apart by hand. `payload` is what stands behind the header."""
+    """A datagram, decoded independently of the program. `payload` is the part after the header."""
 
     sequence: int
     time_ms: int
@@ -61,8 +61,8 @@ def taken_apart(data):
 
 
 def free_groups(count=2):
-    """Groups that no other test has, each with a port that is free."""
-    chance = random.SystemRandom()  # not by what a test has seeded
+    """Return groups that no other test uses, each with a free port."""
+    chance = random.SystemRandom()  # independent of seeds in tests
     return [(f"239.{chance.randrange(255)}.{os.getpid() % 255}.{chance.randrange(1, 255)}", _free_port())
             for _ in range(count)]  # fmt: skip
 
@@ -74,7 +74,7 @@ def _free_port():
 
 
 class Ear:
-    """Hears one group, and says into it. Shares no code with what it tests."""
+    """Receiver and sender of one group. It shares no code with the tested program."""
 
     def __init__(self, test, group, interface=LOOPBACK):
         self.group = group
@@ -95,17 +95,17 @@ class Ear:
             self.mouth.sendto(data, self.group)
 
     def next(self, limit_s=LIMIT_S):
-        """The next datagram that somebody else said."""
+        """Return the next datagram of another sender."""
         own = self.mouth.getsockname()[1]
         give_up_s = time.monotonic() + limit_s
         while select.select([self.sock], [], [], max(0.0, give_up_s - time.monotonic()))[0]:
             data, sender = self.sock.recvfrom(2000)
             if sender[1] != own:
                 return data
-        raise AssertionError("nothing was heard")
+        raise AssertionError("nothing was received")
 
     def until(self, flag, limit_s=LIMIT_S, **wanted):
-        """The next packet with that flag, and with these fields."""
+        """Return the next packet with this flag and these fields."""
         give_up_s = time.monotonic() + limit_s
         while True:
             seen = taken_apart(self.next(max(0.0, give_up_s - time.monotonic())))

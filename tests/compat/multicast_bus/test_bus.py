@@ -1,4 +1,4 @@
-"""The multicast bus, both ends, on groups of its own on loopback. The other side is written by hand with struct."""
+"""Tests of the bus transports of node and server, on loopback. The peer is independent test code that uses struct."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def setUpModule():
 
 
 class Draw:
-    """Where counts start: as the test says."""
+    """First sequence numbers, as given by the test."""
 
     def __init__(self, *starts):
         self.starts = list(starts)
@@ -53,8 +53,8 @@ class Draw:
         return self.starts.pop(0) if self.starts else 1
 
 
-class OnTheBus(unittest.TestCase):
-    """Two groups on loopback, and an ear at each."""
+class BusCase(unittest.TestCase):
+    """Two groups on loopback, with an Ear for each."""
 
     def setUp(self):
         self.groups = free_groups()
@@ -74,7 +74,7 @@ class OnTheBus(unittest.TestCase):
         return load
 
 
-class Node(OnTheBus):
+class Node(BusCase):
     def start(self, codifiers=None, controls=None, draw=(), **about):
         self.ring = Ring("/card", 256, 128, MemoryDisk())
         self.outbox = Outbox(self.ring, BOOT, new_epoch=iter(["0123456789abcdef"]).__next__)
@@ -108,7 +108,7 @@ class Node(OnTheBus):
             voice.begin(1)
             self.assertTrue(1 <= self.control.until("N").sequence < 2**31)
 
-    def test_one_count_for_each_codifier_on_data(self):
+    def test_data_sequence_numbers_are_counted_per_codifier(self):
         self.start(draw=(1, 100, 2**31 - 2))
         for value in range(3):
             self.sample(temperature=float(value), light=value)
@@ -116,15 +116,17 @@ class Node(OnTheBus):
         self.assertEqual([one.sequence for one in seen if one.source == "C4"], [100, 101, 102, 103])
         self.assertEqual([one.sequence for one in seen if one.source == "C5"], [2**31 - 2, 2**31 - 1, 0, 1])
 
-    def test_values_go_as_their_DataType_says(self):
+    def test_values_are_sent_according_to_their_DataType(self):
         self.start({"temperature": "C4", "light": "C5", "power": "B1", "other": "ZZ"}, old=self.old)
         self.sample(temperature=21, light=512.0, power=1, other=-3)
         self.sample(temperature=-1.5, light=-7, power=0.5, other=1e300)
         seen = [self.data.next() for _ in range(12)]
         kinds = [chr(data[16]) for data in seen]
-        self.assertEqual("".join(kinds), "nfninin" + "f" + "fffj")  # what its type has no room for goes as f, or as j
+        self.assertEqual(
+            "".join(kinds), "nfninin" + "f" + "fffj"
+        )  # a value that does not fit its type is sent as f or j
 
-    def test_I_am_alive_comes_at_its_interval(self):
+    def test_alive_packets_are_sent_at_their_interval(self):
         self.start(alive_s=0.02)
         seen = [self.control.until("I") for _ in range(4)]
         config_ms = self.begun.control[0]
@@ -138,17 +140,17 @@ class Node(OnTheBus):
             answer = self.control.until("T")
             self.assertEqual((answer.source, answer.to, answer.control), ("C4", "R1", (number, True)))
         self.control.say(control("P", "R1", "ZZ"), control("P", "R1", "@@", number=7.0))
-        self.assertEqual(self.control.until("T").control[0], 7.0)  # and that to ZZ was left alone
+        self.assertEqual(self.control.until("T").control[0], 7.0)  # the ping to ZZ was not answered
 
-    def test_nobody_can_make_it_shout(self):
-        self.clock.monotonic = lambda: 100.0  # all of it comes within one second
+    def test_ping_answers_are_rate_limited(self):
+        self.clock.monotonic = lambda: 100.0  # all pings arrive within one second
         self.start()
         self.control.say(*[control("P", "R1", "C4", number=float(n)) for n in range(400)])
         self.end.wake()
         self.control.say(control("P", "R1", "C4", number=1.0))
-        wait_until(lambda: self.end._answered[1] > bus_component.MOST_ANSWERS, "too many pings were heard")
+        wait_until(lambda: self.end._answered[1] > bus_component.MOST_ANSWERS, "too many pings were received")
 
-    def test_halt_and_start(self):
+    def test_halt_stops_data_and_start_resumes_it(self):
         self.start(commands=True)
         self.control.until("I")
         self.control.say(control("H", "R1", "C4"))
@@ -160,7 +162,7 @@ class Node(OnTheBus):
         self.sample(temperature=2.0)
         self.assertEqual([self.data.until(flag).flag for flag in "nf"], ["n", "f"])
 
-    def test_C_reads_the_configuration_again_and_begins_anew(self):
+    def test_C_reads_the_configuration_again_and_restarts_numbering(self):
         self.start(draw=(10, 20, 500, 600), commands=True)
         self.sample(temperature=1.0)
         self.data.until("f")
@@ -172,15 +174,15 @@ class Node(OnTheBus):
         self.sample(temperature=2.0)
         self.assertEqual(self.data.until("n").sequence, 600)
 
-    def test_a_configuration_that_does_not_read_again_changes_nothing(self):
+    def test_unreadable_configuration_after_C_changes_nothing(self):
         self.start(commands=True)
         self.end._load = mock.Mock(side_effect=SettingsError("old.json: gone"))
         with self.assertLogs("pigeonpost.compat.multicast_bus.component", "ERROR") as logs:
             self.control.say(control("C", "R1", "C4"), control("P", "R1", "C4", number=5.0))
             self.assertEqual(self.control.until("T").control[0], 5.0)
-        self.assertIn("is not read again: old.json: gone", logs.output[0])
+        self.assertIn("the configuration cannot be read again: old.json: gone", logs.output[0])
 
-    def test_A_sets_and_E_steps_and_each_is_a_reading_at_once(self):
+    def test_A_sets_and_E_steps_a_control_as_a_new_reading(self):
         self.start(controls={"target": "FJ"}, commands=True, old=self.old)
         self.control.say(control("A", "R1", "FJ", number=21.5))
         self.assertEqual(self.data.until("f", source="FJ").f32, 21.5)
@@ -188,18 +190,18 @@ class Node(OnTheBus):
         self.assertEqual(self.data.until("f", source="FJ").f32, 21.0)
         self.assertEqual(self.ring.last, 2)  # both are durable, and are sent over the other transports too
         self.assertEqual(self.outbox.read(2, 1)[0].body, '"values":{"target":21.0}')
-        self.sample(temperature=1.0)  # with each reading it is said again, as the old component did
+        self.sample(temperature=1.0)  # the value is sent again with each reading, as by the old component
         self.assertEqual(self.data.until("f", source="FJ").f32, 21.0)
 
-    def test_A_and_E_are_only_for_what_may_be_set(self):
+    def test_A_and_E_change_controls_only(self):
         self.start(controls={"target": "FJ"}, commands=True)
         self.control.say(control("A", "R1", "C4", number=99.0), control("A", "R1", "C5", number=99.0),
                          control("A", "R1", "FJ", number=1.0))  # fmt: skip
         self.assertEqual(self.data.until("f").source, "FJ")
         self.assertEqual(self.ring.last, 1)
 
-    def test_it_works_with_descriptors_above_1023(self):
-        """As a server with hundreds of nodes has them; select(2) would refuse them."""
+    def test_bus_works_with_descriptors_above_1023(self):
+        """A server with hundreds of nodes has such descriptors. select(2) would refuse them."""
         usual = resource.getrlimit(resource.RLIMIT_NOFILE)
         if usual[1] < 2048:
             self.skipTest("this user may not open 2,048 files")
@@ -212,7 +214,7 @@ class Node(OnTheBus):
         self.control.say(control("P", "R1", "C4", number=7.0))
         self.assertEqual(self.control.until("T").control[0], 7.0)
 
-    def test_a_duplicate_instance_stops_when_it_hears_of_a_newer_configuration(self):
+    def test_older_duplicate_instance_stops_sending(self):
         self.start()
         config_ms = self.begun.control[0]
         self.control.say(control("I", "C4", number=config_ms), control("N", "C4", number=config_ms - 1))
@@ -225,7 +227,7 @@ class Node(OnTheBus):
         self.assertIn("another instance of C4 is on the bus", logs.output[0])
         self.assertEqual(self.end.fault, "another instance of C4 is on the bus")
 
-    def test_a_configuration_time_of_the_far_future_is_not_believed(self):
+    def test_configuration_time_in_the_far_future_is_ignored(self):
         self.start()
         self.control.say(
             control("I", "C4", number=self.begun.control[0] + 25 * 3_600_000), control("N", "C4", number=1e300)
@@ -233,7 +235,7 @@ class Node(OnTheBus):
         self.control.say(control("P", "R1", "C4", number=3.0))
         self.control.until("T")
 
-    def test_a_strangers_commands_are_obeyed_by_nobody(self):
+    def test_commands_are_ignored_by_default(self):
         with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
             self.start(controls={"target": "FJ"})
             for flag in "HCSAE":
@@ -244,16 +246,16 @@ class Node(OnTheBus):
         self.sample(temperature=1.0)
         self.assertEqual(self.data.until("f").source, "C4")
         self.assertEqual(self.ring.last, 1)
-        refused = [line for line in logs.output if "not obeyed: [bus] commands is false" in line]
+        refused = [line for line in logs.output if "ignored: [bus] commands is false" in line]
         self.assertEqual(len(refused), 5)
 
-    def test_hostile_datagrams_leave_it_alive(self):
+    def test_hostile_datagrams_do_not_stop_the_node(self):
         self.start()
         self.control.say(b"", b"x" * 2000, bytes(28), packet("P", payload=b"xx"), reading("i", 1), os.urandom(37))
         self.control.say(control("P", "R1", "C4", number=3.0))
         self.control.until("T")
 
-    def test_without_a_network_it_tries_again(self):
+    def test_missing_network_is_tried_again(self):
         with (
             mock.patch.object(bus_component, "RETRY_S", 0.01),
             self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs,
@@ -268,9 +270,9 @@ class Node(OnTheBus):
             with mock.patch.object(bus_component, "listener", listener):
                 self.start()
         self.assertEqual(len(logs.output), 1)
-        self.assertIn("No such device; it is tried again", logs.output[0])
+        self.assertIn("No such device; trying again", logs.output[0])
 
-    def test_a_configuration_that_cannot_be_reached_yet_is_waited_for(self):
+    def test_unreachable_configuration_is_tried_again(self):
         loads = iter([Unreachable("http://here/c.json: no route"), Unreachable("http://here/c.json: no route"), None])
 
         def load():
@@ -287,24 +289,24 @@ class Node(OnTheBus):
             self.start()
         self.assertEqual(
             logs.output,
-            ["WARNING:pigeonpost.compat.multicast_bus.component:bus: http://here/c.json: no route; it is tried again"],
+            ["WARNING:pigeonpost.compat.multicast_bus.component:bus: http://here/c.json: no route; trying again"],
         )
         self.assertEqual(self.end.bus.old, self.old)
 
-    def test_its_fault_has_no_secret_of_the_configurations_address(self):
+    def test_fault_hides_secrets_in_the_configuration_url(self):
         load = mock.Mock(side_effect=Unreachable("http://u:hunter2@here/c?k=hunter2: takes no user and password"))
         with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING"):
             end = bus_component.BusTransport(load, None, Clock())
         self.assertEqual(end.fault, "http://***@here/c?k=*** takes no user and password")
 
-    def test_what_cannot_be_sent_is_counted_and_said_once(self):
+    def test_unsent_packets_are_counted_and_logged_once(self):
         self.start()
         with self.assertLogs("pigeonpost.compat.multicast_bus.component", "WARNING") as logs:
             gone = mock.Mock(send=mock.Mock(side_effect=OSError(101, "Network is unreachable")))
-            with mock.patch.dict(self.end._speaker._sockets, {"data": gone}):
+            with mock.patch.dict(self.end._component_sender._sockets, {"data": gone}):
                 self.sample(temperature=1.0)
                 self.sample(temperature=2.0)
-                wait_until(lambda: self.end._speaker.unsent == 3, "three packets")
+                wait_until(lambda: self.end._component_sender.unsent == 3, "three packets")
         self.assertEqual(len(logs.output), 1)
 
 
@@ -314,7 +316,7 @@ class Facts:
 
 
 class Settings(dict):
-    """Settings as a node has them, without a file."""
+    """Settings of a node without a file."""
 
     def __init__(self, **given):
         usual = {"codifiers": [], "controls": [], "configuration": "", "control": ("239.1.1.1", 7001),
@@ -337,7 +339,7 @@ class Defaults(unittest.TestCase):
             )
 
 
-class MakingNodes(unittest.TestCase):
+class NodeTransportSettings(unittest.TestCase):
     def make(self, old=None, **given):
         outbox = Outbox(Ring("/card", 64, 256, MemoryDisk()), BOOT)
         self.info = Facts("temperature", "light")
@@ -347,40 +349,40 @@ class MakingNodes(unittest.TestCase):
         ):
             return node.make_transport(Settings(**given), self.info, outbox, Clock())
 
-    def test_what_the_settings_say_wrong(self):
+    def test_invalid_settings_are_rejected_with_the_reason(self):
         for given, text in (
-            ({}, "codifiers takes each codifier once, and one at least"),
+            ({}, "codifiers must contain at least one codifier, and none twice"),
             ({"codifiers": [("temprature", "C4")]}, "there is no channel 'temprature'; there are temperature, light"),
-            ({"codifiers": [("temperature", "C4"), ("light", "C4")]}, "codifiers takes each codifier once"),
-            ({"controls": [("light", "FJ")]}, "'light' is a channel that is read"),
+            ({"codifiers": [("temperature", "C4"), ("light", "C4")]}, "codifiers must contain at least one codifier"),
+            ({"controls": [("light", "FJ")]}, "'light' is the name of a measured channel"),
             ({"controls": [("target", "C4")], "configuration": "old.json"}, 'C4 (target) has no "Control": "enabled"'),
         ):  # fmt: skip
             with self.subTest(text), self.assertRaises(SettingsError) as caught:
                 self.make(**given)
             self.assertIn(text, str(caught.exception))
 
-    def test_the_old_configuration_counts_where_the_settings_say_nothing(self):
+    def test_old_configuration_replaces_default_settings(self):
         groups = {"Control-Channel": {"Address": "226.0.0.221", "Port": 7001},
                   "Data-Channel": {"Address": "226.0.0.222", "Port": 7002}}  # fmt: skip
         old = {**OLD, "Multicast": groups}
         sensor = {**OLD["Sensors"][0], "Active": False}
         end = self.make({**old, "Sensors": [sensor, OLD["Sensors"][4]]}, configuration="old.json",
                         codifiers=[("temperature", "C4")], controls=[("target", "FJ")])  # fmt: skip
-        # `given` has neither group; Settings says that they are defaults
+        # `given` contains neither group, so Settings reports them as defaults
         self.assertEqual(end.bus.alive_s, 30.0)
         end._opened()
-        self.assertFalse(end._speaker.active)
-        end._speaker.active = True  # S has started it
+        self.assertFalse(end._component_sender.active)
+        end._component_sender.active = True  # S has started it
         end._opened()
-        self.assertTrue(end._speaker.active)
+        self.assertTrue(end._component_sender.active)
         self.assertEqual(self.info.sensors[-1], {"name": "target", "unit": "C"})
 
-    def test_a_file_without_groups_leaves_those_of_the_settings(self):
+    def test_settings_apply_if_the_old_configuration_has_no_groups(self):
         end = self.make(configuration="old.json", codifiers=[("temperature", "C4")], alive=5.0)
         self.assertEqual((end.bus.control, end.bus.alive_s), (("239.1.1.1", 7001), 5.0))
 
 
-class Server(OnTheBus):
+class Server(BusCase):
     def start(self, voice=None, **about):
         self.web = WebHouse(self)
         self.links = []
@@ -396,7 +398,7 @@ class Server(OnTheBus):
         wait_until(lambda: not self.end.fault, "the groups are open")
 
     def report(self, packets):
-        """What is told once so many packets were heard."""
+        """Return the report after `packets` packets were received."""
         wait_until(lambda: self.end.report()["packets"] >= packets, f"{packets} packets")
         return self.end.report()
 
@@ -430,10 +432,10 @@ class Server(OnTheBus):
             ("pimon-Temp", ["pimon_temp"]),
         ])  # fmt: skip
         report = self.report(5)
-        self.assertIn("ZZ", report["codifiers"])  # a stranger is shown, and not stored
+        self.assertIn("ZZ", report["codifiers"])  # an unlisted component is shown but not stored
         self.assertEqual(report["stored"], 4)
 
-    def test_a_node_of_ours_keeps_its_name_for_itself(self):
+    def test_component_does_not_take_the_name_of_a_connected_node(self):
         class Link:
             class state:
                 name = "Light"
@@ -443,24 +445,24 @@ class Server(OnTheBus):
         self.data.say(reading("i", 1, "C5"))
         self.assertEqual(self.stored(1)[0][0], "Light-C5")
 
-    def test_JSON_with_other_numbers_beside(self):
+    def test_additional_json_numbers_are_stored(self):
         self.start()
         self.data.say(reading("j", b'{"value":20.5,"Voltage (V)":1.25,"ok":true,"why":"x","deep":{"a":1}}'))
         self.assertEqual(self.stored(1)[0][1], {"value": 20.5, "voltage_v": 1.25, "ok": 1})
 
-    def test_what_is_no_number_is_a_failed_reading(self):
+    def test_nan_is_stored_as_a_failed_reading(self):
         self.start()
         self.data.say(reading("f", float("nan")))
         self.assertEqual(self.stored(1)[0][1], {"value": None})
 
-    def test_a_time_that_is_far_off_is_not_stored(self):
+    def test_implausible_time_is_replaced_by_server_time(self):
         self.start()
         before_ms = self.clock.wall_ms()
         self.data.say(reading("i", 1, time_ms=12), reading("i", 1, "C5", time_ms=2**64 - 1))
         for _, _, time_ms in self.stored(2):
             self.assertTrue(before_ms <= time_ms <= self.clock.wall_ms())
 
-    def test_loss_is_counted_exactly_and_restarts_are_none(self):
+    def test_loss_is_counted_exactly_and_restarts_are_not_loss(self):
         self.start()
         self.data.say(
             reading("n", 100, sequence=100), *[reading("i", n, sequence=n) for n in (101, 102, 105, 106, 110)]
@@ -478,7 +480,7 @@ class Server(OnTheBus):
         self.data.say(reading("i", 5))
         self.assertEqual(self.stored(1)[0][1], {"value": 5})
 
-    def test_hostile_packets_are_shown_as_data_and_obeyed_by_nobody(self):
+    def test_hostile_packets_are_shown_and_not_executed(self):
         self.start()
         with self.assertLogs("pigeonpost.compat.multicast_bus.server", "WARNING") as logs:
             self.control.say(control("H", "XX"), control("C", "XX"), control("A", "XX", number=1e300), b"", b"x" * 2000)
@@ -487,14 +489,14 @@ class Server(OnTheBus):
                 reading("s", b"\x1b[2J<img src=x onerror=alert(1)>" + b"x" * 1400), reading("f", 1.0, "<>"), b"\0"
             )
             report = self.report(7)
-            wait_until(lambda: self.end.report()["refused"] == 4, "four were no packets")
+            wait_until(lambda: self.end.report()["refused"] == 4, "four invalid datagrams")
         self.assertEqual(self.loads, 1)
         self.assertEqual(len(logs.output), 1)
         self.assertEqual({"HTimestamp", "CTimestamp", "ATimestamp"} - set(report["codifiers"]["XX"]), set())
         self.assertEqual(self.stored(1)[0][0], "bus-x3c3e")
         json.dumps(self.end.report(), allow_nan=False)
 
-    def test_a_server_with_a_codifier_of_its_own_is_alive_and_answers(self):
+    def test_server_with_its_own_codifier_sends_alive_and_answers(self):
         self.start(voice=Sender("R1", self.clock), alive_s=0.02)
         for _ in range(3):
             self.assertEqual(self.control.until("I").source, "R1")
@@ -503,10 +505,10 @@ class Server(OnTheBus):
         with self.assertLogs("pigeonpost.compat.multicast_bus.component", "CRITICAL"):
             self.control.say(control("I", "R1", number=float(self.clock.wall_ms() + 5000)))  # a second one
             wait_until(lambda: "another instance" in self.end.fault, "it has seen the other")
-        self.data.say(reading("i", 5))  # it stops speaking; listening goes on
+        self.data.say(reading("i", 5))  # it stops sending, but continues to receive
         self.assertEqual(self.stored(1)[0][1], {"value": 5})
 
-    def test_alive_and_ping_times_are_told(self):
+    def test_report_has_alive_state_and_ping_times(self):
         self.start()
         now_ms = self.clock.wall_ms()
         self.control.say(control("N", number=now_ms), control("I", sequence=2, number=now_ms, active=False),
@@ -514,61 +516,61 @@ class Server(OnTheBus):
         fields = self.report(3)["codifiers"]["C4"]
         self.assertEqual((fields["Alive"], fields["IsActive"], fields["TDuration"]), (True, False, 30))
 
-    def test_what_the_store_has_no_room_for_just_now_is_held(self):
+    def test_readings_are_held_while_the_store_is_busy(self):
         self.start()
-        real, refusals = self.end._context.unnumbered_sources.leave, iter([1] * 5)
-        self.end._context.unnumbered_sources.leave = lambda *reading: False if next(refusals, 0) else real(*reading)
+        real, refusals = self.end._context.unnumbered_sources.queue, iter([1] * 5)
+        self.end._context.unnumbered_sources.queue = lambda *reading: False if next(refusals, 0) else real(*reading)
         now_ms = self.clock.wall_ms()
         self.data.say(*[reading("i", n, sequence=n, time_ms=now_ms + n) for n in range(20)])
         self.assertEqual([values["value"] for _, values, _ in self.stored(20)], list(range(20)))
         self.assertEqual(self.end.report()["unstored"], 0)
 
-    def test_readings_that_come_together_are_one_batch_for_each_codifier(self):
+    def test_simultaneous_readings_form_one_batch_per_codifier(self):
         self.start()
-        self.end.stop(LIMIT_S)  # from here on this thread is its thread
-        leave, batches = self.end._context.unnumbered_sources.leave, []
-        self.end._context.unnumbered_sources.leave = lambda *batch: batches.append(len(batch)) or leave(*batch)
+        self.end.stop(LIMIT_S)  # from here on, this thread does the work of the transport's thread
+        queue, batches = self.end._context.unnumbered_sources.queue, []
+        self.end._context.unnumbered_sources.queue = lambda *batch: batches.append(len(batch)) or queue(*batch)
         now_ms = self.clock.wall_ms()
         alike = [reading("i", n, ("C4", "C5")[n % 2], n, now_ms + n) for n in range(20)]
         other = reading("j", b'{"value": 20, "pressure": 1010}', "C4", 20, now_ms + 20)
         alone = reading("i", 21, "C4", 21, now_ms + 21)
         for datagrams in (alike[:7], [*alike[7:], other, alone]):
             self.end._data_drain = lambda sock, datagrams=datagrams: datagrams
-            self.end._came(None)
-        self.end.stop(LIMIT_S)  # submits what is held
+            self.end._receive(None)
+        self.end.stop(LIMIT_S)  # submits the waiting readings
         self.assertEqual(batches, [10, 10, 1, 1])
         found = [(name, values["value"]) for name, values, _ in self.stored(22)]
         self.assertEqual(found, [("bus-C4", n) for n in (*range(0, 20, 2), 20, 21)]
                          + [("bus-C5", n) for n in range(1, 20, 2)])  # fmt: skip
 
-    def test_what_comes_after_the_configuration_was_read_again_is_another_batch(self):
+    def test_rereading_the_configuration_starts_a_new_batch(self):
         self.start()
-        self.end.stop(LIMIT_S)  # from here on this thread is its thread
+        self.end.stop(LIMIT_S)  # from here on, this thread does the work of the transport's thread
         batches = []
-        self.end._context.unnumbered_sources.leave = lambda *batch: batches.append(len(batch)) or True
+        self.end._context.unnumbered_sources.queue = lambda *batch: batches.append(len(batch)) or True
         for n in range(4):
             self.end._data_drain = lambda sock, n=n: [reading("i", n, "C4", n, self.clock.wall_ms() + n)]
-            self.end._came(None)
+            self.end._receive(None)
             if n == 2:
                 for sock in self.end._opened():
                     sock.close()
         self.end.stop(LIMIT_S)
         self.assertEqual(batches, [3, 1])
 
-    def test_what_there_is_no_room_for_at_all_is_counted_and_said_once(self):
+    def test_unstored_readings_are_counted_and_logged_once(self):
         self.start()
-        self.end._context.unnumbered_sources.leave = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
+        self.end._context.unnumbered_sources.queue = mock.Mock(side_effect=NotStored("10000 nodes have called in"))
         with self.assertLogs("pigeonpost.compat.multicast_bus.server", "ERROR") as logs:
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5)])
             wait_until(lambda: self.end.report()["unstored"] == 5, "all five")
         self.assertEqual(len(logs.output), 1)
-        self.end._context.unnumbered_sources.leave = mock.Mock(return_value=False)
-        with mock.patch.object(server, "MOST_HELD", 10):
+        self.end._context.unnumbered_sources.queue = mock.Mock(return_value=False)
+        with mock.patch.object(server, "MOST_QUEUED", 10):
             self.data.say(*[reading("i", 5, sequence=n) for n in range(5, 25)])
             wait_until(lambda: self.end.report()["unstored"] == 15, "ten are held")
-        self.assertEqual(self.end.stop(LIMIT_S), "10 readings of the bus were not stored")
+        self.assertEqual(self.end.stop(LIMIT_S), "10 readings of the bus not stored")
 
-    def test_nobody_writes_into_a_node_that_has_a_token(self):
+    def test_readings_for_a_node_with_a_token_are_refused(self):
         self.start()
         self.web.tokens.make("bus-C4")
         with self.assertLogs("pigeonpost", "WARNING") as logs:
@@ -587,15 +589,15 @@ class Server(OnTheBus):
         self.assertEqual(len(self.links), 3)
         self.assertIn("3 nodes without a token", self.web.faults.present()["bus clients"])
 
-    def test_it_ends_at_once_and_twice(self):
+    def test_stop_returns_immediately_and_can_be_repeated(self):
         self.start()
         self.assertIsNone(self.end.stop(LIMIT_S))
         self.assertIsNone(self.end.stop(LIMIT_S))
         self.assertNotIn("bus", [thread.name for thread in threading.enumerate()])
 
 
-class Shown(unittest.TestCase):
-    def test_the_address_needs_the_viewer_role_and_the_transport(self):
+class BusApi(unittest.TestCase):
+    def test_bus_api_needs_the_viewer_role_and_the_transport(self):
         class FaultyTransport:
             fault = "the multicast group 226.0.0.221:7001: No such device"
 

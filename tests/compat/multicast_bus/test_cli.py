@@ -1,4 +1,4 @@
-"""control.py watch and say, as people run them; the other side is written by hand."""
+"""Tests of `control.py watch`, `say` and `router` as processes. The peer on the bus is independent test code."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ class Commands(unittest.TestCase):
 
     # ---------------------------------------------------------------------------------------------------- watch
 
-    def test_watch_shows_both_channels_a_line_a_packet(self):
+    def test_watch_prints_one_line_per_packet_of_both_channels(self):
         running = self.watch("--count", "6")
         self.control.say(
             control("I", "C4", "@@", 151, NOW - 5, True, NOW), control("P", "R1", "C4", 7, 2.5, False, NOW)
@@ -83,7 +83,7 @@ class Commands(unittest.TestCase):
                 self.ended(running)
                 self.assertEqual([" ".join(line.split()[2:6]) for line in running.said], expected)
 
-    def test_one_channel(self):
+    def test_watch_shows_only_the_chosen_channel(self):
         running = self.watch("--channel", "data", "--count", "1")
         self.control.say(control("I", "C4"))
         self.data.say(reading("i", 1, "C9"))
@@ -93,31 +93,31 @@ class Commands(unittest.TestCase):
         self.control.say(control("I", "C4"))
         self.assertIn(" control I C4 -> @@ ", self.ended(running)[0])
 
-    def test_hostile_text_moves_no_cursor(self):
+    def test_watch_escapes_hostile_text(self):
         running = self.watch("--count", "2")
         self.data.say(reading("s", "\x1b[2J\r\n\u202etxt\x7f".encode()), packet("s", payload=b"\xff"),
                       reading("i", 1, time_ms=2**64 - 1))  # fmt: skip
         lines = [running.line() for _ in range(3)]
         self.ended(running)
         self.assertIn(r'"\u001b[2J\r\n\u202etxt\u007f"', lines[0])
-        self.assertTrue(lines[1].startswith("no packet on data, from 127.0.0.1:"), lines[1])
+        self.assertTrue(lines[1].startswith("invalid datagram on data, from 127.0.0.1:"), lines[1])
         self.assertTrue(lines[2].startswith("18446744073709551615 ms data    i C4 -> @@ #1 1"), lines[2])
         self.assertTrue(all(line.isascii() and line.isprintable() for line in lines))
 
-    def test_too_few_in_time_is_exit_status_1(self):
+    def test_watch_exits_with_1_if_too_few_packets_arrive(self):
         running = self.run_it("watch", "--count", "3", "--seconds", "0.05")
         self.assertEqual(self.ended(running, 1), [])
-        self.assertEqual(running.logged[-1], "control.py: 0 of 3 packets came within 0.05 s")
-        self.ended(self.run_it("watch", "--seconds", "0.05"))  # without a count there is nothing to miss
+        self.assertEqual(running.logged[-1], "control.py: 0 of 3 packets arrived within 0.05 s")
+        self.ended(self.run_it("watch", "--seconds", "0.05"))  # without a count, no packet is missing
 
-    def test_ctrl_c_ends_it(self):
+    def test_watch_ends_with_ctrl_c(self):
         running = self.watch()
         self.control.say(control("I"))
         running.line()
         running.process.send_signal(signal.SIGINT)
         self.ended(running)
 
-    def test_a_reader_that_has_seen_enough(self):
+    def test_watch_ends_quietly_when_its_output_is_closed(self):
         process = subprocess.Popen(
             [sys.executable, os.path.join(ROOT, "control.py"), "watch"], cwd=temp_folder(self),
             env=clean_environment(**self.environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -129,12 +129,12 @@ class Commands(unittest.TestCase):
         wait_until(lambda: self.control.say(control("I")) or process.poll() is not None, "it ends")
         self.assertEqual((process.returncode, process.stderr.read()), (0, ""))
 
-    def test_it_only_watches(self):
+    def test_watch_sends_nothing(self):
         running = self.watch("--count", "2")
         self.control.say(control("P", "R1", "@@"), control("C", "R1", "@@"))
         self.ended(running)
-        with self.assertRaisesRegex(AssertionError, "nothing was heard"):
-            self.control.next(0)  # it has ended: what it sent to loopback would be here
+        with self.assertRaisesRegex(AssertionError, "nothing was received"):
+            self.control.next(0)  # the process has ended, so any packet it sent would have arrived
 
     # ------------------------------------------------------------------------------------------------------ say
 
@@ -154,7 +154,7 @@ class Commands(unittest.TestCase):
             self.assertEqual((seen.source, seen.to, seen.control), ("R7", "FJ", (number, True)))
         running = self.run_it("say", "set", "FJ")
         self.ended(running, 2)
-        self.assertEqual(running.logged, ["control.py: say A takes a VALUE too, as in `say A FJ 21.5`"])
+        self.assertEqual(running.logged, ["control.py: say A needs a VALUE, as in `say A FJ 21.5`"])
 
     def test_ping_waits_for_the_answer_and_prints_the_time(self):
         running = self.run_it("say", "ping", "C4", "--wait", f"{LIMIT_S:g}")
@@ -165,11 +165,11 @@ class Commands(unittest.TestCase):
         self.control.say(control("T", "C4", "PP", number=ping.control[0]))
         self.assertRegex("\n".join(self.ended(running)), r"^C4 answered in [0-9.]+ ms$")
 
-    def test_ping_to_all_tells_everybody_who_answers(self):
+    def test_ping_to_all_prints_each_component_that_answers(self):
         said, waited = io.StringIO(), []
 
         def wait(ears, _writable, _failed, left_s):
-            """The ping is answered twice; then the time is over."""
+            """Answer the ping twice, then report the timeout."""
             waited.append(left_s)
             if len(waited) == 1:
                 number = self.control.until("P").control[0]
@@ -187,18 +187,21 @@ class Commands(unittest.TestCase):
         self.assertEqual([line.split()[0] for line in said.getvalue().splitlines()], ["C4", "C5"])
         self.assertTrue(all(3540 < left_s <= 3600 for left_s in waited), waited)
 
-    def test_no_answer_is_exit_status_1(self):
+    def test_ping_without_answer_is_exit_status_1(self):
         running = self.run_it("say", "ping", "C4", "--wait", "0.1")
         self.ended(running, 1)
         self.assertEqual(running.logged, ["control.py: no answer from C4 within 0.1 s"])
 
     def test_wrong_usage_is_exit_status_2(self):
         for words, text in (
-            (["say", "shout", "C4"], "takes ping, start, halt, config, set, step, alive, or one of N I C P T S H A E"),
-            (["say", "i", "C44"], "a codifier is two characters of ASCII, as C4, not 'C44'"),
-            (["say", "set", "C4", "nan"], "takes a number"), (["watch", "--channel", "x"], "invalid choice"),
-            (["watch", "--control-group", "192.0.2.1:7001"], "takes a multicast group, as 226.0.0.221:7001"),
-            (["watch", "--count", "0"], "takes a number from 1"), (["router", "--standby", "x"], "takes a number"),
+            (
+                ["say", "shout", "C4"],
+                "must be ping, start, halt, config, set, step, alive, or one of N I C P T S H A E",
+            ),
+            (["say", "i", "C44"], "a codifier must be two visible ASCII characters, such as C4, not 'C44'"),
+            (["say", "set", "C4", "nan"], "must be a number"), (["watch", "--channel", "x"], "invalid choice"),
+            (["watch", "--control-group", "192.0.2.1:7001"], "must be a multicast group, such as 226.0.0.221:7001"),
+            (["watch", "--count", "0"], "must be a number from 1"), (["router", "--standby", "x"], "must be a number"),
             (["watch", "--interface", "nowhere9"], "this machine has no interface 'nowhere9'"),
         ):  # fmt: skip
             with self.subTest(words):
@@ -218,14 +221,14 @@ class Commands(unittest.TestCase):
         self.ended(running)
         self.ended(self.run_it("say", "halt", "C4", JPH_CONFIG="/nowhere/config.json"), 2)
 
-    def test_every_command_is_in_the_list(self):
+    def test_bus_commands_are_registered_in_control_py(self):
         self.assertLessEqual({"watch", "say", "router", "old-config"}, set(program.COMMANDS))
 
 
 class Programs(unittest.TestCase):
-    """node.py speaks, server.py listens, control.py tells: as people run them."""
+    """Processes: node.py sends, server.py receives, control.py sends commands."""
 
-    def test_a_node_a_server_and_a_person_on_one_bus(self):
+    def test_node_server_and_control_py_work_on_one_bus(self):
         control_group, data_group = (f"{host}:{port}" for host, port in free_groups())
         environment = {"PIGEONPOST_BUS_ENABLED": "1", "PIGEONPOST_BUS_CONTROL": control_group,
                        "PIGEONPOST_BUS_DATA": data_group, "PIGEONPOST_BUS_INTERFACE": LOOPBACK}  # fmt: skip
@@ -251,7 +254,7 @@ class Programs(unittest.TestCase):
             with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
                 return json.load(answer)["codifiers"]
 
-        wait_until(lambda: state().get("C4", {}).get("IsActive") is not None and "C5" in state(), "both are heard")
+        wait_until(lambda: state().get("C4", {}).get("IsActive") is not None and "C5" in state(), "both are received")
         self.assertRegex(say("ping", "C4", "--wait", f"{LIMIT_S:g}")[0], "^C4 answered in ")
         wait_until(lambda: state()["C4"].get("RoundTrip") is not None, "the server saw the ping and its answer")
         say("set", "FJ", "21.5")
@@ -266,7 +269,7 @@ class Programs(unittest.TestCase):
 
 
 class RouterCommand(unittest.TestCase):
-    def test_it_joins_until_it_is_told_to_end(self):
+    def test_router_command_forwards_until_it_is_terminated(self):
         groups = free_groups(4)
         names = [f"{host}:{port}" for host, port in groups]
         near, far = Ear(self, groups[0]), Ear(self, groups[2])
@@ -279,7 +282,8 @@ class RouterCommand(unittest.TestCase):
         self.assertEqual(far.next(LIMIT_S), data)
         running.terminate()
         self.assertEqual(running.wait(), 0)
-        self.assertRegex(running.said[-1], r"^1 packets crossed, [01] were known, 0 were none$")
+        text = r"^1 packet forwarded, (1 duplicate|0 duplicates) dropped, 0 invalid datagrams dropped$"
+        self.assertRegex(running.said[-1], text)
 
 
 if __name__ == "__main__":

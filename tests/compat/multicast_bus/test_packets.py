@@ -1,4 +1,4 @@
-"""Packets of the bus, byte for byte: each is written by hand here with struct, and the program has to agree."""
+"""Tests of the packets of the bus. The expected bytes are written with struct only, independently of the program."""
 
 import math
 import struct
@@ -6,9 +6,9 @@ import unittest
 
 from pigeonpost.compat.multicast_bus import packets
 from pigeonpost.compat.multicast_bus.packets import (
+    ALL_COMPONENTS,
     CONTROL,
     DATA,
-    EVERYBODY,
     FLAGS,
     LAST_SEQUENCE,
     PACKET_BYTES,
@@ -23,7 +23,7 @@ TIME = 1_795_188_970_123
 
 
 def head(flag, length, sequence=151, time_ms=TIME, source=b"C4", to=b"@@"):
-    """A header as the old programs wrote it: native alignment of "IQ1s2s2sI", which on every Pi is this."""
+    """Return a header as the old programs wrote it: "IQ1s2s2sI" with the native alignment of a Pi."""
     return (
         struct.pack("<I", sequence) + bytes(4) + struct.pack("<Q", time_ms) + flag + source + to + bytes(3)
         + struct.pack("<I", length)
@@ -42,7 +42,7 @@ def text(content):
     return struct.pack("<I", len(content)) + content
 
 
-class Bytes(unittest.TestCase):
+class PacketBytes(unittest.TestCase):
     def both_ways(self, data, *packet):
         self.assertEqual(encode(Packet(*packet)), data)
         self.assertEqual(decode(data), Packet(*packet))
@@ -62,9 +62,9 @@ class Bytes(unittest.TestCase):
             for number, active in ((float(TIME), True), (-2.5, False), (0.0, False)):
                 data = control(letter.encode(), number, active)
                 self.assertEqual(len(data), 37)
-                self.both_ways(data, 151, TIME, letter, "C4", EVERYBODY, number, active)
+                self.both_ways(data, 151, TIME, letter, "C4", ALL_COMPONENTS, number, active)
 
-    def test_data_payloads(self):
+    def test_data_payloads_are_encoded_and_decoded(self):
         self.assertEqual([letter for letter, row in FLAGS.items() if row.channel == DATA], list("nifsj"))
         for letter, payload, value in (
             (b"i", struct.pack("<I", 4_294_967_295), 4_294_967_295),
@@ -75,64 +75,64 @@ class Bytes(unittest.TestCase):
             (b"j", text(b'{"value":21.5,"voltage":1.25}'), {"value": 21.5, "voltage": 1.25}),
             (b"n", struct.pack("<I", 2_147_483_647), 2_147_483_647),
         ):
-            self.both_ways(written(letter, payload), 151, TIME, letter.decode(), "C4", EVERYBODY, value)
+            self.both_ways(written(letter, payload), 151, TIME, letter.decode(), "C4", ALL_COMPONENTS, value)
 
-    def test_the_empty_bytes_of_the_header_may_hold_anything(self):
+    def test_unused_bytes_of_the_header_are_ignored(self):
         data = bytearray(control(b"P"))
         data[4:8], data[21:24] = b"\xff" * 4, b"abc"
         self.assertEqual(decode(bytes(data)), decode(control(b"P")))
 
-    def test_a_float_that_is_no_number_is_a_packet_all_the_same(self):
+    def test_nan_is_a_valid_float_payload(self):
         self.assertTrue(math.isnan(decode(written(b"f", struct.pack("<f", math.nan))).value))
 
-    def test_the_largest_packet(self):
+    def test_packet_of_1500_bytes_is_the_largest(self):
         self.assertEqual(decode(written(b"s", text(b"x" * 1468))).value, "x" * 1468)
         self.assertEqual(len(encode(Packet(1, TIME, "s", "C4", "@@", "x" * 1468))), PACKET_BYTES)
-        with self.assertRaisesRegex(BadPacket, "1473 bytes; a packet has room for 1472"):
+        with self.assertRaisesRegex(BadPacket, "s: the payload has 1473 bytes, more than 1472"):
             encode(Packet(1, TIME, "s", "C4", "@@", "x" * 1469))
 
-    def test_counting_goes_on_with_0(self):
+    def test_sequence_number_0_follows_the_last(self):
         self.assertEqual(following(1), 2)
         self.assertEqual(LAST_SEQUENCE, 2**31 - 1)
         self.assertEqual(following(LAST_SEQUENCE), 0)
 
-    def test_each_flag_knows_its_channel_and_says_what_it_means(self):
+    def test_each_flag_has_a_channel_and_a_description(self):
         self.assertEqual(decode(control(b"P")).channel, "control")
         self.assertEqual(decode(written(b"i", bytes(4))).channel, "data")
-        self.assertTrue(all(row.meaning and row.payload.takes for row in FLAGS.values()))
+        self.assertTrue(all(row.meaning and row.payload.description for row in FLAGS.values()))
 
 
-class Hostile(unittest.TestCase):
+class HostilePackets(unittest.TestCase):
     def assert_refused(self, data, text):
         with self.assertRaises(BadPacket) as caught:
             decode(data)
         self.assertIn(text, str(caught.exception))
         self.assertLess(len(str(caught.exception)), 300)
 
-    def test_lengths(self):
+    def test_wrong_lengths_are_rejected(self):
         right = control(b"I")
         for end in range(28):
-            self.assert_refused(right[:end], f"{end} bytes; a packet has 28 to 1500")
+            self.assert_refused(right[:end], f"the datagram has {end} bytes, not 28 to 1500")
         for end in range(28, len(right)):
-            self.assert_refused(right[:end], f"says 9 bytes of payload, and has {end - 28}")
-        self.assert_refused(right + b"\0", "says 9 bytes of payload, and has 10")
-        self.assert_refused(head(b"s", 2**32 - 1) + b"\0\0\0\0", "says 4294967295 bytes")
-        self.assert_refused(written(b"s", text(b"x" * 1469)), "1501 bytes; a packet has 28 to 1500")
-        self.assert_refused(written(b"I", bytes(8)), "I carries a number of 64 bits")
-        self.assert_refused(written(b"i", bytes(5)), "i carries a whole number")
-        self.assert_refused(written(b"f", b""), "f carries a number of 32 bits")
-        self.assert_refused(written(b"s", struct.pack("<I", 5) + b"abcd"), "says 5 bytes, and has 4")
-        self.assert_refused(written(b"s", struct.pack("<I", 2**32 - 1) + b"abcd"), "says 4294967295 bytes")
-        self.assert_refused(written(b"s", b"\0\0"), "s carries a length")
+            self.assert_refused(right[:end], f"the payload has {end - 28} bytes, not 9 as declared")
+        self.assert_refused(right + b"\0", "the payload has 10 bytes, not 9 as declared")
+        self.assert_refused(head(b"s", 2**32 - 1) + b"\0\0\0\0", "not 4294967295 as declared")
+        self.assert_refused(written(b"s", text(b"x" * 1469)), "the datagram has 1501 bytes, not 28 to 1500")
+        self.assert_refused(written(b"I", bytes(8)), "the payload of I must be a 64-bit number")
+        self.assert_refused(written(b"i", bytes(5)), "the payload of i must be a whole number")
+        self.assert_refused(written(b"f", b""), "the payload of f must be a 32-bit number")
+        self.assert_refused(written(b"s", struct.pack("<I", 5) + b"abcd"), "the text has 4 bytes, not 5 as declared")
+        self.assert_refused(written(b"s", struct.pack("<I", 2**32 - 1) + b"abcd"), "not 4294967295 as declared")
+        self.assert_refused(written(b"s", b"\0\0"), "the payload of s must be a length")
 
-    def test_flags_that_there_are_not(self):
+    def test_unknown_flags_are_rejected(self):
         for flag in (b"X", b"x", b"\0", b"\xff", b"@"):
-            self.assert_refused(written(flag, bytes(9)), f"no flag of the bus: {flag!r}")
+            self.assert_refused(written(flag, bytes(9)), f"{flag!r} is not a flag of the bus")
 
-    def test_codifiers(self):
+    def test_invalid_codifiers_are_rejected_and_not_cached(self):
         for code in (b"\0\0", b"\n\r", b" C", b"C ", b"\x1b[", b"\xc3\xbc", b"\x7f4"):
-            self.assert_refused(control(b"I", source=code), "a codifier is two characters of ASCII")
-            self.assert_refused(control(b"I", to=code), "a codifier is two characters of ASCII")
+            self.assert_refused(control(b"I", source=code), "a codifier must be two visible ASCII characters")
+            self.assert_refused(control(b"I", to=code), "a codifier must be two visible ASCII characters")
         self.assertEqual(decode(control(b"I", source=b"<>")).source, "<>")
         before = len(packets._CODIFIERS)
         for n in range(65_536):
@@ -143,13 +143,13 @@ class Hostile(unittest.TestCase):
         self.assertLessEqual(len(packets._CODIFIERS), 94 * 94)
         self.assertGreaterEqual(len(packets._CODIFIERS), before)
 
-    def test_control_numbers(self):
+    def test_control_number_must_be_finite(self):
         for number in (math.nan, math.inf, -math.inf):
             self.assert_refused(control(b"I", number), "is not finite")
-        self.assert_refused(written(b"I", struct.pack("<dB", 1.0, 2)), "is active: 2")
+        self.assert_refused(written(b"I", struct.pack("<dB", 1.0, 2)), "the last byte is 2")
 
-    def test_text_and_json(self):
-        for content, why in ((b"\xff\xfe", "s carries a length and so many bytes of UTF-8"),):
+    def test_invalid_text_and_json_are_rejected(self):
+        for content, why in ((b"\xff\xfe", "the payload of s must be a length and a UTF-8 text"),):
             self.assert_refused(written(b"s", text(content)), why)
         for content in (
             b"", b"21.5", b"[1]", b'{"val":1}', b'{"value":1}x', b'{"value":NaN}', b'{"value":1e999}',
@@ -157,28 +157,33 @@ class Hostile(unittest.TestCase):
             b'{"value":' + b"[" * 700 + b"]" * 700 + b"}",
             b'{"value":"\\ud800"}', b'{"value":1,"\\udfff":1}', b"\xff",
         ):  # fmt: skip
-            self.assert_refused(written(b"j", text(content)), "j carries a length and so many bytes of JSON")
+            self.assert_refused(written(b"j", text(content)), "the payload of j must be a length and a JSON object")
 
-    def test_any_time_and_any_sequence_are_only_numbers(self):
+    def test_extreme_times_and_sequence_numbers_are_accepted(self):
         packet = decode(control(b"I", time_ms=2**64 - 1, sequence=2**32 - 1))
         self.assertEqual((packet.time_ms, packet.sequence), (2**64 - 1, 2**32 - 1))
 
 
-class Written(unittest.TestCase):
-    def test_what_does_not_fit_its_flag_is_not_sent(self):
+class InvalidPackets(unittest.TestCase):
+    def test_value_that_does_not_fit_its_flag_is_not_encoded(self):
         for flag, value in (
             ("i", -1), ("i", 2**32), ("i", 1.5), ("i", "1"), ("f", "x"), ("f", 1e39), ("n", -1), ("s", 5), ("s", b"x"),
             ("s", "\ud800"), ("j", {}), ("j", 5), ("j", {"value": math.nan}), ("I", math.nan), ("I", "x"), ("I", None),
         ):  # fmt: skip
-            with self.subTest(flag=flag, value=value), self.assertRaisesRegex(BadPacket, f"^{flag} carries "):
+            with (
+                self.subTest(flag=flag, value=value),
+                self.assertRaisesRegex(BadPacket, f"^the payload of {flag} must be "),
+            ):
                 encode(Packet(1, TIME, flag, "C4", "@@", value))
 
-    def test_what_is_no_packet_at_all(self):
+    def test_packet_with_an_invalid_header_is_not_encoded(self):
         for packet, why in (
-            (Packet(1, TIME, "X", "C4", "@@", 1), "no flag"), (Packet(1, TIME, "I", "C", "@@", 1), "a codifier is"),
-            (Packet(1, TIME, "I", "C4", "@@@", 1), "a codifier is"), (Packet(-1, TIME, "I", "C4", "@@", 1), "sequence"),
+            (Packet(1, TIME, "X", "C4", "@@", 1), "not a flag"),
+            (Packet(1, TIME, "I", "C", "@@", 1), "a codifier must"),
+            (Packet(1, TIME, "I", "C4", "@@@", 1), "a codifier must"),
+            (Packet(-1, TIME, "I", "C4", "@@", 1), "sequence"),
             (Packet(2**32, TIME, "I", "C4", "@@", 1), "sequence"), (Packet(1, -1, "I", "C4", "@@", 1), "time"),
-            (Packet(1, 2**64, "I", "C4", "@@", 1), "time"), (Packet(1, TIME, "I", "ü4", "@@", 1), "a codifier is"),
+            (Packet(1, 2**64, "I", "C4", "@@", 1), "time"), (Packet(1, TIME, "I", "ü4", "@@", 1), "a codifier must"),
         ):  # fmt: skip
             with self.subTest(packet), self.assertRaisesRegex(BadPacket, why):
                 encode(packet)

@@ -1,4 +1,4 @@
-"""Two networks of the bus, joined: each packet crosses once, whatever stands beside the router."""
+"""Tests of the router: each packet is forwarded once, even with other routers in parallel or in a ring."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import time
 import unittest
 import uuid
 
-from pigeonpost.compat.multicast_bus.router import REMEMBER_S, Memory, Network, Router
+from pigeonpost.compat.multicast_bus.router import REMEMBER_S, Network, RecentPackets, Router
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.multicast import Path
 from tests.compat.multicast_bus.support import LOOPBACK, Ear, control, free_groups, reading, taken_apart
@@ -18,15 +18,15 @@ from tests.support import LIMIT_S, wait_until
 IN_CI = "CI" in os.environ
 
 
-class Memories(unittest.TestCase):
-    def test_each_is_new_once(self):
-        memory = Memory()
+class RouterMemory(unittest.TestCase):
+    def test_memory_recognises_a_repeated_key(self):
+        memory = RecentPackets()
         self.assertTrue(memory.add(b"a", 100.0))
         self.assertFalse(memory.add(b"a", 100.0))
         self.assertTrue(memory.add(b"b", 100.0))
 
-    def test_it_is_remembered_for_ten_seconds_at_least_and_then_forgotten(self):
-        memory = Memory()
+    def test_memory_keeps_a_key_for_at_least_ten_seconds(self):
+        memory = RecentPackets()
         memory.add(b"first", 100.0)
         self.assertTrue(memory.add(b"a", 109.9))
         self.assertFalse(memory.add(b"a", 109.9 + REMEMBER_S))
@@ -34,15 +34,15 @@ class Memories(unittest.TestCase):
             memory.add(str(later).encode(), 130.0 + 11 * later)
         self.assertTrue(memory.add(b"a", 200.0))
 
-    def test_it_does_not_grow(self):
-        memory = Memory()
+    def test_memory_size_is_limited(self):
+        memory = RecentPackets()
         for n in range(250_000):
             memory.add(n.to_bytes(4, "big"), 100.0)
         self.assertLessEqual(len(memory._now) + len(memory._before), 200_000)
         self.assertFalse(memory.add((249_999).to_bytes(4, "big"), 100.0))
 
 
-class OnLoopback(unittest.TestCase):
+class RouterOnLoopback(unittest.TestCase):
     def setUp(self):
         groups = free_groups(4)
         path = Path(LOOPBACK, 1, True)
@@ -63,7 +63,7 @@ class OnLoopback(unittest.TestCase):
         self.addCleanup(lambda: router.end())
         return router
 
-    def test_both_ways_and_both_channels_unchanged(self):
+    def test_packets_are_forwarded_unchanged_in_both_directions(self):
         self.router()
         for near, far, data in (
             (0, 2, control("P", "R1", "C4", number=5.0)), (2, 0, control("T", "C4", "R1", number=5.0)),
@@ -72,20 +72,20 @@ class OnLoopback(unittest.TestCase):
             self.ears[near].say(data)
             self.assertEqual(self.ears[far].next(), data)
 
-    def test_what_is_no_packet_does_not_cross(self):
+    def test_invalid_datagrams_are_not_forwarded(self):
         router = self.router()
         self.ears[0].say(b"junk", b"x" * 2000, reading("i", 1), control("P", number=1.0))
         self.assertEqual(taken_apart(self.ears[2].next()).flag, "P")
-        wait_until(lambda: router.crossed, "it is counted")
-        self.assertEqual((router.refused, router.crossed), (3, 1))
+        wait_until(lambda: router.forwarded, "it is counted")
+        self.assertEqual((router.invalid, router.forwarded), (3, 1))
 
-    def test_its_own_packets_come_back_and_stay(self):
+    def test_packets_of_the_router_itself_are_not_forwarded_again(self):
         router = self.router()
         for n in range(50):
             self.ears[1].say(reading("i", n, sequence=n))
-        wait_until(lambda: router.known == 50, "its own copies were heard")
-        wait_until(lambda: router.crossed >= 50, "they are counted")
-        self.assertEqual(router.crossed, 50)
+        wait_until(lambda: router.duplicates == 50, "its own copies were received")
+        wait_until(lambda: router.forwarded >= 50, "they are counted")
+        self.assertEqual(router.forwarded, 50)
 
     def test_two_routers_in_parallel_make_no_loop(self):
         routers = self.router(), self.router()
@@ -96,15 +96,15 @@ class OnLoopback(unittest.TestCase):
             )
         copies = wait_until(
             lambda: (
-                sum(r.crossed for r in routers)
-                if all(r.crossed + r.known == 200 + sum(o.crossed for o in routers) for r in routers)
+                sum(r.forwarded for r in routers)
+                if all(r.forwarded + r.duplicates == 200 + sum(o.forwarded for o in routers) for r in routers)
                 else 0
             ),
-            "all copies were heard",
+            "all copies were received",
         )
-        self.assertTrue(200 <= copies <= 400, copies)  # one or both bring it, and nobody brings it back
+        self.assertTrue(200 <= copies <= 400, copies)  # forwarded by one router or both, and never back
 
-    def test_a_ring_of_three_networks_is_no_loop(self):
+    def test_ring_of_three_networks_makes_no_loop(self):
         third = free_groups(2)
         other = Network(third[0], third[1], Path(LOOPBACK, 1, True))
         ear = Ear(self, other.control)
@@ -112,30 +112,30 @@ class OnLoopback(unittest.TestCase):
         routers = [self.router(networks=pair) for pair in ((one, two), (two, other), (other, one))]
         self.ears[0].say(control("I", sequence=5))
         self.assertEqual(taken_apart(ear.next()).sequence, 5)
-        wait_until(lambda: sum(r.known for r in routers) >= 3, "copies have come round")
+        wait_until(lambda: sum(r.duplicates for r in routers) >= 3, "copies have returned")
         self.ears[0].say(control("I", sequence=6))
         self.ears[2].until("I", sequence=6)
-        self.assertLessEqual(sum(r.crossed for r in routers), 6)
+        self.assertLessEqual(sum(r.forwarded for r in routers), 6)
 
-    def test_one_on_standby_keeps_still_and_takes_over(self):
-        now_s = [100.0]  # of the second: it stands still until the test moves it
+    def test_standby_router_forwards_only_when_the_other_stops(self):
+        now_s = [100.0]  # clock of the second router, which only the test advances
         first, second = self.router(), self.router(standby_s=0.01, monotonic=lambda: now_s[0])
         for n in range(50):
             self.ears[1].say(reading("i", n, sequence=n))
-        wait_until(lambda: first.crossed == 50 and second.known >= 50, "the first has brought all")
-        wait_until(lambda: not second._waiting, "and the second has seen that")
-        self.assertEqual(second.crossed, 0)
-        heard = [taken_apart(self.ears[3].next()).sequence for _ in range(50)]
-        self.assertEqual(heard, list(range(50)))
+        wait_until(lambda: first.forwarded == 50 and second.duplicates >= 50, "the first has forwarded all")
+        wait_until(lambda: not second._waiting, "the second has dropped them")
+        self.assertEqual(second.forwarded, 0)
+        received = [taken_apart(self.ears[3].next()).sequence for _ in range(50)]
+        self.assertEqual(received, list(range(50)))
         first.end()
         first.end = lambda: None
         self.ears[1].say(reading("i", 1, sequence=99))
-        wait_until(lambda: second._waiting, "the second has heard it")
+        wait_until(lambda: second._waiting, "the second has received it")
         now_s[0] += 0.01
         self.assertEqual(taken_apart(self.ears[3].next()).sequence, 99)
-        wait_until(lambda: second.crossed == 1, "it was the second one")
+        wait_until(lambda: second.forwarded == 1, "it was the second one")
 
-    def test_one_network_is_nothing_to_join(self):
+    def test_router_rejects_two_equal_networks(self):
         with self.assertRaisesRegex(SettingsError, "both networks have the control group"):
             Router(self.networks[0], self.networks[0])
         with self.assertRaisesRegex(SettingsError, "no interface 'nowhere'"):
@@ -143,7 +143,7 @@ class OnLoopback(unittest.TestCase):
 
 
 def why_no_namespaces():
-    """Why no network namespace can be made here; empty: it can."""
+    """Return the reason why no network namespace can be created here, or an empty string."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if not shutil.which("ip"):
@@ -156,8 +156,8 @@ def why_no_namespaces():
     return ""
 
 
-class InNamespaces(unittest.TestCase):
-    """A left network, 10.71.0.0/24, and a right one, 10.72.0.0/24, each a bridge; routers stand in both."""
+class RouterInNamespaces(unittest.TestCase):
+    """Two networks, 10.71.0.0/24 (left) and 10.72.0.0/24 (right), each with a bridge. Routers are connected to both."""
 
     @classmethod
     def setUpClass(cls):
@@ -206,7 +206,7 @@ class InNamespaces(unittest.TestCase):
         return Forked(self, "control.py", *words, namespace=space)
 
     def ended(self, process):
-        """Its lines on standard output, once it has ended well."""
+        """Return the lines of standard output after the process has ended with status 0."""
         self.assertEqual(process.wait(), 0, process.logged)
         return process.said
 
@@ -225,7 +225,7 @@ class InNamespaces(unittest.TestCase):
     def say(self, *words):
         self.ended(self.control(self.near, "say", *words, "--interface", "10.71.0.1"))
 
-    def test_multicast_through_the_router(self):
+    def test_multicast_passes_through_the_router(self):
         watch = self.watch("--channel", "control", "--count", "2")
         self.router(11)
         self.say("halt", "C4")
@@ -234,7 +234,7 @@ class InNamespaces(unittest.TestCase):
         self.assertIn(" control H PP -> C4 ", lines[1])
         self.assertIn("from 10.72.0.11:", lines[1])
 
-    def test_two_routers_in_parallel_one_on_standby(self):
+    def test_standby_router_in_parallel_forwards_nothing(self):
         watch = self.watch("--from", "PP", "--count", "10")
         routers = self.router(11), self.router(12, "--standby", "10000")
         for _ in range(5):
@@ -247,8 +247,8 @@ class InNamespaces(unittest.TestCase):
         for router in routers:
             router.terminate()
             told.append(self.ended(router)[-1])
-        self.assertTrue(told[0].startswith("10 packets crossed, "), told)
-        self.assertTrue(told[1].startswith("0 packets crossed, "), told)
+        self.assertTrue(told[0].startswith("10 packets forwarded, "), told)
+        self.assertTrue(told[1].startswith("0 packets forwarded, "), told)
 
     def test_two_routers_in_parallel_without_standby_make_no_storm(self):
         routers = self.router(11), self.router(12)

@@ -1,4 +1,4 @@
-"""What is remembered of everybody on the bus: lost packets to the last one, and whom to believe."""
+"""Tests of the state of the components on the bus: lost packets, liveness, and plausible times."""
 
 import math
 import struct
@@ -12,7 +12,7 @@ NOW = 1_795_188_970_123
 DAY_MS = 24 * 3_600_000
 
 
-class Counts(unittest.TestCase):
+class PacketCounts(unittest.TestCase):
     def note(self, *sequences, start=None):
         count = Count()
         if start is not None:
@@ -23,51 +23,51 @@ class Counts(unittest.TestCase):
     def test_gaps_are_counted_as_lost(self):
         self.assertEqual(self.note(101, 102, 103, start=100).lost, 0)
         self.assertEqual(self.note(102, 103, 107, 108, start=100).lost, 1 + 3)
-        self.assertEqual(self.note(7, 8, 10).lost, 1)  # heard in the middle: what was before is nobody's loss
+        self.assertEqual(self.note(7, 8, 10).lost, 1)  # packets before the first received one are not lost
         self.assertEqual(self.note(1, 65_537).lost, 65_535)
 
-    def test_the_count_goes_on_with_0(self):
+    def test_sequence_number_0_continues_the_count(self):
         self.assertEqual(self.note(2**31 - 2, 2**31 - 1, 0, 1).lost, 0)
         self.assertEqual(self.note(2**31 - 2, 1).lost, 2)
-        self.assertEqual(self.note(2**31 - 1, 2**31, 2**31 + 1).lost, 0)  # the old data channel did not
+        self.assertEqual(self.note(2**31 - 1, 2**31, 2**31 + 1).lost, 0)  # the old data channel continues with 2**31
         self.assertEqual(self.note(2**32 - 1, 0).lost, 0)
 
-    def test_one_that_comes_late_is_not_lost(self):
+    def test_late_packet_is_not_lost(self):
         count = self.note(1, 4, 2)
         self.assertEqual((count.lost, self.new), (1, [True, True, True]))
         count = self.note(1, 4, 3, 2, 5)
         self.assertEqual((count.lost, count.repeated), (0, 0))
         count = self.note(1, 64, 2, 3)
         self.assertEqual(count.lost, 60)
-        count = self.note(1, 200, 150, 136)  # of more than that nobody remembers
+        count = self.note(1, 200, 150, 136)  # packet 136 is outside the window, so it does not reduce the loss
         self.assertEqual(count.lost, 198 - 1)
 
-    def test_one_that_comes_again_is_told(self):
+    def test_repeated_packet_is_recognised(self):
         count = self.note(1, 2, 2, 1, 3, 3)
         self.assertEqual((count.lost, count.repeated), (0, 3))
         self.assertEqual(self.new, [True, True, False, False, True, False])
 
-    def test_a_restart_that_was_not_announced(self):
+    def test_unannounced_restart_is_recognised(self):
         count = self.note(1000, 1001, 5, 6)
         self.assertEqual((count.lost, count.unannounced), (0, 1))
         count = self.note(5, 1_000_000, 1_000_001)
         self.assertEqual((count.lost, count.unannounced), (0, 1))
         count = self.note(5, 6, 7)
-        self.assertTrue(count.record(5, NOW + 1))  # a number of just now, but with a newer time
+        self.assertTrue(count.record(5, NOW + 1))  # a recent number, but with a newer time
         self.assertEqual((count.unannounced, count.repeated), (1, 0))
 
-    def test_a_restart_that_was_announced(self):
+    def test_announced_restart_resets_the_loss(self):
         count = self.note(101, 105, start=100)
         self.assertEqual(count.lost, 3)
         self.assertTrue(count.restart(500, NOW + 1))
         self.assertEqual(count.lost, 0)
         self.assertTrue(count.record(501, NOW + 1))
-        self.assertFalse(count.restart(500, NOW + 1))  # the same packet, by another way
+        self.assertFalse(count.restart(500, NOW + 1))  # the same packet via another router
         self.assertTrue(count.record(503, NOW + 1))
         self.assertEqual((count.lost, count.repeated), (1, 1))
 
 
-class States(unittest.TestCase):
+class BusStates(unittest.TestCase):
     def setUp(self):
         self.state = BusState()
 
@@ -96,7 +96,7 @@ class States(unittest.TestCase):
         fields = self.fields()
         self.assertEqual({key: fields[key] for key in expected}, expected)
 
-    def test_readings_of_every_kind(self):
+    def test_each_payload_kind_becomes_a_reading(self):
         heard = self.receive(
             reading("i", 512, sequence=1, time_ms=NOW), reading("f", -21.3, sequence=2, time_ms=NOW),
             reading("s", b"7.5", sequence=3, time_ms=NOW), reading("s", b"open", sequence=4, time_ms=NOW),
@@ -107,23 +107,23 @@ class States(unittest.TestCase):
         )  # fmt: skip
         self.assertEqual([one.value for one in heard], [512, -21.3, 7.5, 20.5, 1, None, None])
         self.assertEqual(heard[3].more, {"voltage": 1.2})
-        self.assertEqual([one.error for one in heard[-2:]], ["no number: None", "no finite number: nan"])
+        self.assertEqual([one.error for one in heard[-2:]], ["not a number: None", "not a finite number: nan"])
         self.receive(reading("s", b"closed", sequence=9, time_ms=NOW))
         self.assertEqual(self.fields()["Value"], "closed")
 
-    def test_one_count_for_each_codifier_on_data(self):
+    def test_data_loss_is_counted_per_codifier(self):
         self.receive(
             reading("i", 1, "C4", 1), reading("i", 1, "C5", 900), reading("i", 1, "C4", 2), reading("i", 1, "C5", 902)
         )
         self.assertEqual(self.fields("C4")["DPacketsLost"], 0)
         self.assertEqual(self.fields("C5")["DPacketsLost"], 1)
 
-    def test_what_comes_twice_is_one_reading(self):
+    def test_repeated_data_packet_is_one_reading(self):
         data = reading("i", 1, sequence=5, time_ms=NOW)
         self.assertEqual(len(self.receive(data, data)), 1)
         self.assertEqual(self.fields()["DRepeated"], 1)
 
-    def test_a_senders_time_is_believed_within_a_day_of_ours(self):
+    def test_sender_time_is_used_if_within_a_day_of_server_time(self):
         for off_ms, believed in (
             (0, True),
             (DAY_MS, True),
@@ -136,59 +136,59 @@ class States(unittest.TestCase):
                 (heard,) = self.receive(reading("i", 1, time_ms=NOW + off_ms))
                 self.assertEqual(heard.time_ms, NOW + off_ms if believed else NOW)
                 self.assertEqual("Note" in state.show(NOW)["codifiers"]["C4"], not believed)
-        self.assertEqual(self.fields()["Note"], "its clock is -10 days off: ours was used")
+        self.assertEqual(self.fields()["Note"], "its clock is -10 days off; server time is used")
         self.receive(reading("i", 1, sequence=2, time_ms=2**64 - 1))
         self.assertEqual(self.fields()["DTimestamp"], NOW)
         self.receive(reading("i", 1, sequence=3, time_ms=NOW + 5))
         self.assertNotIn("Note", self.fields())
 
-    def test_alive_is_who_said_so_lately(self):
+    def test_component_is_alive_until_its_alive_packets_stop(self):
         state = BusState({"C4": 10.0}.get)
         state.receive([decode(control("I", time_ms=NOW))], NOW)
         for later_ms, alive in ((0, True), (25_000, True), (25_001, False)):
             self.assertEqual(state.show(NOW + later_ms)["codifiers"]["C4"]["Alive"], alive)
         state.receive([decode(reading("i", 1, "C5"))], NOW)
-        self.assertNotIn("Alive", state.show(NOW)["codifiers"]["C5"])  # a proxy never says I
+        self.assertNotIn("Alive", state.show(NOW)["codifiers"]["C5"])  # a proxy never sends I
 
-    def test_a_duplicate_instance_is_seen(self):
+    def test_duplicate_instance_is_counted(self):
         self.receive(control("N", sequence=1, number=1000), control("I", sequence=2, number=1000))
         self.receive(control("N", sequence=70, number=2000), control("I", sequence=71, number=2000))
         self.assertNotIn("Duplicates", self.fields())
         self.receive(control("I", sequence=3, number=1000, time_ms=NOW))
         self.assertEqual((self.fields()["Duplicates"], self.fields()["DuplicateTimestamp"]), (1, NOW))
 
-    def test_ping_times(self):
+    def test_round_trip_time_of_a_ping_is_measured(self):
         self.receive(control("P", "R1", "C4", 1, number=123.0), now_ms=NOW)
         self.receive(control("T", "C4", "R1", 1, number=123.0, time_ms=NOW + 4), now_ms=NOW + 4)
         self.assertEqual(self.fields()["RoundTrip"], 4)
-        self.receive(control("T", "C4", "R1", 2, number=123.0, time_ms=NOW + 9), now_ms=NOW + 9)  # nobody asked
+        self.receive(control("T", "C4", "R1", 2, number=123.0, time_ms=NOW + 9), now_ms=NOW + 9)  # without a ping
         self.assertEqual(self.fields()["RoundTrip"], 4)
         for n in range(1000):
             self.receive(control("P", "R1", "C4", n + 2, number=float(n)))
         self.assertLessEqual(len(self.state._pings), 64)
 
-    def test_there_is_room_for_so_many_codifiers_only(self):
+    def test_number_of_stored_codifiers_is_limited(self):
         codes = [chr(a) + chr(b) for a in range(33, 127) for b in range(33, 127)][: MOST_CODIFIERS + 100]
         heard = self.receive(*[reading("i", 1, code, time_ms=NOW) for code in codes if code != "@@"])
         shown = self.state.show(NOW)
         self.assertEqual((len(heard), len(shown["codifiers"])), (MOST_CODIFIERS, MOST_CODIFIERS))
         self.assertEqual(shown["ignored"], 100)
 
-    def test_there_is_always_room_for_those_that_the_configuration_names(self):
+    def test_configured_codifier_is_stored_beyond_the_limit(self):
         state = BusState(is_listed=lambda codifier: codifier == "C4")
         codes = [chr(a) + chr(b) for a in range(33, 60) for b in range(33, 127)]
         state.receive([decode(reading("i", 1, code, time_ms=NOW)) for code in codes], NOW)
         state.receive([decode(reading("i", 7, "C4", time_ms=NOW))], NOW)
         self.assertEqual(state.show(NOW)["codifiers"]["C4"]["Value"], 7)
 
-    def test_numbers(self):
+    def test_number_of_converts_finite_numbers_only(self):
         for value, found in (
             (1, 1), (1.5, 1.5), (True, 1), ("2", 2.0), (2**70, float(2**70)), ("x", None), (None, None), ([], None),
             (math.inf, None), ("nan", None), (10**400, None),
         ):  # fmt: skip
             self.assertEqual(number_of(value)[0], found, value)
 
-    def test_a_float_of_32_bits_as_it_was_meant(self):
+    def test_as_written_shortens_32_bit_floats(self):
         for meant in (21.3, 0.1, -273.15, 1e30, 16777217.0, 3.4028234663852886e38, 1e-45, 0.0):
             got = struct.unpack("<f", struct.pack("<f", meant))[0]
             self.assertEqual(struct.pack("<f", as_written(got)), struct.pack("<f", meant))

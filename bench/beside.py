@@ -1,9 +1,10 @@
-"""The page at its size, and beside others: 50 sensors, 200 open pages, Flask on waitress, nginx.
+"""Benchmarks of the web page: 50 sensors, 200 open pages, and comparison with Flask on waitress and with nginx.
 
     python3 -m bench.beside [PYTHON]
 
-PYTHON has flask and waitress (python3 -m venv /tmp/flask && /tmp/flask/bin/pip install flask waitress). Debian's wrk
-asks both for the same bytes, turn by turn; Debian's nginx-light serves the same log. What is not installed is left out.
+PYTHON is an interpreter with flask and waitress (python3 -m venv /tmp/flask && /tmp/flask/bin/pip install flask
+waitress). Debian's wrk requests the same bytes from both servers in turns; Debian's nginx-light serves the same log
+file. A comparison is left out if its program is not installed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,12 @@ http {{ access_log off; sendfile on; tcp_nopush on;
 
 @contextmanager
 def serving(data: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server and the port of its page, until the block ends."""
+    """Run a server until the block ends. Yield its process and the port of its web page.
+
+    Args:
+        data: Data folder of the server.
+        *arguments: Further command-line arguments of server.py.
+    """
     command = [sys.executable, "server.py", "--data", data, "--web", "127.0.0.1:0", *arguments]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -71,6 +77,7 @@ def serving(data: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str],
 
 
 def free_port() -> int:
+    """Return a free TCP port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 
@@ -78,8 +85,11 @@ def free_port() -> int:
 # ------------------------------------------------------------------------------------------------------- 50 sensors
 
 
-def a_day(data: str, names: list[str]) -> None:
-    """A day of samples of the node `fifty`, one a minute."""
+def store_day(data: str, names: list[str]) -> None:
+    """Store a day of samples of the node `fifty`, one per minute, in the data folder `data`.
+
+    `names` are its sensors.
+    """
     now_ms = int(time.time() * 1000)
     samples = [
         Sample(n, now_ms - 86_400_000 + n * 60_000, n * 60_000,
@@ -97,6 +107,7 @@ def a_day(data: str, names: list[str]) -> None:
 
 
 def fifty_sensors(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield a table row with the time and size of the front page with 50 sensors; files are created in `folder`."""
     root, names = os.path.join(folder, "root"), [f"temperature_{k:02d}" for k in range(SENSORS)]
     lines = [f'[[sensor]]\nkind = "kernel"\nroot = "{root}"\n']
     put(root, "sys/class/hwmon/hwmon0/name", "chip")
@@ -108,13 +119,13 @@ def fifty_sensors(folder: str) -> Iterator[tuple[str, str]]:
         file.write("".join(lines))
     data = os.path.join(folder, "data")
     os.mkdir(data)
-    a_day(data, names)
+    store_day(data, names)
     node = Node(sys.executable, os.path.join(folder, "node"), "--config", config, "--name", "fifty", "--every", "1")
     with serving(data, "--node", f"fifty@{node.address}") as (_, port):
         time.sleep(4)
         took_ms = fresh_page_ms(port)
         length = Client(port).get()
-        yield f"`/` with {SENSORS} sensors, drawn again, median of 15", f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
+        yield f"`/` with {SENSORS} sensors, generated again, median of 15", f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
     node.stop()
 
 
@@ -122,7 +133,10 @@ def fifty_sensors(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def open_pages(folder: str) -> Iterator[tuple[str, str]]:
-    """What pages that somebody left open cost a server that gets ten samples a second."""
+    """Yield table rows with the cost of open pages for a server that receives ten samples per second.
+
+    Files are created in `folder`.
+    """
     node = Node(sys.executable, os.path.join(folder, "node"), "--simulate", "--every", "0.1", "--name", _NODE)
     data = os.path.join(folder, "data")
     os.mkdir(data)
@@ -134,11 +148,11 @@ def open_pages(folder: str) -> Iterator[tuple[str, str]]:
         for sock in listeners:
             sock.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
         time.sleep(2)
-        assert all(drain(sock).startswith(b"HTTP/1.1 200") for sock in listeners), "not all of them are let in"
+        assert all(drain(sock).startswith(b"HTTP/1.1 200") for sock in listeners), "some connections were refused"
         with_them = share(server.pid, listeners)
         more = rss_mib(server.pid) - memory
         time.sleep(2)
-        assert all(b"temperature" in drain(sock) for sock in listeners), "not all of them were told"
+        assert all(b"temperature" in drain(sock) for sock in listeners), "some did not receive the event"
         begun = refreshing(port)
         try:
             time.sleep(3)
@@ -149,21 +163,24 @@ def open_pages(folder: str) -> Iterator[tuple[str, str]]:
         for sock in listeners:
             sock.close()
     node.stop()
-    yield f"{PAGES} open pages at 10 samples/s: memory", f"{more:.1f} MiB more than without"
-    told = f"{100 * with_them:.1f} % of a core, {100 * alone:.1f} % without"
-    yield f"{PAGES} open pages at 10 samples/s: processor", told
-    told = f"{most:.1f} MiB more, {100 * whole:.1f} % of a core"
-    yield f"the same, all in front: each fetches itself every 5 s, and its {_CHARTS} charts every 15 s", told
+    yield f"{PAGES} open pages at 10 samples/s: memory", f"{more:.1f} MiB in addition"
+    result = f"{100 * with_them:.1f} % of a core, {100 * alone:.1f} % without"
+    yield f"{PAGES} open pages at 10 samples/s: processor time", result
+    result = f"{most:.1f} MiB in addition, {100 * whole:.1f} % of a core"
+    yield f"the same, all in the foreground: each requests the page every 5 s and {_CHARTS} charts every 15 s", result
 
 
 def refreshing(port: int) -> subprocess.Popen[bytes]:
-    """What the scripts of so many pages fetch while in front: each itself every 5 s, its charts every 15 s."""
+    """Start a process that runs `refresh` against `port`, and return it."""
     code = f"from bench.beside import refresh; refresh({port})"
     return subprocess.Popen([sys.executable, "-c", code])
 
 
 def refresh(port: int) -> None:
-    """Until it is ended, on 16 connections: as many pages refresh themselves, evenly over the time."""
+    """Send the requests of PAGES visible pages to `port` over 16 connections, evenly distributed, until ended.
+
+    Each page requests itself every 5 s and its charts every 15 s, as its script does.
+    """
     clients, turn = [Client(port) for _ in range(16)], 0
     began_s = time.monotonic()
     while True:
@@ -177,7 +194,10 @@ def refresh(port: int) -> None:
 
 
 def share(pid: int, listeners: list[socket.socket] | None = None) -> float:
-    """Of a core, over SECONDS; the listeners read what comes, as browsers would."""
+    """Return the share of a core that process `pid` uses during SECONDS.
+
+    The `listeners` are read during this time, as browsers do.
+    """
     before_s, began_s = cpu_s(pid), time.monotonic()
     while time.monotonic() - began_s < SECONDS:
         time.sleep(1.0)
@@ -187,26 +207,28 @@ def share(pid: int, listeners: list[socket.socket] | None = None) -> float:
 
 
 def drain(sock: socket.socket) -> bytes:
+    """Return the bytes that `sock` has received, without waiting."""
     try:
         return sock.recv(1 << 16, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return b""
 
 
-# ---------------------------------------------------------------------------------------------------- beside others
+# ---------------------------------------------------------------------------------------------------- comparison
 
 
 def wrk(port: int, seconds: int = 8) -> float:
-    """Requests a second that Debian's wrk gets with 8 connections kept alive."""
+    """Return the requests per second that wrk reaches at `port` in `seconds`, with 8 kept-alive connections."""
     command = ["wrk", "-t1", "-c8", f"-d{seconds}s", "-H", "Accept: text/html", f"http://127.0.0.1:{port}/"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "Non-2xx" not in said, said
-    found = re.search(r"Requests/sec:\s+([0-9.]+)", said)
-    assert found, said
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in output, output
+    found = re.search(r"Requests/sec:\s+([0-9.]+)", output)
+    assert found, output
     return float(found[1])
 
 
 def page_of(port: int) -> bytes:
+    """Return the HTML of the front page at `port`."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n")
         data = b""
@@ -216,6 +238,7 @@ def page_of(port: int) -> bytes:
 
 
 def beside_flask(folder: str, python: str) -> Iterator[tuple[str, str]]:
+    """Yield a table row that compares the front page with Flask on waitress, run by `python` in `folder`."""
     data, port = os.path.join(folder, "data"), free_port()
     with serving(data, "--demo") as (_, ours):
         time.sleep(3)
@@ -230,14 +253,15 @@ def beside_flask(folder: str, python: str) -> Iterator[tuple[str, str]]:
         finally:
             flask.terminate()
             flask.wait(10)
-    (own, other) = (statistics.median(one) for one in zip(*turns))
+    own, other = (statistics.median(one) for one in zip(*turns))
     yield (
-        "`/` kept alive, 8 at once, by wrk; Flask on waitress with the same bytes, turn by turn",
+        "`/` requested by wrk, 8 persistent connections; Flask on waitress with the same bytes, in turn",
         (f"{own:,.0f} and {other:,.0f} requests/s ({own / other:.1f} times)"),
     )
 
 
 def beside_nginx(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield table rows that compare the download of the log with nginx serving the same file from `folder`."""
     data, port = os.path.join(folder, "data"), free_port()
     os.mkdir(data)
     long_log(data)
@@ -262,14 +286,14 @@ def beside_nginx(folder: str) -> Iterator[tuple[str, str]]:
         own, other = (statistics.median(one) for one in zip(*turns))
         length = os.path.getsize(os.path.join(logs, name)) / (1 << 30)
         yield (
-            f"the log, {length:.2f} GiB; nginx with the same file, turn by turn",
+            f"the log, {length:.2f} GiB; nginx with the same file, in turn",
             (f"{own:.2f} and {other:.2f} GiB/s ({own / other:.2f} times)"),
         )
-        yield "memory of the server before and after that", f"{before:.1f} and {rss_mib(server.pid):.1f} MiB"
+        yield "memory of the server before and after it", f"{before:.1f} and {rss_mib(server.pid):.1f} MiB"
 
 
 def rate(port: int, path: str) -> float:
-    """GiB a second of one download."""
+    """Return the speed of one download of `path` from `port`, in GiB per second."""
     sock = socket.create_connection(("127.0.0.1", port))
     began_s, buffer, total = time.monotonic(), bytearray(1 << 20), 0
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -280,6 +304,7 @@ def rate(port: int, path: str) -> float:
 
 
 def main() -> None:
+    """Run the benchmarks and print the table."""
     rows: list[tuple[str, str]] = []
     python = sys.argv[1] if len(sys.argv) > 1 else ""
     with tempfile.TemporaryDirectory() as folder:
@@ -292,7 +317,7 @@ def main() -> None:
     if shutil.which("nginx"):
         with tempfile.TemporaryDirectory() as folder:
             rows += beside_nginx(folder)
-    table("the page, at its size and beside others", rows)
+    table("web page: large pages, and comparison with other servers", rows)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Readings a second that are durable: ours beside what people would use instead, turn by turn in one run.
+"""Durable readings per second: Pigeonpost compared with the usual alternatives, in turns within one run.
 
     python3 -m bench.beside_peers            three rounds; takes three minutes
     python3 -m bench.beside_peers --rounds 1
 
-Needs mosquitto, influxd (`sudo apt install mosquitto influxdb`) and paho-mqtt for this Python. A reading is one value.
+Requires mosquitto, influxd (`sudo apt install mosquitto influxdb`) and paho-mqtt for this Python. A reading is one
+value.
 
-ours       server.py, collecting from bench.fleet over TCP: acknowledged after SQLite's commit, and in the CSV log
-mosquitto  Debian's broker, QoS 1; a program with paho-mqtt takes messages of 100 readings, commits them every 100 ms to
-           SQLite (WAL, synchronous=FULL), and acknowledges them after the commit
-InfluxDB   1.6, POST /write with 1,000 lines; the answer comes after its WAL is synced
+Pigeonpost server.py, collecting from bench.fleet over TCP. It acknowledges after SQLite's commit, and writes the CSV
+           log.
+mosquitto  Debian's broker with QoS 1. A program with paho-mqtt receives messages of 100 readings, commits them every
+           100 ms to SQLite (WAL, synchronous=FULL), and acknowledges them after the commit.
+InfluxDB   1.6, POST /write with 1,000 lines. The response is sent after its WAL is synced.
 
-The senders' work is prepared before the clock starts; processor time is that of all server processes of a system.
+The senders prepare their messages before the clock starts. Processor time is that of all server processes of a system.
 """
 
 from __future__ import annotations
@@ -45,34 +47,36 @@ _LIMIT_S = 120.0
 
 
 class Figures(NamedTuple):
-    """Of one round: readings a second, and seconds of processor time for a million readings."""
+    """Result of one round: readings per second, and seconds of processor time per million readings."""
 
-    a_second: float
+    per_second: float
     cpu_s_per_million: float
 
 
 def main() -> None:
+    """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--store", nargs=2, metavar=("PORT", "FILE"), help="be the program that stores from MQTT")
+    parser.add_argument("--store", nargs=2, metavar=("PORT", "FILE"), help="run as the program that stores from MQTT")
     options = parser.parse_args()
     if options.store:
         store_from_mqtt(int(options.store[0]), options.store[1])
         return
     found: dict[str, list[Figures]] = {name: [] for name in CASES}
     for _ in range(options.rounds):
-        for name, measure in CASES.items():  # turn by turn: the machine gives more in one minute than in the next
+        for name, measure in CASES.items():  # alternating, because the machine's speed changes from minute to minute
             found[name].append(measure())
-            print(f"{name}: {found[name][-1].a_second:,.0f}", file=sys.stderr, flush=True)
-    ours = statistics.median(one.a_second for one in found[next(iter(CASES))])
-    head = f"durable readings, {options.rounds} rounds turn by turn ({about()})"
-    print(f"\n| {head} | readings/s | the first row is | processor time for a million |\n|---|---|---|---|")
+            print(f"{name}: {found[name][-1].per_second:,.0f}", file=sys.stderr, flush=True)
+    ours = statistics.median(one.per_second for one in found[next(iter(CASES))])
+    head = f"durable readings, median (slowest to fastest) of {options.rounds} rounds in turn ({about()})"
+    print(f"\n| {head} | readings/s | ratio of the first row to this row | processor time per million |")
+    print("|---|---|---|---|")
     for name, rounds in found.items():
-        rates = sorted(one.a_second for one in rounds)
-        middle = statistics.median(rates)
+        rates = sorted(one.per_second for one in rounds)
+        median_rate = statistics.median(rates)
         cpu = statistics.median(one.cpu_s_per_million for one in rounds)
-        spread = f"{middle:,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})"
-        print(f"| {name} | {spread} | {ours / middle:.1f} times | {cpu:.2f} s |")
+        spread = f"{median_rate:,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f})"
+        print(f"| {name} | {spread} | {ours / median_rate:.1f} | {cpu:.2f} s |")
 
 
 # ------------------------------------------------------------------------------------------------------------ ours
@@ -81,7 +85,7 @@ def main() -> None:
 def _ours(case: str) -> Figures:
     found = ingest.measure(case)
     readings = found["samples"] * VALUES_PER_SAMPLE
-    return Figures(found["a_second"] * VALUES_PER_SAMPLE, found["server_cpu_s"] / readings * 1e6)
+    return Figures(found["per_second"] * VALUES_PER_SAMPLE, found["server_cpu_s"] / readings * 1e6)
 
 
 # ------------------------------------------------------------------------------------------------------- mosquitto
@@ -134,7 +138,10 @@ def _mqtt_messages() -> list[str]:
 
 
 def store_from_mqtt(port: int, database: str) -> None:
-    """Store what comes, as the manual of paho-mqtt and that of sqlite3 lead to: commit, then acknowledge."""
+    """Subscribe to the broker at `port`, and store each message in `database` before it is acknowledged.
+
+    The program follows the manuals of paho-mqtt and sqlite3: commit, then acknowledge.
+    """
     import paho.mqtt.client as mqtt
 
     db = sqlite3.connect(database)
@@ -221,10 +228,10 @@ def _write_all(port: int, bodies: list[bytes]) -> None:
 def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> bytes:
     connection.request("POST", path, body)
     answer = connection.getresponse()
-    said = answer.read()
+    content = answer.read()
     if answer.status not in (200, 204):
-        raise SystemExit(f"InfluxDB: {answer.status} {said.decode()[:200]}")
-    return said
+        raise SystemExit(f"InfluxDB: {answer.status} {content.decode()[:200]}")
+    return content
 
 
 def _influx_count(port: int) -> int:
@@ -238,7 +245,7 @@ def _influx_count(port: int) -> int:
 
 @contextlib.contextmanager
 def _program(command: list[str], port: int = 0) -> Iterator[int]:
-    """Run a program, its process number while it runs; from when it listens on `port`, where it does."""
+    """Run a program until the block ends. Yield its process id once it listens on `port`, if not 0."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         if port:
@@ -261,19 +268,19 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _wait(is_so: Callable[[], bool], what: str) -> None:
+def _wait(condition: Callable[[], bool], what: str) -> None:
     give_up_s = time.monotonic() + _LIMIT_S
-    while not is_so():
+    while not condition():
         if time.monotonic() > give_up_s:
-            raise SystemExit(f"{what}: nothing within {_LIMIT_S:g} s")
+            raise SystemExit(f"{what} was not ready within {_LIMIT_S:g} s")
         time.sleep(0.02)
 
 
 CASES: dict[str, Callable[[], Figures]] = {
-    "Pigeonpost, one node catching up": lambda: _ours("one"),
-    "Pigeonpost, 100 nodes catching up": lambda: _ours("hundred"),
-    "mosquitto QoS 1 + paho-mqtt to SQLite, 100 readings a message": _mosquitto,
-    "InfluxDB 1.6, 1,000 lines a write": lambda: _influxdb(1),
+    "Pigeonpost, one node with a backlog": lambda: _ours("one"),
+    "Pigeonpost, 100 nodes with a backlog": lambda: _ours("hundred"),
+    "mosquitto QoS 1 + paho-mqtt to SQLite, 100 readings per message": _mosquitto,
+    "InfluxDB 1.6, 1,000 lines per write": lambda: _influxdb(1),
     "InfluxDB 1.6, two clients": lambda: _influxdb(2),
 }
 

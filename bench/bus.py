@@ -1,11 +1,12 @@
-"""The multicast bus: packets a second that a real server receives without loss, and what that costs.
+"""Benchmark of the multicast bus: packets per second that a real server receives without loss, and their cost.
 
     python3 -m bench.bus                    all rows of bench/README.md
     python3 -m bench.bus --rate 20000 --seconds 12 --codifiers 20
-    python3 -m bench.bus send ...           the sender, a process of its own
+    python3 -m bench.bus send ...           the sender, which runs in its own process
 
-A sender says data packets (f) under many codifiers on loopback at an even rate; `server.py` listens, counts, and stores
-every one of them as a reading. Lost is what the server's own counting says, and what it did not hear at all.
+A sender sends data packets (f) with many codifiers on loopback at a constant rate. `server.py` receives and counts
+them, and stores each one as a reading. Lost packets are those that the server counts as lost, and those that it never
+received.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _TICK_S = 0.005
 
 
 def send(rate: int, seconds: float, codifiers: int) -> None:
-    """Say `rate` packets a second; prints how many, and how evenly."""
+    """Send `rate` packets per second for `seconds`, alternating between `codifiers` codifiers.
+
+    Print the number of packets and the longest delay as JSON.
+    """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
     sock.connect(GROUPS[1])
@@ -54,7 +58,16 @@ def send(rate: int, seconds: float, codifiers: int) -> None:
 
 
 def measure(rate: int, seconds: float, codifiers: int) -> dict[str, Any]:
-    """One run: what was sent, heard, lost and stored, and the server's share of a core."""
+    """Measure one run of a server that receives packets.
+
+    Args:
+        rate: Packets per second.
+        seconds: Duration of sending.
+        codifiers: Number of codifiers.
+
+    Returns:
+        The numbers of packets sent, received, lost and stored, and the server's share of a core and memory.
+    """
     with tempfile.TemporaryDirectory() as data:
         (control, control_port), (group, port) = GROUPS
         environment = {
@@ -76,8 +89,10 @@ def measure(rate: int, seconds: float, codifiers: int) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(subprocess.run(sender, stdout=subprocess.PIPE, check=True).stdout)
             found["core"] = (cpu_s(server.pid) - before_s) / (time.monotonic() - began_s)
             time.sleep(1.0)
-            report = _ask(about)
-            found["heard"], found["unstored"], found["stored"] = (report[k] for k in ("packets", "unstored", "stored"))
+            report = _fetch_report(about)
+            found["received"], found["unstored"], found["stored"] = (
+                report[k] for k in ("packets", "unstored", "stored")
+            )
             found["lost"] = sum(fields["DPacketsLost"] for fields in report["codifiers"].values())
             found["rss_mib"] = rss_mib(server.pid, peak=True)
             server.send_signal(signal.SIGTERM)
@@ -88,7 +103,7 @@ def measure(rate: int, seconds: float, codifiers: int) -> dict[str, Any]:
             server.wait()
 
 
-def _ask(about: dict[str, Any]) -> Any:
+def _fetch_report(about: dict[str, Any]) -> Any:
     host, port = about["web"][0]
     request = urllib.request.Request(
         f"http://{host}:{port}/api/v1/bus", headers={"Authorization": f"Bearer {about['key']}"}
@@ -98,18 +113,20 @@ def _ask(about: dict[str, Any]) -> Any:
 
 
 def row(rate: int, seconds: float, codifiers: int) -> tuple[str, str]:
-    """A row of the table."""
+    """Return the table row of a run with `rate`, `seconds` and `codifiers`, as for `measure`."""
     found = measure(rate, seconds, codifiers)
-    even = found["sent"] / found["seconds"]
-    lost = max(found["lost"], found["sent"] - found["heard"])
-    said = (
-        f"{found['sent']:,} sent at {even:,.0f}/s (at worst {found['late_s'] * 1000:.0f} ms late), {lost:,} lost,"
-        f" {found['stored']:,} stored; {found['core'] * 100:.0f} % of a core; {found['rss_mib']:.0f} MiB at most"
+    actual_rate = found["sent"] / found["seconds"]
+    lost = max(found["lost"], found["sent"] - found["received"])
+    result = (
+        f"{found['sent']:,} sent at {actual_rate:,.0f} packets/s (at most {found['late_s'] * 1000:.0f} ms late),"
+        f" {lost:,} lost, {found['stored']:,} stored; {found['core'] * 100:.0f} % of a core;"
+        f" {found['rss_mib']:.0f} MiB at most"
     )
-    return f"{rate:,} packets/s of {codifiers} codifiers for {seconds:g} s", said
+    return f"{rate:,} packets/s from {codifiers} codifiers for {seconds:g} s", result
 
 
 def main() -> None:
+    """Run the chosen benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["send"])
     parser.add_argument("--rate", type=int)

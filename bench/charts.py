@@ -1,10 +1,10 @@
-"""What charts cost: time to read and draw, and bytes, for spans of an hour to five years and one to four series.
+"""Cost of charts: time to query and draw, and size, for ranges of an hour to five years and one to four series.
 
     python3 -m bench.charts                builds a year of two nodes in a temporary folder: two minutes, 150 MB
-    python3 -m bench.charts --days 30      a small one
+    python3 -m bench.charts --days 30      builds only 30 days
 
-Two nodes, two values every ten seconds, summed up as the server does. Each chart is drawn five times, never from what
-is kept; the median is told. Statistics are those of the sensor's page, a day to a year.
+The two nodes have two values every ten seconds, with the rollups of the server. Each chart is drawn five times, never
+from a cache; the table shows the median. The statistics are those of a sensor's page, for a day to a year.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SPANS = (("1h", "an hour"), ("24h", "a day"), ("49h", "49 hours"), ("7d", "a we
 
 
 def build(store: SqliteStore, days: int, end_ms: int) -> None:
-    """Two nodes of so many days, and their statistics."""
+    """Fill `store` with two nodes of `days` days that end at `end_ms` (ms since 1970), and with their rollups."""
     filed, count = 0, days * DAY_MS // EVERY_MS
     for node in range(2):
         for epoch_commit in epoch_commits(node, range(1, count + 1), TOGETHER, end_ms - count * EVERY_MS):
@@ -46,8 +46,8 @@ def build(store: SqliteStore, days: int, end_ms: int) -> None:
         pass
 
 
-def visit_to(store: SqliteStore, query: str) -> RequestContext:
-    """A request for a chart, with the parts of a WebContext that it needs."""
+def chart_request(store: SqliteStore, query: str) -> RequestContext:
+    """Return a request for the chart `query`, with the parts of a WebContext that a chart of `store` needs."""
     units = {"temperature": "°C", "light": "counts"}
     sensors = [
         SimpleNamespace(name=name, unit=unit, label="", number=k) for k, (name, unit) in enumerate(units.items())
@@ -60,6 +60,7 @@ def visit_to(store: SqliteStore, query: str) -> RequestContext:
 
 
 def median_ms(ask: Callable[[], object]) -> float:
+    """Return the median time of five calls of `ask`, in milliseconds."""
     took = []
     for _ in range(5):
         began_s = time.perf_counter()
@@ -69,34 +70,34 @@ def median_ms(ask: Callable[[], object]) -> float:
 
 
 def chart(store: SqliteStore, span: str, count: int) -> str:
-    """Time and size of one chart."""
-    context = visit_to(store, f"series={','.join(_NAMES[:count])}&span={span}&size=large")
+    """Return the time and size of a chart as text: `count` series of `store` over `span`."""
+    context = chart_request(store, f"series={','.join(_NAMES[:count])}&span={span}&size=large")
     length = len(Charts(context.app.clock).answer(context).body)
     took_ms = median_ms(lambda: Charts(context.app.clock).answer(context))
     return f"{took_ms:.1f} ms, {length / 1000:.1f} kB"
 
 
 def main() -> None:
-    """Build, draw, tell."""
+    """Build the store, draw the charts and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--days", type=int, default=366, help="of samples")
+    parser.add_argument("--days", type=int, default=366, help="days of samples (366)")
     days = parser.parse_args().days
     end_ms = Clock().wall_ms()
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteStore(folder)
         build(store, days, end_ms)
         rows = [
-            (f"a chart of {words}: 1, 2 and 4 series", "; ".join(chart(store, span, count) for count in (1, 2, 4)))
-            for span, words in _SPANS
+            (f"chart of {label}: 1; 2; 4 series", "; ".join(chart(store, span, count) for count in (1, 2, 4)))
+            for span, label in _SPANS
         ]
-        for words, span_days in (("a day", 1), ("a week", 7), ("30 days", 30), ("a year", 365)):
+        for label, span_days in (("a day", 1), ("a week", 7), ("30 days", 30), ("a year", 365)):
             from_ms = end_ms - span_days * DAY_MS
             took_ms = median_ms(
                 lambda from_ms=from_ms: StatisticsReader(store, Clock()).of("n0", "temperature", from_ms, end_ms)  # type: ignore[misc]
             )
-            rows.append((f"statistics of {words}", f"{took_ms:.1f} ms"))
+            rows.append((f"statistics of {label}", f"{took_ms:.1f} ms"))
         store.close()
-    table(f"charts: two nodes, {days} days, a sample every 10 s", rows)
+    table(f"charts: two nodes, {days} days, one sample every 10 s", rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A node flooded by connections without its token, and a token that is revoked: how long a server waits, the cost.
+"""Effects of a flood of connections without the token on a node and its server, and delay of a token's revocation.
 
     python3 -m bench.crowd [RATE...]
 
-A node with a token is held by 64 silent connections from many addresses of 127.0.0.0/8, and gets RATE new ones a second
-(250, and as many as this machine makes). A server that knows the token is started five times meanwhile. Then the token
-is rotated and revoked. Takes two minutes.
+64 silent connections from many addresses of 127.0.0.0/8 occupy a node with a token, and RATE new ones are opened per
+second (250, and as many as this machine can open). During the flood, a server that has the token is started five times.
+Then the token is rotated and revoked. The benchmark takes two minutes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from collections.abc import Iterator
 from bench.machine import cpu_s, rss_mib, table
 
 STARTS, LIMIT_S = 5, 60.0
-HELD, MOST = 1250, 1_000_000.0  # 1250: at 250 a second what a node closes after 5 s is still held
+HELD, MOST = 1250, 1_000_000.0  # 250 per second for the 5 s after which a node closes them
 _WARM_UP_S = 3.0
 
 
 class Program:
-    """A program of ours, and the lines that it logs, each with the time at which it came."""
+    """Running Pigeonpost program, with the lines that it logs and the time of each line."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -50,7 +50,10 @@ class Program:
             self._lines.put((time.monotonic(), line))
 
     def wait_for(self, *texts: str, limit_s: float = LIMIT_S) -> tuple[float, str]:
-        """The next line with one of these texts, and when it came. Raises queue.Empty."""
+        """Return the next line that contains one of `texts`, and its time; waits at most `limit_s`.
+
+        Raises queue.Empty.
+        """
         give_up_s = time.monotonic() + limit_s
         while True:
             at_s, line = self._lines.get(timeout=max(0.001, give_up_s - time.monotonic()))
@@ -58,12 +61,16 @@ class Program:
                 return at_s, line
 
     def end(self, number: int = signal.SIGTERM) -> None:
+        """Send signal `number` and wait for the end of the program."""
         self.process.send_signal(number)
         self.process.wait(LIMIT_S)
 
 
 def flood(host: str, port: int, rate: float) -> None:
-    """Hold HELD connections and open `rate` new ones a second, until standard input ends. Prints how many."""
+    """Hold HELD connections to `host` and `port`, and open `rate` new ones per second, until standard input ends.
+
+    Print the number of opened connections.
+    """
     over, opened, socks = threading.Event(), 0, deque[socket.socket]()
 
     def wait_for_the_end() -> None:
@@ -76,7 +83,7 @@ def flood(host: str, port: int, rate: float) -> None:
         if over.wait(max(0.0, began_s + n / rate - time.monotonic())):
             break
         sock = socket.socket()
-        sock.setblocking(False)  # the kernel goes on with it: a full queue does not hold this flood up
+        sock.setblocking(False)  # the kernel connects: a full queue does not delay the flood
         with contextlib.suppress(OSError):
             sock.bind((f"127.{n % 83}.{n % 199}.{n % 251 + 2}", 0))
             sock.connect_ex((host, port))
@@ -89,7 +96,10 @@ def flood(host: str, port: int, rate: float) -> None:
 
 @contextlib.contextmanager
 def flooding(address: str, rate: float) -> Iterator[list[int]]:
-    """A flood from a process of its own; afterwards how many connections it opened."""
+    """Run a flood of `rate` connections per second to `address` from another process until the block ends.
+
+    Yield a list to which the number of opened connections is added at the end.
+    """
     host, _, port = address.rpartition(":")
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.crowd", "--flood", host, port, str(rate)], stdin=subprocess.PIPE,
@@ -104,11 +114,15 @@ def flooding(address: str, rate: float) -> Iterator[list[int]]:
 
 
 def start_server(address: str, data: str) -> Program:
+    """Return a server, just started, that collects from the node at `address` with the data folder `data`."""
     return Program("server.py", "--data", data, "--web", "127.0.0.1:0", "--node", f"crowded@{address}")
 
 
 def starts(address: str, data: str) -> str:
-    """How long a server takes from its start until it collects, STARTS times."""
+    """Return the seconds from the start of a server until it collects from `address`, STARTS times, as text.
+
+    `data` is the server's data folder.
+    """
     took = []
     for _ in range(STARTS):
         begun_s, server = time.monotonic(), start_server(address, data)
@@ -121,28 +135,36 @@ def starts(address: str, data: str) -> str:
 
 
 def crowd(rate: float, address: str, node: Program, data: str) -> list[tuple[str, str]]:
+    """Return table rows of the flood of `rate` connections per second to `node`, which listens on `address`.
+
+    `data` is the data folder of the servers that are started during the flood.
+    """
     lines, began_cpu_s, began_s = node.count, cpu_s(node.process.pid), time.monotonic()
     with flooding(address, rate) as opened:
         took = starts(address, data)
     seconds = time.monotonic() - began_s
     pid = node.process.pid
     return [
-        ("connections opened", f"{opened[0]} ({opened[0] / seconds:.0f} a second)"),
+        ("opened connections", f"{opened[0]} ({opened[0] / seconds:.0f} per second)"),
         ("from the start of a server until it collects (s)", took),
         ("lines that the node logged", str(node.count - lines)),
         ("processor time of the node", f"{(cpu_s(pid) - began_cpu_s) / seconds:.1%} of a core"),
-        ("memory of the node, now and at most", f"{rss_mib(pid):.1f} and {rss_mib(pid, peak=True):.1f} MiB"),
+        ("memory of the node, afterwards and at most", f"{rss_mib(pid):.1f} and {rss_mib(pid, peak=True):.1f} MiB"),
     ]
 
 
 def control(data: str, *arguments: str) -> str:
-    """Run control.py; what it printed."""
+    """Return the output of control.py with `arguments` on the data folder `data`."""
     command = [sys.executable, "control.py", "--data", data, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def revocation(address: str, data: str) -> list[tuple[str, str]]:
+    """Return table rows with the delays from rotating and revoking the token of the node at `address` to the effect.
+
+    `data` is the data folder of the server.
+    """
     server = start_server(address, data)
     try:
         server.wait_for("collecting;")
@@ -151,19 +173,20 @@ def revocation(address: str, data: str) -> list[tuple[str, str]]:
             server.wait_for("crowded: has", "crowded: is", limit_s=5.0)
             rotated = "ended"
         except queue.Empty:
-            rotated = "goes on with the token before"
+            rotated = "continues with the previous token"
         control(data, "revoke", "crowded")
         at_s, _ = server.wait_for("its token was revoked")
         revoked_s = os.stat(os.path.join(data, "tokens.json")).st_mtime - time.time() + time.monotonic()
         return [
-            ("session, 5 s after rotate", rotated),
-            ("from the change of tokens.json by revoke to the end of the session", f"{at_s - revoked_s:.2f} s"),
+            ("session 5 s after `control.py rotate`", rotated),
+            ("from `control.py revoke` to the end of the session", f"{at_s - revoked_s:.2f} s"),
         ]
     finally:
         server.end()
 
 
 def main() -> None:
+    """Run the benchmark and print the table."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     rates = [float(text) for text in sys.argv[1:]] or [250.0, MOST]
     with tempfile.TemporaryDirectory() as folder:
@@ -175,11 +198,11 @@ def main() -> None:
         )  # fmt: skip
         try:
             address = node.wait_for("listening on ")[1].split()[-1]
-            table("nobody else", [("from the start of a server until it collects (s)", starts(address, data))])
+            table("without attack", [("from the start of a server until it collects (s)", starts(address, data))])
             for rate in rates:
-                wanted = "as many new ones as possible" if rate == MOST else f"{rate:.0f} new ones a second"
-                table(f"64 silent connections, {wanted}", crowd(rate, address, node, data))
-            table("a token", revocation(address, data))
+                flood = "as many new ones as possible" if rate == MOST else f"{rate:.0f} new ones/s"
+                table(f"64 silent connections, {flood}", crowd(rate, address, node, data))
+            table("change of a token", revocation(address, data))
         finally:
             node.end()
 

@@ -1,10 +1,10 @@
-"""How fast a file of 100 MB is dropped, beside what the disk does with the same bytes, and what that costs in memory.
+"""File drop of 100 MB: speed and memory, compared with what the disk needs for the same bytes.
 
     python3 -m bench.drop [FOLDER]
 
-A real server, whose data are in FOLDER (the current one), on the disk that is asked; the client is a raw socket that
-sends the same block again and again. The disk is measured in the same run, between the uploads: write and fsync, and
-the same with SHA-256 beside it, which is the least that any receiver has to do.
+A real server keeps its data in FOLDER (default: the current one), on the disk to be measured. The client is a raw
+socket that sends the same block repeatedly. The disk is measured in the same run, between the uploads: write and fsync,
+and the same with SHA-256, which is the minimum work of every receiver.
 """
 
 from __future__ import annotations
@@ -32,14 +32,20 @@ _PI = "10000000a1b2c3d4"
 
 
 def blocks(seed: int) -> Iterator[bytes]:
-    """The content of one file, in blocks: each file another one, since the same again would not be kept."""
+    """Yield the content of one file in blocks.
+
+    Each `seed` gives a different file, because the server stores equal files only once.
+    """
     block = (b"%016d" % seed) * (_BLOCK // 16)
     for at in range(0, _BYTES, _BLOCK):
         yield block[: min(_BLOCK, _BYTES - at)]
 
 
 def disk_s(folder: str, seed: int, with_sum: bool) -> float:
-    """Seconds that the disk takes to have the file: written in the pieces in which it comes, and synced."""
+    """Return the seconds to write and sync the file of `seed` in `folder`, in the blocks in which it arrives.
+
+    If `with_sum` is true, the time includes calculating the SHA-256.
+    """
     path = os.path.join(folder, "probe")
     began_s = time.perf_counter()
     total = hashlib.sha256()
@@ -74,7 +80,10 @@ while True:
 
 
 def bare_s(port: int, seed: int) -> float:
-    """Seconds that the smallest program takes which receives a file, sums it, writes it and syncs it."""
+    """Return the seconds that the minimal receiver at `port` needs.
+
+    It receives, hashes, writes and syncs the file of `seed`.
+    """
     with socket.create_connection(("127.0.0.1", port)) as sock:
         began_s = time.perf_counter()
         for block in blocks(seed):
@@ -86,20 +95,22 @@ def bare_s(port: int, seed: int) -> float:
 
 
 def ask(port: int, head: str) -> bytes:
+    """Send a request with the request line `head` to `port`, and return the body of the response."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(f"{head}\r\nHost: x\r\nConnection: close\r\npi_id: {_PI}\r\nnum_files: 1\r\n\r\n".encode())
         return answer(sock)
 
 
 def answer(sock: socket.socket) -> bytes:
-    said = b""
+    """Return the body of the response from `sock`."""
+    reply = b""
     while part := sock.recv(4096):
-        said += part
-    return said.partition(b"\r\n\r\n")[2]
+        reply += part
+    return reply.partition(b"\r\n\r\n")[2]
 
 
 def upload_s(port: int, seed: int) -> float:
-    """Seconds from the first byte to the answer that the file is there, durably."""
+    """Return the seconds from the first byte of the file of `seed` sent to `port` until its acknowledgement."""
     total = hashlib.sha256()
     for block in blocks(seed):
         total.update(block)
@@ -117,13 +128,14 @@ def upload_s(port: int, seed: int) -> float:
         for block in blocks(seed):
             sock.sendall(block)
         sock.sendall(tail)
-        said = answer(sock)
+        reply = answer(sock)
         took_s = time.perf_counter() - began_s
-    assert said.decode() == total.hexdigest(), said
+    assert reply.decode() == total.hexdigest(), reply
     return took_s
 
 
 def main() -> None:
+    """Run the benchmark and print the table."""
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else ".") as data:
         with PiIds(data).changing() as known:
             known[_PI] = Pi("bench")
@@ -134,13 +146,13 @@ def main() -> None:
             found = re.search(r":(\d+)/", server.stdout.readline())
             assert found, "the server did not start"
             port = int(found[1])
-            upload_s(port, 0)  # what is loaded at first use is loaded now
+            upload_s(port, 0)  # load what is loaded at first use
             before_mib, before_s = rss_mib(server.pid), cpu_s(server.pid)
             code = [sys.executable, "-c", _PROBE, os.path.join(data, "bare")]
             probe = subprocess.Popen(code, stdout=subprocess.PIPE, text=True)
             assert probe.stdout is not None
             probe_port = int(probe.stdout.readline())
-            took: dict[str, list[float]] = {"disk": [], "summed": [], "bare": [], "dropped": []}  # seconds, of each run
+            took: dict[str, list[float]] = {"disk": [], "summed": [], "bare": [], "dropped": []}  # seconds per run
             for run in range(1, _RUNS + 1):
                 steps: list[tuple[str, Callable[[], float]]] = [
                     ("disk", functools.partial(disk_s, data, run, False)),
@@ -148,31 +160,32 @@ def main() -> None:
                     ("bare", functools.partial(bare_s, probe_port, run)),
                     ("dropped", functools.partial(upload_s, port, run)),
                 ]
-                for name, step in steps[run % 4 :] + steps[: run % 4]:  # none always comes behind the same other
+                for name, step in steps[run % 4 :] + steps[: run % 4]:  # vary the order
                     took[name].append(step())
             spent_s = (cpu_s(server.pid) - before_s) / _RUNS
             probe.kill()
             probe.wait()
             speed, with_sum, least, drop = (_BYTES / 1e6 / statistics.median(times) for times in took.values())
-            table("server: a file of 100 MB dropped", [
-                ("the disk: write and fsync", f"{speed:.0f} MB/s"),
-                ("the same with SHA-256 beside", f"{with_sum:.0f} MB/s"),
-                ("a bare loop that receives, sums, writes and syncs", f"{least:.0f} MB/s"),
-                ("first byte to the answer that it is durable",
+            table("server: upload of a file of 100 MB", [
+                ("the disk alone: write and fsync", f"{speed:.0f} MB/s"),
+                ("the same with SHA-256", f"{with_sum:.0f} MB/s"),
+                ("a minimal loop that receives, hashes, writes and syncs", f"{least:.0f} MB/s"),
+                ("the server, from the first byte to the durable response",
                  f"{drop:.0f} MB/s: {drop / speed:.0%} of the disk, {drop / with_sum:.0%} of it with SHA-256,"
-                 f" {drop / least:.0%} of the bare loop"),
+                 f" {drop / least:.0%} of the minimal loop"),
                 ("processor time of the server", f"{spent_s:.2f} s"),
-                ("memory before, after, at most", f"{before_mib:.1f}, {rss_mib(server.pid):.1f}, "
+                ("memory of the server before; after; at most", f"{before_mib:.1f}; {rss_mib(server.pid):.1f}; "
                                                   f"{rss_mib(server.pid, peak=True):.1f} MiB"),
             ])  # fmt: skip
             spans = ", ".join(f"{name} {span(times)}" for name, times in took.items())
-            print(f"\nmedians of {_RUNS}; slowest and fastest, MB/s: {spans}")
+            print(f"\nmedians of {_RUNS} runs; slowest and fastest in MB/s: {spans}")
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(20)
 
 
 def span(took: list[float]) -> str:
+    """Return the lowest and the highest speed in MB/s for the durations `took` in seconds, as text."""
     return f"{_BYTES / 1e6 / max(took):.0f} to {_BYTES / 1e6 / min(took):.0f}"
 
 

@@ -1,11 +1,11 @@
-"""Export, backup, restore and migration: how fast, in how much memory, of a million samples of two values.
+"""Export, backup, restore and migration of a million samples of two values: speed and memory.
 
     python3 -m bench.export                 ten nodes, 100,000 samples each
     python3 -m bench.export --millions 10
 
-Each command is a process of its own, writing to a file in a temporary folder. A bare `SELECT` beside them is what
-SQLite and Python give at best. The migration is that of a file of format 3, with a row per sample, as a server's start
-does it.
+Each command runs in its own process and writes to a file in a temporary folder. A bare `SELECT` shows the upper bound
+for SQLite and Python. The migration converts a file of format 3, with one row per sample, as the server does at
+its first start.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def _seconds(took_s: float, cpu_s: float) -> str:
     return f"{took_s:.1f} s ({cpu_s:.1f} s CPU)"
 
 
-def bare_samples_s(folder: str) -> float:
-    """Samples a second of a cursor that only fetches."""
+def bare_samples_per_second(folder: str) -> float:
+    """Return the samples per second of a cursor that only fetches the rows of the database in `folder`."""
     db = sqlite3.connect(f"file:{folder}/{DATABASE}?mode=ro", uri=True)
     began_s, count = time.perf_counter(), 0
     for more, _ in db.execute("SELECT count, data FROM fresh UNION ALL SELECT count, data FROM chunks"):
@@ -40,7 +40,7 @@ def bare_samples_s(folder: str) -> float:
 
 
 def migration(folder: str, samples: int) -> tuple[str, str]:
-    """Migrate a file of format 3: seconds, memory and the sizes before and after."""
+    """Return a table row of the migration of a file of format 3 in `folder` with `samples`: time, memory, sizes."""
     build_old(folder, samples)
     path = os.path.join(folder, DATABASE)
     before = os.path.getsize(path)
@@ -49,14 +49,14 @@ def migration(folder: str, samples: int) -> tuple[str, str]:
     took_s, cpu_s, most_mib = run(code, path)
     after = os.path.getsize(path)
     return (
-        "migration of format 3",
-        f"{_seconds(took_s, cpu_s)}, {samples / took_s:,.0f} samples/s; {before / 1e6:,.0f} MB to {after / 1e6:,.0f};"
-        f" {most_mib:.0f} MiB",
+        "migration from format 3",
+        f"{_seconds(took_s, cpu_s)}, {samples / took_s:,.0f} samples/s;"
+        f" {before / 1e6:,.0f} MB to {after / 1e6:,.0f} MB; {most_mib:.0f} MiB",
     )
 
 
 def build_old(folder: str, samples: int) -> None:
-    """Write a file of format 3 with the samples that `bench.years` has."""
+    """Write a file of format 3 to `folder`, with `samples` from `bench.years`."""
     with OldStore(folder) as old:
         db, each = old.db, samples // NODES
         db.execute("BEGIN")
@@ -74,36 +74,40 @@ def build_old(folder: str, samples: int) -> None:
 
 
 def main() -> None:
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=1.0, help="samples (1)")
+    parser.add_argument("--millions", type=float, default=1.0, help="millions of samples (1)")
     samples = int(parser.parse_args().millions * 1e6)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as place:
         build(folder, samples, END_MS)
-        rows = [("SQLite alone, rows fetched and dropped", f"{bare_samples_s(folder):,.0f} samples/s")]
+        rows = [("SQLite alone, rows read and discarded", f"{bare_samples_per_second(folder):,.0f} samples/s")]
         for form in ("csv", "wide", "jsonl", "sqlite"):
             out = os.path.join(place, form)
             took_s, cpu_s, most_mib = command("--data", folder, "export", "--format", form, "--out", out)
             size = os.path.getsize(out)
             rows.append((
                 f"`export --format {form}`",
-                f"{samples / took_s:,.0f} samples/s ({cpu_s / samples * 1e6:.1f} µs CPU a sample),"
+                f"{samples / took_s:,.0f} samples/s ({cpu_s / samples * 1e6:.1f} µs CPU per sample),"
                 f" {size / 1e6:,.0f} MB; {most_mib:.0f} MiB at most",
             ))  # fmt: skip
         for name in ("b.sqlite3", "b.tar"):
             took_s, cpu_s, most_mib = command("--data", folder, "backup", os.path.join(place, name))
             megabytes = os.path.getsize(os.path.join(place, name)) / 1e6
             rows.append(
-                (f"`backup {name}`, checked", f"{_seconds(took_s, cpu_s)} for {megabytes:,.0f} MB; {most_mib:.0f} MiB")
+                (
+                    f"`backup {name}`, with its check",
+                    f"{_seconds(took_s, cpu_s)} for {megabytes:,.0f} MB; {most_mib:.0f} MiB",
+                )
             )
         data = os.path.join(place, "new")
         took_s, cpu_s, most_mib = command("--data", data, "restore", os.path.join(place, "b.sqlite3"))
-        told = f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"
-        rows.append(("`restore b.sqlite3`: logs written again, and read again", told))
+        result = f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"
+        rows.append(("`restore b.sqlite3`: the logs are written and read again", result))
         took_s, cpu_s, most_mib = command("--data", data, "verify")
         rows.append(("`verify`, with the logs", f"{_seconds(took_s, cpu_s)}; {most_mib:.0f} MiB"))
     with tempfile.TemporaryDirectory() as folder:
         rows.append(migration(folder, samples))
-    table(f"{samples:,} samples of two values, ten nodes", rows)
+    table(f"{samples:,} samples with two values, ten nodes", rows)
 
 
 if __name__ == "__main__":

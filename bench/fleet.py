@@ -1,12 +1,13 @@
-"""Many nodes in one cheap process: what the server's benchmarks collect from.
+"""Many simulated nodes in one cheap process, from which the server collects in benchmarks.
 
-    python3 -m bench.fleet --nodes 100 --samples 30000                    catching up, in columns
-    python3 -m bench.fleet --nodes 100 --samples 5000 --per-line 500      in arrays of single samples
-    python3 -m bench.fleet --nodes 100 --rate 10 --seconds 30             live
+    python3 -m bench.fleet --nodes 100 --samples 30000                    a backlog, in columns
+    python3 -m bench.fleet --nodes 100 --samples 5000 --per-line 500      a backlog, in arrays of samples
+    python3 -m bench.fleet --nodes 100 --rate 10 --seconds 30             live samples
 
-It prints the port on which all of them listen (each connection is served as the next node), and at the end one line
-of JSON. It speaks the node's part of docs/protocol.md with lines made beforehand, so that on a two-core machine the
-second core is nearly all the server's. It checks what it is told: an ACK beyond what was sent, or an ERROR, ends it.
+The program prints the port on which all nodes listen (each connection is served as the next node), and finally one line
+of JSON. It implements the node's part of docs/protocol.md with lines prepared in advance. On a two-core machine, the
+second core is then almost entirely available to the server. An ERROR, or an ACK of samples that were never sent, ends
+the program.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from typing import Any
 
 from pigeonpost.core.clock import rfc3339
 
-WINDOW = 5_000  # where the server tells of no other
-COLUMN_SAMPLES = 4_096  # in one line at most,
-LINE_BYTES = 65_000  # and so many bytes
+WINDOW = 5_000  # samples; used unless the server announces another window
+COLUMN_SAMPLES = 4_096  # maximum in one line
+LINE_BYTES = 65_000  # maximum length of a line
 _SEND_BYTES = 256 << 10
 _SENSORS = ("temperature", "light", "humidity", "pressure", "cpu_temperature", "co2", "wind", "rain", "voltage", "load")
 
 
 class FakeNode:
-    """One node's conversation, over a non-blocking socket."""
+    """Session of one node over a non-blocking socket."""
 
     def __init__(self, sock: socket.socket, number: int, options: argparse.Namespace) -> None:
         self.sock = sock
@@ -42,13 +43,13 @@ class FakeNode:
         self._window = WINDOW
         self._speaks_columns = not (options.per_line or options.rate)
         self._names = _SENSORS[: options.values]
-        self._said = b""  # what is sent between two lines of samples
+        self._queued = b""  # messages to send between two lines of samples
         self._part = b""
         self.latencies: list[float] = []
         self._taken: list[float] = []
         first_ms = 1_795_000_000_000 + number
         lines: list[bytes] = []
-        self._offsets: list[tuple[int, int]] = []  # last seq of a line, and where it ends in the block
+        self._offsets: list[tuple[int, int]] = []  # last seq of a line, and its end in the block
         end = 0
         for last, text in self._texts(options, first_ms):
             lines.append(f"SENSORS {self.epoch} {text}\n".encode())
@@ -58,7 +59,7 @@ class FakeNode:
         self._lines_sent = self._at = 0
 
     def _texts(self, options: argparse.Namespace, first_ms: int) -> Any:
-        """Yield the last seq of each line, and its samples."""
+        """Yield the last sequence number of each line, and its samples."""
         if options.per_line:
             for first in range(1, options.samples + 1, options.per_line):
                 last = min(first + options.per_line - 1, options.samples)
@@ -71,7 +72,7 @@ class FakeNode:
             first = last + 1
 
     def receive(self) -> bool:
-        """Read and answer; False when the connection has ended."""
+        """Read messages and queue the replies. Return False when the connection is closed."""
         block = self.sock.recv(65_536)
         if not block:
             return False
@@ -109,17 +110,18 @@ class FakeNode:
         }  # fmt: skip
 
     def say(self, words: str, content: dict[str, Any]) -> None:
-        self._said += f"{words} {json.dumps(content)}\n".encode()
+        """Queue a message that begins with `words`, followed by `content` as JSON."""
+        self._queued += f"{words} {json.dumps(content)}\n".encode()
 
     def take_live(self, now_s: float) -> None:
-        """Take a sample now and send it."""
+        """Take a sample now, at the monotonic time `now_s`, and queue it."""
         self._taken.append(now_s)
         self.sent += 1
         text = _sample(self.sent, int(time.time() * 1000), self._names, 0)
-        self._said += f"SENSORS {self.epoch} [{text}]\n".encode()
+        self._queued += f"SENSORS {self.epoch} [{text}]\n".encode()
 
     def send(self) -> bool:
-        """Send what the window allows; whether more would go if the socket took it."""
+        """Send queued messages, and samples up to the window. Return True if the socket does not accept all of them."""
         while True:
             if not self.unsent:
                 self.unsent = self._next()
@@ -131,10 +133,10 @@ class FakeNode:
                 return True
 
     def _next(self) -> memoryview:
-        """What is sent next: whole lines."""
-        if self._said:
-            said, self._said = self._said, b""
-            return memoryview(said)
+        """Return the bytes to send next: complete lines."""
+        if self._queued:
+            data, self._queued = self._queued, b""
+            return memoryview(data)
         start = self._at
         if self.started:
             while (
@@ -158,7 +160,7 @@ def _sample(seq: int, first_ms: int, names: tuple[str, ...], step_ms: int = 10_0
 
 
 def _columns(first: int, last: int, first_ms: int, names: tuple[str, ...]) -> str:
-    """The samples `first` to `last`, whose clock is a millisecond off now and then."""
+    """Return the samples `first` to `last` as columns; every seventh timestamp is one millisecond late."""
     times = [first_ms + seq * 10_000 + (seq % 7 == 0) for seq in range(first, last + 1)]
     steps = ",".join([str(after - before) for before, after in itertools.pairwise(times)])
     time_text = f"[{times[0]},{steps}]" if steps else f"[{times[0]}]"
@@ -169,22 +171,26 @@ def _columns(first: int, last: int, first_ms: int, names: tuple[str, ...]) -> st
 
 
 def main() -> None:
+    """Run the nodes that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=0, help="that each node holds when it is connected")
-    parser.add_argument("--per-line", type=int, default=0, help="samples in an array; without it they go in columns")
-    parser.add_argument("--values", type=int, default=2, choices=range(1, len(_SENSORS) + 1), help="of each sample")
-    parser.add_argument("--rate", type=float, default=0.0, help="live samples a second of each node")
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long live samples are taken")
+    parser.add_argument("--samples", type=int, default=0, help="samples in each outbox at the start")
+    parser.add_argument("--per-line", type=int, default=0, help="samples per array; 0 sends columns")
+    parser.add_argument("--values", type=int, default=2, choices=range(1, len(_SENSORS) + 1), help="values per sample")
+    parser.add_argument("--rate", type=float, default=0.0, help="live samples per second of each node")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of the live samples, in seconds")
     run(parser.parse_args())
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve until every node is wholly acknowledged (or the seconds are over), then print the result."""
+    """Serve until all samples of every node are acknowledged, or the seconds in `options` are over.
+
+    Print the result.
+    """
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
-    chooser = selectors.DefaultSelector()
-    chooser.register(listener, selectors.EVENT_READ)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
     prepared = [FakeNode(listener, n, options) for n in range(options.nodes)]
     print(listener.getsockname()[1], flush=True)
     nodes: list[FakeNode] = []
@@ -201,13 +207,13 @@ def run(options: argparse.Namespace) -> None:
         for node in nodes:
             more = node.send() if began_s or not node.started else False
             mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if more else 0)
-            if chooser.get_key(node.sock).events != mask:
-                chooser.modify(node.sock, mask, node)
+            if selector.get_key(node.sock).events != mask:
+                selector.modify(node.sock, mask, node)
         total = options.samples * options.nodes
         if began_s and (sum(n.acked for n in nodes) == total if not options.rate else now_s > end_s + 3):
             break
         wait_s = max(0.0, min(next_s - now_s, 0.05)) if options.rate and began_s else 0.05
-        for key, events in chooser.select(wait_s):
+        for key, events in selector.select(wait_s):
             if key.fileobj is listener:
                 sock, _ = listener.accept()
                 sock.setblocking(False)
@@ -215,7 +221,7 @@ def run(options: argparse.Namespace) -> None:
                 node = prepared[len(nodes)]
                 node.sock = sock
                 nodes.append(node)
-                chooser.register(sock, selectors.EVENT_READ, node)
+                selector.register(sock, selectors.EVENT_READ, node)
             elif events & selectors.EVENT_READ and not key.data.receive():
                 raise SystemExit(f"{key.data.name}: the server closed the connection")
     took_s = time.monotonic() - began_s
@@ -223,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps({
         "samples": sum(n.acked for n in nodes), "seconds": round(took_s, 3),
         "cpu_s": round(time.process_time() - cpu_s, 3),
-        "a_second": round(sum(n.acked for n in nodes) / took_s),
+        "per_second": round(sum(n.acked for n in nodes) / took_s),
         "p50_ms": round(late[len(late) // 2] * 1000, 1) if late else None,
         "p99_ms": round(late[len(late) * 99 // 100] * 1000, 1) if late else None,
         "unacked": sum(n.sent - n.acked for n in nodes),

@@ -1,8 +1,9 @@
-"""A real node whose outbox is full, for bench/ingest.py: its ring, its session and its connection.
+"""A real node with a full outbox, for bench/ingest.py: its ring file, session and connection.
 
     python3 -m bench.full_node --samples 1000000
 
-It prints the port on which it listens, and once everything is acknowledged one line of JSON, as bench/fleet.py.
+The program prints the port on which the node listens, and one line of JSON once all samples are acknowledged, as
+bench/fleet.py does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _LIMIT_S = 300.0
 
 
 def filled_outbox(folder: str, samples: int, clock: Clock) -> Outbox:
-    """Make an outbox of samples of two values, one each 10 s."""
+    """Return an outbox in `folder` with `samples` of two values, one every 10 s until the present time of `clock`."""
     outbox = Outbox(Ring(folder, 1 << (2 * samples - 1).bit_length(), 128), clock.boot_id, 3600.0)
     first_ms = clock.wall_ms() - samples * 10_000
     for seq in range(1, samples + 1):
@@ -40,8 +41,9 @@ def filled_outbox(folder: str, samples: int, clock: Clock) -> Outbox:
 
 
 def main() -> None:
+    """Fill the outbox, serve one collector, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", type=int, default=100_000, help="that the outbox holds")
+    parser.add_argument("--samples", type=int, default=100_000, help="number of samples in the outbox")
     samples = parser.parse_args().samples
     has_all = threading.Event()
 
@@ -65,7 +67,7 @@ def main() -> None:
             raise SystemExit(f"not acknowledged within {_LIMIT_S:g} s")
         took_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
         found = {"samples": samples, "seconds": round(took_s, 3), "cpu_s": round(cpu_s, 3)}
-        print(json.dumps({**found, "a_second": round(samples / took_s)}), flush=True)
+        print(json.dumps({**found, "per_second": round(samples / took_s)}), flush=True)
         node.stop(2.0)
 
 

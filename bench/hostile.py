@@ -1,9 +1,9 @@
-"""What a hostile node can do to a server: memory, time of the front page, whether other nodes' pages still answer.
+"""Effect of a hostile node on a server: memory, response time of the front page, and other pages that fail.
 
     python3 -m bench.hostile
 
-A real server (SQLite) that collects from a hostile node without a token, on this machine, beside a demonstration of
-what an honest one has: nothing. Each row is an attack on a new server.
+A real server (SQLite) collects from a hostile node without a token on this machine. Each row is an attack on a new
+server; the first row is an honest node, for comparison.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Line = tuple[str, str, object]  # word, epoch, argument
 
 
 class HostileNode:
-    """Answers one server after the other, and sends the same lines to each, a few ahead of the acknowledgements."""
+    """Node that accepts one server after another, and sends the same lines to each without waiting for replies."""
 
     def __init__(self, lines: Callable[[], Iterable[Line]], sensors: Iterable[str] = ()) -> None:
         self._lines, self._sensors = lines, [{"name": name, "unit": ""} for name in sensors]
@@ -83,13 +83,13 @@ def _samples(values: Iterable[tuple[int, dict[str, float]]], first: int, errors:
 
 
 def many_names() -> Iterator[Line]:
-    """150 lines, each a sample of 6,000 new names: the attack of issue 12 in lines that fit the link."""
+    """Yield 150 lines, each a sample with 4,000 new channel names, so that it nearly fills the line."""
     for line in range(150):
         yield "SENSORS", "1" * 16, _samples([(_now_ms(), {f"n{line}_{k}": 1 for k in range(4000)})], line + 1)
 
 
 def names_over_a_day() -> Iterator[Line]:
-    """1,000 names in all combinations of 250, dated over a day."""
+    """Yield samples with all combinations of 250 out of 1,000 names, dated over a day."""
     start_ms = _now_ms() - 86_000_000
     for line in range(600):
         names = {f"c{(line * 250 + k * (1 + line % 7)) % 1000:03d}": k * 0.37 for k in range(250)}
@@ -97,46 +97,46 @@ def names_over_a_day() -> Iterator[Line]:
 
 
 def all_combinations() -> Iterator[Line]:
-    """2,000 samples, each with a new combination of 200 out of 400 names."""
+    """Yield 2,000 samples, each with a new combination of about 200 out of 400 names."""
     for line in range(2000):
         names = {f"c{k:03d}": 1.5 for k in range(400) if (k * 7919 + line * line * 31 + k * line) % 2}
         yield "SENSORS", "3" * 16, _samples([(_now_ms(), names)], line + 1)
 
 
 def huge_gaps() -> Iterator[Line]:
-    """Ten epochs, each with a gap of nearly 10^18."""
+    """Yield ten epochs, each with a gap of nearly 10^18 samples."""
     for epoch in range(10):
         yield "GAP", f"{epoch:016x}", {"from": 1, "to": 999_999_999_999_999_999, "why": "x"}
 
 
 def many_gaps() -> Iterator[Line]:
-    """30,000 gaps, with a sample's worth each."""
+    """Yield 30,000 gaps of one sample each."""
     for seq in range(1, 30_001):
         yield "GAP", "4" * 16, {"from": seq, "to": seq, "why": "x" * 80}
 
 
 def many_epochs() -> Iterator[Line]:
-    """10,000 epochs of a sample each."""
+    """Yield 10,000 epochs of one sample each."""
     for epoch in range(10_000):
         yield "SENSORS", f"{epoch:016x}", _samples([(_now_ms(), {"t": 1.0})], 1)
 
 
 def many_errors() -> Iterator[Line]:
-    """300 samples with 250 errors of 200 letters."""
+    """Yield 300 samples with 250 error texts of 200 letters each."""
     names = {f"c{k:03d}": None for k in range(250)}
     for line in range(300):
         yield "SENSORS", "5" * 16, _samples([(_now_ms(), names)], line + 1, dict.fromkeys(names, "e" * 200))  # type: ignore[list-item]
 
 
 def far_windows() -> Iterator[Line]:
-    """100,000 samples, each in another ten minutes of the years to come."""
+    """Yield 100,000 samples, each in another ten-minute window of future years."""
     for line in range(400):
         times = [_now_ms() + (line * 250 + k) * 600_000 for k in range(250)]
         yield "SENSORS", "6" * 16, _samples([(time_ms, {"t": 1.0}) for time_ms in times], line * 250 + 1)
 
 
 def huge_values() -> Iterator[Line]:
-    """2,000 samples near the ends of floats."""
+    """Yield 2,000 samples with values near the limits of floats."""
     ends = (1.7976931348623157e308, -1.7976931348623157e308, 5e-324, -5e-324, 0, 9_007_199_254_740_993, 1e-308)
     for line in range(20):
         found = [
@@ -146,20 +146,28 @@ def huge_values() -> Iterator[Line]:
 
 
 def no_attack() -> Iterator[Line]:
-    """100,000 samples of one value, as an honest node brings after an outage: what the others compare with."""
+    """Yield 100,000 samples of one value, as a normal node sends them after an outage."""
     for line in range(400):
         times = [_now_ms() - (100_000 - line * 250 - k) * 1000 for k in range(250)]
         yield "SENSORS", "8" * 16, _samples([(time_ms, {"t": 1.0}) for time_ms in times], line * 250 + 1)
 
 
-ATTACKS = (
-    no_attack, many_names, names_over_a_day, all_combinations, huge_gaps, many_gaps, many_epochs, many_errors,
-    far_windows, huge_values,
-)  # fmt: skip
+ATTACKS = {
+    no_attack: "100,000 samples of one value, no attack",
+    many_names: "150 samples with 4,000 new names",
+    names_over_a_day: "1,000 names in samples of 250, with dates in one day",
+    all_combinations: "2,000 samples, each with a new combination of 200 names",
+    huge_gaps: "10 gaps of 10^18 samples",
+    many_gaps: "30,000 gaps",
+    many_epochs: "10,000 epochs",
+    many_errors: "300 samples with 250 errors of 200 characters",
+    far_windows: "100,000 samples, each with a date in another window of ten minutes",
+    huge_values: "2,000 samples with values near the limits of floats",
+}
 
 
 def page_ms(port: int, path: str) -> tuple[float, int]:
-    """Return how long a page took that is not in a cache, and its status."""
+    """Return the response time in milliseconds of the page `path` at `port`, not from a cache, and its status."""
     time.sleep(1.05)
     began_s = time.perf_counter()
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Accept": "text/html"})
@@ -173,7 +181,12 @@ def page_ms(port: int, path: str) -> tuple[float, int]:
 
 
 def attack(lines: Callable[[], Iterable[Line]], sensors: Iterable[str] = ()) -> str:
-    """Return what an attack did, in words."""
+    """Return the effect of an attack as text.
+
+    Args:
+        lines: Yields the lines of the node.
+        sensors: Names of the sensors in its HELLO.
+    """
     with tempfile.TemporaryDirectory() as data:
         node = HostileNode(lines, sensors)
         command = [
@@ -199,7 +212,7 @@ def attack(lines: Callable[[], Iterable[Line]], sensors: Iterable[str] = ()) -> 
             took_s = time.monotonic() - began_s
             first_ms, _ = page_ms(port, "/")
             times = sorted(page_ms(port, "/")[0] for _ in range(5))
-            wrong = [f"{path} {status}" for path in _PATHS if (status := page_ms(port, path)[1]) >= 500]
+            failures = [f"{path} {status}" for path in _PATHS if (status := page_ms(port, path)[1]) >= 500]
             grown, peak = rss_mib(server.pid) - before, rss_mib(server.pid, peak=True) - before
         finally:
             server.send_signal(signal.SIGTERM)
@@ -209,14 +222,15 @@ def attack(lines: Callable[[], Iterable[Line]], sensors: Iterable[str] = ()) -> 
     return (
         f"{grown:+.1f} MiB ({peak:.1f} at most) after {took_s:.0f} s; `/` first {first_ms:.0f} ms,"
         f" then {times[2]:.0f} ms;"
-        f" pages that failed: {', '.join(wrong) or 'none'}; `verify` {check.returncode}; last answer `{last}`"
+        f" failed pages: {', '.join(failures) or 'none'}; `verify` {check.returncode}; last response `{last}`"
     )
 
 
 def main() -> None:
+    """Run the attacks and print the table."""
     chosen = sys.argv[1:]
-    rows = [(f"`{one.__name__}`", attack(one)) for one in ATTACKS if not chosen or one.__name__ in chosen]
-    table("server: attacked by a node", rows)
+    rows = [(title, attack(one)) for one, title in ATTACKS.items() if not chosen or one.__name__ in chosen]
+    table("server: effects of a malicious node", rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How fast the server takes samples: acknowledged, durable, in the CSV log.
+"""Throughput of the server: samples acknowledged, durable and in the CSV log.
 
     python3 -m bench.ingest                 all rows of bench/README.md; takes six minutes
-    python3 -m bench.ingest one             a single node catching up
-    python3 -m bench.ingest sustained       for a minute, with the compaction of the store
+    python3 -m bench.ingest one             a single node with a backlog
+    python3 -m bench.ingest sustained       for a minute, with compaction of the database
 
-One fleet process (bench/fleet.py) plays the nodes with lines made beforehand, one real `server.py` collects from it
-over loopback; in the row `node`, a real node does, whose outbox is full. bench/limits.py says what there is to reach.
+One process (bench/fleet.py) simulates the nodes with lines prepared in advance, and one real `server.py` collects from
+it over loopback. In the row `node` a real node with a full outbox takes its place. bench/limits.py measures the upper
+bound.
 """
 
 from __future__ import annotations
@@ -27,22 +28,29 @@ from bench.machine import cpu_s, rss_mib, table
 FLEET = ("-m", "bench.fleet", "--nodes")
 NODE = ("-m", "bench.full_node", "--samples")
 CASES = {
-    "one": (1, [*FLEET, "1", "--samples", "3000000"], "one node catching up, in columns"),
-    "hundred": (100, [*FLEET, "100", "--samples", "30000"], "100 nodes catching up, in columns"),
+    "one": (1, [*FLEET, "1", "--samples", "3000000"], "one node with a backlog, in columns"),
+    "hundred": (100, [*FLEET, "100", "--samples", "30000"], "100 nodes with a backlog, in columns"),
     "ten_values": (1, [*FLEET, "1", "--samples", "3000000", "--values", "10"], "one node, ten values per sample"),
     "arrays": (1, [*FLEET, "1", "--samples", "3000000", "--per-line", "500"], "one node, 500 samples in an array"),
     "lines": (100, [*FLEET, "100", "--samples", "30000", "--per-line", "1"], "100 nodes, one sample per line"),
-    "node": (1, [*NODE, "1000000"], "a real node catching up"),
-    "live": (100, [*FLEET, "100", "--rate", "10", "--seconds", "20"], "100 nodes live at 10 Hz"),
-    "few": (10, [*FLEET, "10", "--rate", "0.1", "--seconds", "20"], "10 nodes live, a sample every 10 s"),
-    "sustained": (100, [*FLEET, "100", "--samples", "200000"], "20 million samples of 100 nodes, in columns"),
+    "node": (1, [*NODE, "1000000"], "a real node with a backlog"),
+    "live": (100, [*FLEET, "100", "--rate", "10", "--seconds", "20"], "100 live nodes at 10 Hz"),
+    "few": (10, [*FLEET, "10", "--rate", "0.1", "--seconds", "20"], "10 live nodes, one sample every 10 s"),
+    "sustained": (
+        100,
+        [*FLEET, "100", "--samples", "200000"],
+        "20 million samples of 100 nodes, in columns, with compaction",
+    ),
 }
-_START_S = 4.0  # after which a server under live load has long started
+_START_S = 4.0  # a server under live load has started by then
 _LIMIT_S = 300.0
 
 
 def measure(case: str, python: str = sys.executable) -> dict[str, Any]:
-    """One case: what the fleet saw, with the server's CPU and memory."""
+    """Return the results of the `case` of CASES, measured with the interpreter `python`.
+
+    They are the figures of the fleet, and the processor time and memory of the server.
+    """
     nodes, arguments, _ = CASES[case]
     with tempfile.TemporaryDirectory() as data:
         fleet = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
@@ -57,7 +65,7 @@ def measure(case: str, python: str = sys.executable) -> dict[str, Any]:
             found = _watch(fleet, server, arguments)
             server.send_signal(signal.SIGTERM)
             if server.wait(60):
-                raise SystemExit(f"the server ended badly: {Path(data, 'err').read_text()[-2000:]}")
+                raise SystemExit(f"the server failed: {Path(data, 'err').read_text()[-2000:]}")
             return found
         finally:
             for process in (fleet, server):
@@ -67,7 +75,10 @@ def measure(case: str, python: str = sys.executable) -> dict[str, Any]:
 
 
 def _watch(fleet: subprocess.Popen[str], server: subprocess.Popen[bytes], arguments: Sequence[str]) -> dict[str, Any]:
-    """What the fleet prints, with the server's share of a core: for live samples only while these come."""
+    """Return the fleet's figures, with the processor time and memory of the server.
+
+    For live samples, the result also contains the share of a core while they arrive.
+    """
     pid = server.pid
     marks: list[tuple[float, float]] = []
 
@@ -81,7 +92,7 @@ def _watch(fleet: subprocess.Popen[str], server: subprocess.Popen[bytes], argume
     give_up_s = time.monotonic() + _LIMIT_S
     while fleet.poll() is None:
         if server.poll() is not None or time.monotonic() > give_up_s:
-            raise SystemExit(f"the samples were not taken within {_LIMIT_S:g} s, or the server has ended")
+            raise SystemExit(f"the samples were not acknowledged within {_LIMIT_S:g} s, or the server has exited")
         time.sleep(0.05)
     found: dict[str, Any] = json.loads(fleet.communicate()[0])
     found["server_cpu_s"], found["rss_mib"] = cpu_s(pid), rss_mib(pid, peak=True)
@@ -92,17 +103,19 @@ def _watch(fleet: subprocess.Popen[str], server: subprocess.Popen[bytes], argume
 
 
 def row(case: str) -> tuple[str, str]:
-    """A row of the table."""
+    """Return the table row of a case of CASES."""
     found = measure(case)
     if "core" in found:
-        said = f"{found['core'] * 100:.1f} % of a core; taken to acknowledged p99 {found['p99_ms']} ms"
+        result = f"{found['core'] * 100:.1f} % of a core; p99 from sampling to acknowledgement {found['p99_ms']} ms"
     else:
-        said = f"{found['a_second']:,} samples/s ({found['server_cpu_s'] / found['samples'] * 1e6:.1f} µs CPU a sample)"
-    return CASES[case][2], f"{said}; {found['rss_mib']:.0f} MiB at most"
+        cpu_us = found["server_cpu_s"] / found["samples"] * 1e6
+        result = f"{found['per_second']:,} samples/s ({cpu_us:.1f} µs CPU per sample)"
+    return CASES[case][2], f"{result}; {found['rss_mib']:.0f} MiB at most"
 
 
 def main() -> None:
-    table("server: samples acknowledged and durable", [row(case) for case in sys.argv[1:] or CASES])
+    """Run the chosen cases and print the table."""
+    table("server: acknowledged and durable samples", [row(case) for case in sys.argv[1:] or CASES])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What there is to reach: SQLite alone, and the smallest program that could take samples durably.
+"""Upper bounds: SQLite alone, and the smallest program that stores samples durably.
 
     python3 -m bench.limits
 
-The empty loop tells how much of a processor there is: on a rented machine that differs by the hour. `sqlite` writes
-ready rows, one per sample, in transactions of 10,000, and does nothing else. `probe` is a server of thirty
-lines: it collects from bench/fleet.py with plain json.loads, one table, a commit before each ACK - and has no identity,
-no repair, no log, no limits, no page.
+The empty loop measures the speed of the processor, which changes from hour to hour on a rented machine. `sqlite_alone`
+only writes prepared rows, one per sample, in transactions of 10,000. `Probe` is a server of thirty lines: it collects
+from bench/fleet.py with plain json.loads, one table and a commit before each ACK. It has no authentication, no repair,
+no log, no limits and no web page.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ INSERT = "INSERT INTO samples VALUES (?,?,?,?,?,?,?)"
 
 
 def database(folder: str) -> sqlite3.Connection:
+    """Return a connection to a new database in `folder`, with the settings of a Pigeonpost store."""
     db = sqlite3.connect(os.path.join(folder, "limit.sqlite3"), isolation_level=None, check_same_thread=False)
     db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;" + TABLE)
     return db
 
 
 def python_alone() -> float:
-    """Turns of an empty loop a second: how fast this machine is at the moment."""
+    """Return the iterations of an empty loop per second: the present speed of this machine."""
     began_s = time.monotonic()
     for _ in range(TURNS):
         pass
@@ -49,7 +50,7 @@ def python_alone() -> float:
 
 
 def sqlite_alone() -> float:
-    """Rows a second."""
+    """Return the rows that SQLite alone writes per second."""
     rows = [(1, 1_795_000_000_000 + k * 10_000, 1, k, 1, None, f"[{20 + k % 97 * 0.11:.2f},{k % 1024}]")
             for k in range(1, ROWS + 1)]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +66,7 @@ def sqlite_alone() -> float:
 
 
 class Probe:
-    """Collects from one node a thread, commits in one."""
+    """Minimal server: one thread per node collects, and another one commits. `_changed` guards the received batches."""
 
     def __init__(self, folder: str) -> None:
         self._db = database(folder)
@@ -74,6 +75,7 @@ class Probe:
         threading.Thread(target=self._commit, daemon=True).start()
 
     def collect(self, number: int, port: int) -> None:
+        """Collect from the node at `port` of 127.0.0.1 and store its samples under `number`."""
         sock = socket.create_connection(("127.0.0.1", port))
         sock.sendall(b'HELLO {"link":1,"server":"probe","ledger":"0123456789abcdef"}\n')
         lines = sock.makefile("rb", buffering=1 << 18)
@@ -102,7 +104,10 @@ class Probe:
 
 
 def probe(nodes: int, samples: int, per_line: int) -> float:
-    """Samples a second that the probe takes from the fleet."""
+    """Return the samples per second that the probe receives from `nodes` of the fleet, with `samples` each.
+
+    Each line has `per_line` samples.
+    """
     arguments = ["--samples", str(samples), "--per-line", str(per_line)]
     with tempfile.TemporaryDirectory() as folder:
         fleet = subprocess.Popen(
@@ -113,18 +118,19 @@ def probe(nodes: int, samples: int, per_line: int) -> float:
         for number in range(nodes):
             threading.Thread(target=taker.collect, args=(number, port), daemon=True).start()
         found: dict[str, Any] = json.loads(fleet.communicate(timeout=300)[0])
-    return float(found["a_second"])
+    return float(found["per_second"])
 
 
 def main() -> None:
-    table("the limits", [
-        ("Python alone, an empty loop", f"{python_alone() / 1e6:.0f} million turns/s"),
-        ("SQLite alone, ready rows of two values, 10,000 a transaction", f"{sqlite_alone():,.0f} rows/s"),
-        ("bare probe, one node, 500 samples a line", f"{probe(1, 300_000, 500):,.0f} samples/s"),
-        ("bare probe, 100 nodes, 500 samples a line", f"{probe(100, 3000, 500):,.0f} samples/s"),
-        ("bare probe, 100 nodes, one sample a line", f"{probe(100, 1500, 1):,.0f} samples/s"),
+    """Measure the upper bounds and print the table."""
+    table("upper bounds", [
+        ("Python alone, an empty loop", f"{python_alone() / 1e6:.0f} million iterations/s"),
+        ("SQLite alone, prepared rows of two values, 10,000 per transaction", f"{sqlite_alone():,.0f} rows/s"),
+        ("minimal program, one node, 500 samples per line", f"{probe(1, 300_000, 500):,.0f} samples/s"),
+        ("minimal program, 100 nodes, 500 samples per line", f"{probe(100, 3000, 500):,.0f} samples/s"),
+        ("minimal program, 100 nodes, one sample per line", f"{probe(100, 1500, 1):,.0f} samples/s"),
     ])  # fmt: skip
-    os._exit(0)  # the probe's threads still listen
+    os._exit(0)  # the probe's threads are still reading
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Live samples: what many nodes that send one sample at a time cost the server, with its page open.
+"""Cost of live samples for the server: many nodes send one sample at a time, while its page is open.
 
     python3 -m bench.live                 all rows
     python3 -m bench.live hundred --root OTHER_CHECKOUT
 
-A process of its own plays the nodes, each at an address of its own (127.0.x.y); one real `server.py` collects from
-them, and its front page is asked for every five seconds, as a browser does that has it open.
+Another process simulates the nodes, each at its own address (127.0.x.y). One real `server.py` collects from them, and
+its front page is requested every five seconds, as by a browser that shows it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,25 @@ from bench.fleet import FakeNode
 from bench.machine import cpu_s, rss_mib, table
 
 CASES = {"hundred": (100, 10.0, 20.0), "thousand": (1000, 0.1, 40.0), "3000": (3000, 0.1, 40.0)}
-SETTLE_S = 12.0  # in which every node has sent its first samples
+SETTLE_S = 12.0  # until every node has sent its first samples
 POLL_S = 5.0
-_OPTIONS = argparse.Namespace(samples=0, per_line=1, rate=1.0, values=2)  # of a node: it holds nothing before
+_OPTIONS = argparse.Namespace(samples=0, per_line=1, rate=1.0, values=2)  # of a node with an empty outbox
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def address_of(number: int) -> str:
-    """Return the address of a node."""
+    """Return the address of the node with this `number`."""
     return f"127.0.{1 + number // 250}.{1 + number % 250}"
 
 
 def play(count: int, rate: float, seconds: float) -> None:
-    """Be the nodes, from the moment when all are collected from; then print what became of their samples."""
+    """Simulate nodes that send samples once the server collects from all of them, and print the result.
+
+    Args:
+        count: Number of nodes.
+        rate: Samples per second of each node.
+        seconds: Duration of sending.
+    """
     listener = socket.create_server(("0.0.0.0", 0), backlog=4096)
     listener.setblocking(False)
     print(listener.getsockname()[1], flush=True)
@@ -89,7 +95,7 @@ def _accept(listener: socket.socket, numbers: dict[str, int], nodes: dict[int, F
 
 
 def _poll_page(port: int, done: threading.Event) -> None:
-    """Be a browser with the front page open."""
+    """Request the front page as an open browser does, until `done` is set."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     while not done.wait(POLL_S):
         connection.request("GET", "/")
@@ -106,7 +112,7 @@ def _threads(pid: int) -> int:
 
 
 def measure(case: str, root: str, python: str) -> dict[str, Any]:
-    """One case."""
+    """Return the result of a `case` with the server of the checkout `root` and the interpreter `python`."""
     count, rate, seconds = CASES[case]
     player = subprocess.Popen(
         [sys.executable, "-m", "bench.live", "--play", str(count), str(rate), str(seconds)], stdout=subprocess.PIPE,
@@ -141,7 +147,7 @@ def measure(case: str, root: str, python: str) -> dict[str, Any]:
             done.set()
             server.send_signal(signal.SIGTERM)
             if server.wait(20):
-                raise SystemExit(f"the server ended badly: {Path(data, 'err').read_text()[-2000:]}")
+                raise SystemExit(f"the server failed: {Path(data, 'err').read_text()[-2000:]}")
             return found
         finally:
             done.set()
@@ -152,22 +158,23 @@ def measure(case: str, root: str, python: str) -> dict[str, Any]:
 
 
 def row(case: str, root: str, python: str) -> tuple[str, str]:
-    """A row of the table."""
+    """Return the table row of a `case`; `root` and `python` as for `measure`."""
     count, rate, _ = CASES[case]
     found = measure(case, root, python)
     if found["unacked"]:
         raise SystemExit(f"{found['unacked']} samples were not acknowledged")
-    return f"{count:,} nodes, {rate:g} Hz", (
-        f"{found['core'] * 100:.1f} % of a core; taken to acknowledged {found['p50_ms']} ms (p99 {found['p99_ms']});"
-        f" {found['threads']} threads, {found['descriptors']} descriptors; {found['mib']:.0f} MiB"
-        f" (at most {found['peak_mib']:.0f})"
+    return f"{count:,} nodes at {rate:g} Hz", (
+        f"{found['core'] * 100:.1f} % of a core; from sampling to acknowledgement {found['p50_ms']} ms"
+        f" (p99 {found['p99_ms']} ms); {found['threads']} threads, {found['descriptors']} descriptors;"
+        f" {found['mib']:.0f} MiB ({found['peak_mib']:.0f} MiB at most)"
     )
 
 
 def main() -> None:
+    """Run the chosen cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", choices=[*CASES, []])
-    parser.add_argument("--root", default=_ROOT, help="the program that is measured")
+    parser.add_argument("--root", default=_ROOT, help="folder of the program to measure (default: this one)")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--play", nargs=3, type=float, metavar=("NODES", "RATE", "SECONDS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -175,7 +182,7 @@ def main() -> None:
         play(int(options.play[0]), *options.play[1:])
         return
     rows = [row(case, options.root, options.python) for case in options.cases or CASES]
-    table("server: live samples, its page open", rows)
+    table("server: live samples, page requested every 5 s", rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What wrong logins cost the server: its resident memory before and after many at once, and the answers they get.
+"""Cost of failed logins for the server: resident memory before and after many at the same time, and their responses.
 
     python3 -m bench.logins
 
-A real server with a password; 10 and 100 wrong logins at once, from one address and from as many addresses of this
-machine (127.0.0.2 and on). Each hash takes 16 MiB; one thread does all of them. As many requests that hash nothing tell
-what the connections cost alone.
+A real server with a password receives 10 and 100 wrong logins at the same time, from one address and from as many
+addresses of this machine (127.0.0.2 and following). Each hash takes 16 MiB; one thread calculates all of them. The same
+number of requests without a hash shows what the connections alone cost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ LIMIT_S = 60.0
 
 
 def ask(port: int, source: str, request: bytes, together: threading.Barrier, statuses: list[int]) -> None:
-    """Send a request from an address of this machine, when all others are ready to."""
+    """Send `request` to `port` from the address `source` once all threads have reached the barrier `together`.
+
+    The status of the response is added to `statuses`.
+    """
     with socket.create_connection(("127.0.0.1", port), LIMIT_S, source_address=(source, 0)) as sock:
         together.wait(LIMIT_S)
         sock.sendall(request)
@@ -40,7 +43,7 @@ def ask(port: int, source: str, request: bytes, together: threading.Barrier, sta
 
 
 def at_once(port: int, sources: list[str], request: bytes) -> list[int]:
-    """The statuses of as many requests at once."""
+    """Return the statuses of copies of `request` sent to `port` at the same time, one from each of `sources`."""
     together, statuses = threading.Barrier(len(sources)), list[int]()
     threads = [threading.Thread(target=ask, args=(port, source, request, together, statuses)) for source in sources]
     for thread in threads:
@@ -51,7 +54,14 @@ def at_once(port: int, sources: list[str], request: bytes) -> list[int]:
 
 
 def measure(what: str, request: bytes, count: int, is_many: bool) -> tuple[str, str]:
-    """Memory of a fresh server before and after `count` requests at once, five times."""
+    """Return a table row with the memory of a new server before and after simultaneous requests, five times.
+
+    Args:
+        what: Name of the row.
+        request: The HTTP request.
+        count: Number of requests at the same time.
+        is_many: True to send each from another address.
+    """
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "PIGEONPOST_SERVER_DATA": folder}
         subprocess.run(
@@ -78,16 +88,19 @@ def measure(what: str, request: bytes, count: int, is_many: bool) -> tuple[str, 
         finally:
             server.terminate()
             server.wait(LIMIT_S)
-    told = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
+    answers = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
     where = f"{count} addresses" if is_many else "one address"
-    return f"five times {count} {what} at once, {where}", f"{before:.0f} to {after:.0f} MiB; {told}; {took_s:.1f} s"
+    return (
+        f"five times {count} {what} at the same time, from {where}",
+        f"{before:.0f} to {after:.0f} MiB; {answers}; {took_s:.1f} s",
+    )
 
 
 def main() -> int:
-    """Print the table."""
-    rows = [measure("wrong logins", LOGIN, count, is_many) for count in (10, 100) for is_many in (False, True)]
+    """Run the benchmark and print the table. Returns 0."""
+    rows = [measure("failed logins", LOGIN, count, is_many) for count in (10, 100) for is_many in (False, True)]
     rows += [measure("plain requests", PLAIN, count, False) for count in (10, 100)]
-    table("resident memory before and after, answers", rows)
+    table("resident memory before and after; responses", rows)
     return 0
 
 

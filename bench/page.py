@@ -1,9 +1,9 @@
-"""The front page of many nodes: its length, and the time for one that is made anew while samples come.
+"""The front page of many nodes: its size, and the time to render it while samples arrive.
 
     python3 -m bench.page --nodes 3000
 
-A web server in a process of its own, with nodes that send one sample every ten seconds, some of them lost and some with
-a failing sensor. The client keeps its connection.
+A web server runs in its own process, with simulated nodes that send one sample every ten seconds. Some of the nodes are
+disconnected, and some have a failing sensor. The client keeps its connection open.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from webui import WebInterface
 
 _UNITS = {"temperature": "°C", "light": "counts"}
 _EVERY_S = 10.0
-_LOST, _FAILING = 100, 150  # of so many nodes one is lost, one has a failing sensor
-_HOURS = 24  # stored before, a sample every ten minutes
+_LOST, _FAILING = 100, 150  # one in 100 nodes is disconnected, one in 150 has a failing sensor
+_HOURS = 24  # of stored history, one sample every ten minutes
 _ADDRESSES = ("/", "/?page=2", "/?q=n0123")
 
 
 class _Link:
-    """A node as the pages read it; none is contacted."""
+    """A node as the pages see it, without a connection."""
 
     def __init__(self, number: int, now_ms: int) -> None:
         self.state = NodeState(f"10.0.{number >> 8}.{number & 255}:5003", f"n{number:04d}")
@@ -61,7 +61,7 @@ class _Link:
 
 
 def _fill(store: SqliteStore, links: list[_Link], now_ms: int) -> None:
-    """Store a day of each node."""
+    """Store the samples of a day for each node."""
     step_ms = 600_000
     for link in links:
         samples = [_sample(seq, now_ms - (_HOURS * 6 - seq) * step_ms, link) for seq in range(1, _HOURS * 6)]
@@ -80,7 +80,7 @@ def _sample(seq: int, time_ms: int, link: _Link) -> Sample:
 
 
 def _send(ingestor: Ingestor, links: list[_Link], clock: Clock, stopping: threading.Event) -> None:
-    """Bring one sample of each node every ten seconds, in ten portions a second."""
+    """Submit one sample of each node every ten seconds, in ten portions per second."""
     connected = [link for link in links if link.state.connected]
     seqs = dict.fromkeys((link.state.name for link in links), _HOURS * 6 - 1)
     portions, place = int(_EVERY_S * 10), 0
@@ -97,7 +97,7 @@ def _send(ingestor: Ingestor, links: list[_Link], clock: Clock, stopping: thread
 
 @contextlib.contextmanager
 def _served(count: int) -> Iterator[int]:
-    """Serve the pages of so many nodes; yields the port."""
+    """Serve the pages of `count` nodes until the block ends. Yield the port."""
     with tempfile.TemporaryDirectory() as data, contextlib.ExitStack() as stack:
         clock = Clock()
         links = [_Link(number, clock.wall_ms()) for number in range(count)]
@@ -125,12 +125,12 @@ def _served(count: int) -> Iterator[int]:
         sender.start()
         stack.callback(sender.join)
         stack.callback(stopping.set)
-        time.sleep(_EVERY_S + 2)  # until each has sent a sample
+        time.sleep(_EVERY_S + 2)  # until each node has sent a sample
         yield web.addresses[0][1]
 
 
 def _measure(port: int, path: str, seconds: float) -> tuple[int, list[float]]:
-    """Length of a page, and the times of answers in ms, one asked every 0.7 s; sorted."""
+    """Return the size of a page in bytes, and the sorted response times in ms of one request every 0.7 s."""
     client, times, length = Client(port), [], 0
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n".encode()
     end_s = time.monotonic() + seconds
@@ -143,9 +143,10 @@ def _measure(port: int, path: str, seconds: float) -> tuple[int, list[float]]:
 
 
 def main() -> None:
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=3000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each address is asked for")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of the requests to each address (20)")
     parser.add_argument("--serve", action="store_true", help="serve until standard input ends")
     options = parser.parse_args()
     if options.serve:
@@ -161,9 +162,9 @@ def main() -> None:
         rows = []
         for path in _ADDRESSES:
             length, times = _measure(port, path, options.seconds)
-            found = f"{length / 1000:.1f} kB, median {times[len(times) // 2]:.1f} ms, longest {times[-1]:.1f} ms"
+            found = f"{length / 1000:.1f} kB, median {times[len(times) // 2]:.1f} ms, maximum {times[-1]:.1f} ms"
             rows.append((f"`{path}`", found))
-        rows.append(("memory", f"{rss_mib(server.pid):.0f} MiB"))
+        rows.append(("memory of the server", f"{rss_mib(server.pid):.0f} MiB"))
         table(f"the front page of {options.nodes:,} nodes", rows)
     finally:
         assert server.stdin is not None

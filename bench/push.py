@@ -1,13 +1,13 @@
-"""How fast the server takes what is brought over HTTP, each answer only when it is durable.
+"""Throughput of samples pushed over HTTP; each response is sent only once they are durable.
 
     python3 -m bench.push                   all rows of bench/README.md
     python3 -m bench.push array100          samples in arrays of 100; also array10, array500, array1000
     python3 -m bench.push columns1000       samples in columns of 1,000; also columns4096
     python3 -m bench.push temp              tmon's `POST /temp`, from 8 clients that keep their connections
-    python3 -m bench.push floor100          what there is to reach: the same arrays, read and answered by a server that
-                                            does nothing else (push_floor.py); also commit100, which stores their text
+    python3 -m bench.push floor100          upper bound: the same arrays, received by a server that does nothing else
+                                            (push_floor.py); also commit100, which stores the bodies as text
 
-The clients are raw sockets in a process of their own: what a client library costs is not the server's.
+The clients are raw sockets in their own process, so that the cost of a client library is not counted.
 """
 
 from __future__ import annotations
@@ -30,26 +30,32 @@ from pigeonpost.core.clock import rfc3339
 CLIENTS, SECONDS = 8, 10.0
 _START_MS = 1_795_188_970_000
 
-Body = Callable[[int], bytes]  # of the n-th request
+Body = Callable[[int], bytes]  # returns the body of the n-th request
 
 
 def arrays(count: int, token: str, node: str) -> tuple[str, Body]:
-    """Pushes of `count` samples in an array, each body of one second: the head's first lines, and the bodies."""
-    places = range(count)
+    """Return the head of pushes of `count` samples in an array, and a function that returns the n-th body.
+
+    Args:
+        count: Samples per body.
+        token: The node's token.
+        node: Name of the node.
+    """
+    indices = range(count)
     text = ",".join([
-        f'{{"seq":%d,"time":"%s.{k * 1000 // count:03}Z","up":%d,"values":{json.dumps(_values(k))}}}' for k in places
+        f'{{"seq":%d,"time":"%s.{k * 1000 // count:03}Z","up":%d,"values":{json.dumps(_values(k))}}}' for k in indices
     ])  # fmt: skip
     body = f"{body_start(node)}[{text}]}}"
 
     def of(number: int) -> bytes:
         seq, second = number * count + 1, rfc3339(_START_MS + 1000 * number)[:19]
-        return (body % tuple([part for k in places for part in (seq + k, second, 1000 * number + k)])).encode()
+        return (body % tuple([part for k in indices for part in (seq + k, second, 1000 * number + k)])).encode()
 
     return _head(token), of
 
 
 def columns(count: int, token: str, node: str) -> tuple[str, Body]:
-    """The same with columns."""
+    """Return the same as `arrays` for samples in columns: `count` per body, of `node` with `token`."""
     steps = "".join(f",{(k + 1) * 1000 // count - k * 1000 // count}" for k in range(count - 1))
     values = json.dumps({name: [_values(k)[name] for k in range(count)] for name in _values(0)})
     body = f'{body_start(node)}{{"seq":%d,"time":[%d{steps}],"up":%d,"values":{values}}}}}'
@@ -65,10 +71,10 @@ def _values(k: int) -> dict[str, float]:
 
 
 def body_start(node: str) -> str:
-    """Return what a body begins with; samples and } follow."""
+    """Return the beginning of a body of `node`; the samples and `}` follow."""
     sensors = [{"name": "temperature", "unit": "°C"}, {"name": "light", "unit": "counts"}]
-    said = {"node": node, "outbox": "0b" * 8, "epoch": "ab" * 8, "base": 0, "sensors": sensors, "gaps": []}
-    return json.dumps(said)[:-1] + ', "samples": '
+    fields = {"node": node, "outbox": "0b" * 8, "epoch": "ab" * 8, "base": 0, "sensors": sensors, "gaps": []}
+    return json.dumps(fields)[:-1] + ', "samples": '
 
 
 def _head(token: str) -> str:
@@ -76,7 +82,7 @@ def _head(token: str) -> str:
 
 
 def temperatures(count: int, token: str, node: str) -> tuple[str, Body]:
-    """The same with tmon's report."""
+    """Return the same as `arrays` for tmon's report. `count` is not used; `token` and `node` identify the client."""
     text = json.dumps({"type": "temperature", "token": token, "data": {"temperature": "20812"}}).encode()
     return "POST /temp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n", lambda number: text
 
@@ -92,11 +98,20 @@ CASES = {
     "floor100": (arrays, 100, "samples/s"),
     "commit100": (arrays, 100, "samples/s"),
 }
-_FLOORS: dict[str, list[str]] = {"floor100": [], "commit100": ["commit"]}  # to their server's arguments
+_FLOORS: dict[str, list[str]] = {"floor100": [], "commit100": ["commit"]}  # the arguments of push_floor.py
 
 
 def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
-    """Send as fast as answers come, for SECONDS; requests a second, and how long the slowest answers took."""
+    """Send as fast as responses arrive, for SECONDS, in one thread for each of `tokens`.
+
+    Args:
+        case: One of CASES.
+        port: Port of the server on 127.0.0.1.
+        tokens: Tokens of the nodes.
+
+    Returns:
+        The requests per second, and the median and 99th percentile of the response times in milliseconds.
+    """
     took: list[float] = []
     end_s = time.monotonic() + SECONDS
 
@@ -122,14 +137,14 @@ def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
         thread.join()
     took.sort()
     return {
-        "a_second": len(took) / SECONDS,
+        "per_second": len(took) / SECONDS,
         "p50_ms": took[len(took) // 2] * 1000,
         "p99_ms": took[len(took) * 99 // 100] * 1000,
     }
 
 
 def measure(case: str) -> str:
-    """One case against a real server; its start is not counted."""
+    """Return the result of one `case` with a real server as text; the start of the server is not counted."""
     with tempfile.TemporaryDirectory() as data:
         tokens = Tokens(data)
         texts = [tokens.make(f"node{number}") for number in range(CLIENTS)]
@@ -146,7 +161,7 @@ def measure(case: str) -> str:
             before_s = cpu_s(server.pid)
             code = f"import json; from bench.push import send; print(json.dumps(send({case!r}, {found[1]}, {texts!r})))"
             sender = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            told = json.loads(sender.stdout)
+            result = json.loads(sender.stdout)
             used, most = cpu_s(server.pid) - before_s, rss_mib(server.pid, peak=True)
         finally:
             server.send_signal(signal.SIGTERM)
@@ -154,11 +169,11 @@ def measure(case: str) -> str:
         if case not in _FLOORS:
             _verify(data)
         size, unit = CASES[case][1:]
-        a_second = told["a_second"] * size
-        each_us = used / SECONDS / a_second * 1e6
+        per_second = result["per_second"] * size
+        each_us = used / SECONDS / per_second * 1e6
         return (
-            f"{a_second:,.0f} {unit} ({each_us:.1f} µs CPU each); an answer in {told['p50_ms']:.0f} ms"
-            f" (p99 {told['p99_ms']:.0f} ms); {used / SECONDS * 100:.0f} % of a core; {most:.0f} MiB at most"
+            f"{per_second:,.0f} {unit} ({each_us:.1f} µs CPU each); response in {result['p50_ms']:.0f} ms"
+            f" (p99 {result['p99_ms']:.0f} ms); {used / SECONDS * 100:.0f} % of a core; {most:.0f} MiB at most"
         )
 
 
@@ -170,11 +185,11 @@ def _verify(data: str) -> None:
 
 
 _TITLES = {
-    "array": "pushed in arrays of {} by {} nodes, a durable answer to each",
-    "columns": "pushed in columns of {} by {} nodes, a durable answer to each",
-    "temp": "tmon's `POST /temp` from {1} kept-alive clients, a durable answer to each",
-    "floor": "floor: http.server that reads the JSON of the same arrays of {} and answers",
-    "commit": "floor: the same, which stores the text of what waits in one transaction before it answers",
+    "array": "arrays of {:,} from {} nodes, each with a durable response",
+    "columns": "columns of {:,} from {} nodes, each with a durable response",
+    "temp": "tmon's `POST /temp` from {1} persistent connections, each with a durable response",
+    "floor": "for comparison: http.server that parses the same arrays of {} and responds",
+    "commit": "for comparison: the same, storing all waiting requests in one transaction before it responds",
 }
 
 
@@ -183,7 +198,8 @@ def _title(case: str) -> str:
 
 
 def main() -> None:
-    table("server: what is brought over HTTP", [(_title(case), measure(case)) for case in sys.argv[1:] or CASES])
+    """Run the chosen cases and print the table."""
+    table("server: samples over HTTP", [(_title(case), measure(case)) for case in sys.argv[1:] or CASES])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The smallest server that could take a push: what bench.push is compared with (`python3 -m bench.push floor100`).
+"""The smallest server that receives pushes, as upper bound for bench.push (`python3 -m bench.push floor100`).
 
-http.server, which reads the JSON of a body and answers; with `commit` it stores the body's text before, in one
-transaction with all that wait at that time. It checks nothing, knows no node and writes no log.
+An http.server handler that parses the JSON of a body and responds. With `commit` it first stores the body as text, in
+one transaction with all bodies waiting at that time. It validates nothing, knows no nodes and writes no log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ANSWER = b'{"ack":1234}\n'
 
 
 class Writer:
-    """A thread that stores texts; `_changed` guards those that wait."""
+    """A thread that stores texts; `_changed` guards the waiting texts."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -42,21 +42,24 @@ class Writer:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)
-                together, self._waiting = self._waiting, []
+                batch, self._waiting = self._waiting, []
             db.execute("BEGIN")
-            db.executemany("INSERT INTO bodies VALUES (?)", [(text,) for text, _ in together])
+            db.executemany("INSERT INTO bodies VALUES (?)", [(text,) for text, _ in batch])
             db.execute("COMMIT")
-            for _, stored in together:
+            for _, stored in batch:
                 stored.release()
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Parses each body, stores it if the server has a Writer, and responds."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 64 << 10
     writer: Writer | None = None
 
     def do_POST(self) -> None:
+        """Respond to a push."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         json.loads(body)
         if self.writer is not None:
@@ -69,10 +72,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:
-        pass
+        """Log nothing; `format` and `args` are those of http.server."""
 
 
 def main() -> None:
+    """Serve until the process is ended."""
     folder, *more = sys.argv[1:]
     if more == ["commit"]:
         Handler.writer = Writer(os.path.join(folder, "bodies.sqlite3"))

@@ -1,10 +1,10 @@
-"""What reading costs a node: 20 kernel sensors at 1 Hz, as a share of a core.
+"""Cost of reading for a node: 20 kernel sensors at 1 Hz, as a share of a core.
 
     python3 -m bench.sensors [PYTHON]
 
-The sensors are files of a folder made for it, in the form that Linux drivers have: six channels of two BME280, four of
-an ADS1115 (raw value and scale), four hwmon temperatures of which two are chosen by label, six DS18B20. What a driver
-itself takes to answer is not in it. The node is the real program, with its outbox on the disk and nobody collecting.
+The sensors are files in a temporary folder, in the format of Linux drivers: six channels of two BME280, four of an
+ADS1115 (raw value and scale), four hwmon temperatures (two of them selected by label), six DS18B20. The time that a
+real driver needs is not included. The node is the real program, with its outbox on the disk and no collector.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCRATCHPAD = "72 01 4b 46 7f ff 0e 10 57 : crc=57 YES\n72 01 4b 46 7f ff 0e 10 5
 
 
 def fake_root(root: str) -> Iterator[str]:
-    """Make the files; gives the 20 places as `from` has them."""
+    """Create the files below `root`, and yield the 20 channels in the form of the setting `from`."""
     for n in range(2):
         device = f"{IIO}/iio:device{n}"
         put(root, f"{device}/name", f"bme280_{n}")
@@ -53,6 +53,7 @@ def fake_root(root: str) -> Iterator[str]:
 
 
 def put(root: str, name: str, content: str) -> None:
+    """Write `content` to the file `name` below `root`; missing folders are created."""
     path = os.path.join(root, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="ascii") as file:
@@ -60,14 +61,17 @@ def put(root: str, name: str, content: str) -> None:
 
 
 def settings(root: str, places: list[str], together: bool) -> str:
-    """A node.toml: one [[sensor]] with all of them, or one each."""
+    """Return a node.toml for the channels `places` below `root`.
+
+    It has one [[sensor]] table for all channels if `together` is true, otherwise one table for each channel.
+    """
     head = f'[[sensor]]\nkind = "kernel"\nroot = "{root}"\n'
     channels = [f'[sensor.channels.s{n}]\nfrom = "{place}"\n' for n, place in enumerate(places)]
     return head + "".join(channels) if together else "".join(head + channel for channel in channels)
 
 
 def failed(address: str) -> int:
-    """How many readings gave no value, as the node's STATUS says."""
+    """Return the number of readings without a value, from the STATUS of the node at `address`."""
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), 10) as sock:
         sock.sendall(b"CHECK\n")
@@ -77,6 +81,7 @@ def failed(address: str) -> int:
 
 
 def measure(python: str, together: bool) -> None:
+    """Print the share of a core of a node run by `python`; `together` as for `settings`."""
     with tempfile.TemporaryDirectory() as folder:
         places = list(fake_root(os.path.join(folder, "root")))
         assert len(places) == 20
@@ -89,16 +94,17 @@ def measure(python: str, together: bool) -> None:
         time.sleep(SECONDS)
         share = (cpu_s(node.process.pid) - before_s) / (time.monotonic() - began_s)
         memory = rss_mib(node.process.pid)
-        assert failed(node.address) == 0, "what fails costs something else"
+        assert failed(node.address) == 0, "some sensors failed, so the cost is not comparable"
         node.stop()
-    what = "in one table" if together else "in a table each (20 threads)"
+    what = "in one table" if together else "in one table each (20 threads)"
     print(f"| 20 kernel sensors at 1 Hz, {what} | {share * 100:.2f} % of a core; {memory:.1f} MiB | 3 % |", flush=True)
 
 
 def main() -> None:
+    """Run the benchmark."""
     python = sys.argv[1] if len(sys.argv) > 1 else sys.executable
     version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
-    print(f"| reading, node with {version} | {about()} | wanted |\n|---|---|---|")
+    print(f"| node with {version} | {about()} | goal |\n|---|---|---|")
     for together in (False, True):
         measure(python, together)
 

@@ -1,6 +1,6 @@
-"""The nodes and visitors of the long run: a node's real outbox and session, without threads, and what befalls them.
+"""Nodes and web clients of the long run: a node's real outbox and session without threads, and the faults they suffer.
 
-`bench/soak.py` gives each its turn ten times a second.
+`bench/soak.py` calls each of them ten times per second.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from pigeonpost.transports.tcp_node_session import NodeSession
 from protocol import LINE_BYTES
 
 EVERY_S = 1.0  # between two samples of a node
-# Each kind of mischief, and how often it comes beside the others.
-MISCHIEF = {"cut": 4, "reset": 4, "stall": 3, "dribble": 2, "restart": 2, "repeat": 3, "rubbish": 2}
+# Each kind of fault, with its relative frequency.
+FAULT_KINDS = {"cut": 4, "reset": 4, "stall": 3, "dribble": 2, "restart": 2, "repeat": 3, "rubbish": 2}
 RUBBISH = (b"\xff\xfe\n", b"HULLO {}\n", b"SENSORS 12 [\n", b'GAP 0123456789abcdef {"from":-1}\n', b"x" * 70_000)
 _CLOCK = Clock()
 _SENSORS = [{"name": "turn", "unit": ""}, {"name": "level", "unit": "V"}]
 
 
 class Node:
-    """One node: the product's outbox and session, and the mischief that befalls its connection."""
+    """A node: the product's outbox and session, and faults of its connection."""
 
     def __init__(self, name: str, folder: str, slots: int, chance: random.Random) -> None:
         self.name, self._folder, self._slots, self._chance = name, folder, slots, chance
-        self.accepted: dict[str, int] = {}  # epoch to its highest seq: what must be found in the end
+        self.accepted: dict[str, int] = {}  # highest accepted seq of each epoch; the store must contain all of them
         self.counts: Counter[str] = Counter()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._info = NodeInfo(name, _SENSORS, EVERY_S, None, lambda on: self.outbox.switch(on), dict)
         self.sock: socket.socket | None = None
-        self._old: deque[bytes] = deque(maxlen=8)  # lines of samples that were sent, to be said again
+        self._old: deque[bytes] = deque(maxlen=8)  # lines of samples that were sent, for repetition
         self._repeats = False
         self._next_s = time.monotonic() + chance.random() * EVERY_S
-        self._stalled_s = self._slow_s = 0.0  # until when
+        self._stalled_s = self._slow_s = 0.0  # ends of the current stall and slow period (time.monotonic)
         os.mkdir(folder)
         self._boot()
 
@@ -52,7 +52,7 @@ class Node:
         self.outbox = Outbox(Ring(self._folder, self._slots, slot_bytes), _CLOCK.boot_id)
 
     def turn(self, now_s: float, samples: bool) -> None:
-        """Do what is due; with `samples` also take one when it is time."""
+        """Accept, receive and send at the monotonic time `now_s`. If `samples` is true, also take a sample when due."""
         if samples and now_s >= self._next_s:
             self._next_s += EVERY_S
             self._take()
@@ -64,7 +64,7 @@ class Node:
             self._receive()
             self._send(8 if now_s < self._slow_s else LINE_BYTES)
         except BlockingIOError:
-            pass  # nobody connects, or the server does not read
+            pass  # no connection yet, or the server does not read
         except OSError:
             self._close()
 
@@ -94,7 +94,7 @@ class Node:
             self._session.receive(line)
 
     def _send(self, most: int) -> None:
-        """Send `most` bytes of what the session has to say."""
+        """Send up to `most` bytes of the output of the session."""
         assert self.sock is not None
         self._session.tick()
         self._unsent += self._session.take_output()
@@ -115,8 +115,8 @@ class Node:
             self.sock.close()
             self.sock = None
 
-    def suffer(self, kind: str, now_s: float) -> None:
-        """One mischief of those in MISCHIEF, if a connection is there to suffer it."""
+    def cause_fault(self, kind: str, now_s: float) -> None:
+        """Cause the fault `kind` (one of FAULT_KINDS) at the time `now_s`, if the node is connected."""
         if self.sock is None or now_s < max(self._stalled_s, self._slow_s):
             return
         self.counts[kind] += 1
@@ -142,17 +142,19 @@ class Node:
             if kind == "reset":
                 reset(self.sock)
         except OSError:
-            pass  # the server was quicker
+            pass  # the server closed it first
         self._close()
         self._repeats = kind == "repeat"
 
 
 class Visitor:
-    """One visitor of the page, who asks for something, may read the answer, and goes when he likes."""
+    """A client of the page: it sends a request, may read the response, and disconnects at a random time."""
 
     def __init__(self, port: int, request: bytes, chance: random.Random, now_s: float) -> None:
         self._unsent = request
-        self.takes_thread = not (b"GET /events " in request and b"\r\n\r\n" in request)  # one serves all who listen
+        self.takes_thread = not (
+            b"GET /events " in request and b"\r\n\r\n" in request
+        )  # one thread serves all event streams
         self._reads, self._resets = chance.random() < 0.8, chance.random() < 0.5
         self._until_s = now_s + chance.uniform(0.1, 10)
         self._sock = socket.socket()
@@ -160,7 +162,7 @@ class Visitor:
         self._sock.connect_ex(("127.0.0.1", port))
 
     def stays(self, now_s: float) -> bool:
-        """Do what is due; False when he has gone."""
+        """Send or read at the monotonic time `now_s`. Return False when the client has disconnected."""
         try:
             if self._unsent:
                 self._unsent = self._unsent[self._sock.send(self._unsent) :]
@@ -177,5 +179,5 @@ class Visitor:
 
 
 def reset(sock: socket.socket) -> None:
-    """Make closing it a RST: linger for no time (socket(7), SO_LINGER)."""
+    """Make closing `sock` send an RST: linger for no time (socket(7), SO_LINGER)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

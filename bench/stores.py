@@ -1,14 +1,14 @@
-"""How fast the stores take samples, durably, and what their databases could do with the same rows and nothing else.
+"""Throughput of the stores, compared with the maximum throughput of their databases for the same rows.
 
-    python3 -m bench.stores                     SQLite; and PostgreSQL where psycopg and a PostgreSQL are installed
-    python3 -m bench.stores postgresql://...    another PostgreSQL than one started for the purpose, as it is set
+    python3 -m bench.stores                     SQLite; and PostgreSQL if psycopg and PostgreSQL are installed
+    python3 -m bench.stores postgresql://...    a given PostgreSQL with its settings, instead of a temporary one
 
-Samples of two values, 500 of each of 20 nodes a transaction, in batches as the Ingestor has them: marks, filings for
-the log and windows for the statistics are written too. Beside it the bare rows, made before: `executemany` into the
-same table of SQLite (a row is a run of samples), COPY into the same table of PostgreSQL with its two indexes. The two
-take turns with each transaction, and which is first changes: three million samples each. The share is the median of the
-pairs' ratios, with the quartiles, since whatever else this machine does meets both. So much a writer thread can do
-alone: bench/ingest.py measures the whole server.
+Each transaction has 500 samples of two values from each of 20 nodes, in the batches that the Ingestor submits. It
+includes high-water marks, log entries and dirty windows of the statistics. The comparison writes the bare rows,
+prepared in advance: `executemany` into the same table of SQLite (a row is a run of samples), COPY into the same table
+of PostgreSQL with its two indexes. The two alternate by transaction, and the order within each pair changes: three
+million samples each. The share is the median of the pairs' ratios, with quartiles, since other load on the machine
+affects both. This is the bound of a writer thread alone; bench/ingest.py measures the complete server.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _START_MS = 1_795_000_000_000
 _UNITS = {"temperature": "°C"}
 _EPOCHS = [(f"node{node}", f"{node:016x}") for node in range(NODES)]
 
-# Readings a second through the store, and bare; the quartiles of the pairs' ratios.
+# Readings per second through the store and without it; quartiles of the pairs' ratios.
 Figures = tuple[float, float, list[float]]
 
 
 def samples(turn: int) -> list[SampleBatch]:
-    """Of each node what comes in one transaction, as the transports hand it over."""
+    """Return the batches of the transaction number `turn`, one per node, as the transports submit them."""
     seqs = range(turn * AT_ONCE + 1, (turn + 1) * AT_ONCE + 1)
     return [
         SampleBatch(
@@ -54,7 +54,7 @@ def samples(turn: int) -> list[SampleBatch]:
 
 
 def through_store(store: Store, made: Sequence[SampleBatch]) -> None:
-    """One transaction, done as the Ingestor does it."""
+    """Store the batches `made` in `store` in one transaction, as the Ingestor does."""
     with store.writing(_EPOCHS) as marks:
         epoch_commits = []
         for (name, epoch), batch in zip(_EPOCHS, made):
@@ -66,9 +66,12 @@ def through_store(store: Store, made: Sequence[SampleBatch]) -> None:
 
 
 def compare(store: Store, ready: Callable[[int], Any], bare: Callable[[Any], object]) -> Figures:
-    """
-    ready  makes the rows of a turn
-    bare   stores them, in one transaction
+    """Return the figures of a store compared with its database alone.
+
+    Args:
+        store: The store.
+        ready: Returns the rows of a transaction, by its number.
+        bare: Stores these rows in one transaction.
     """
     took: list[tuple[float, float]] = []
     for turn in range(PAIRS):
@@ -84,13 +87,13 @@ def compare(store: Store, ready: Callable[[int], Any], bare: Callable[[Any], obj
         took.append((took_s[True], took_s[False]))
     faults = list(store.verify())
     if faults:
-        raise SystemExit(f"what was stored is not right: {faults[0]}")
+        raise SystemExit(f"the stored samples are damaged: {faults[0]}")
     ours, others = (PER_TRANSACTION * VALUES / statistics.median(column) for column in zip(*took))
     return ours, others, statistics.quantiles([other / own for own, other in took], n=4)
 
 
 def sqlite() -> Figures:
-    """Of SQLite."""
+    """Return the figures of SQLite."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         db = sqlite3.connect(f"{other}/bare.sqlite3", isolation_level=None)
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 4000"):
@@ -117,7 +120,7 @@ def sqlite() -> Figures:
 
 
 def postgres(address: str) -> Figures:
-    """Of the PostgreSQL at `address`, in two databases of its own."""
+    """Return the figures of the PostgreSQL at `address`, in two databases of its own."""
     import psycopg
 
     from pigeonpost.storage.postgres.store import PostgresStore
@@ -151,18 +154,22 @@ def postgres(address: str) -> Figures:
         other.drop()
 
 
-def said(found: Figures) -> str:
+def as_text(found: Figures) -> str:
+    """Return the figures `found` as text."""
     store, bare, (low, share, high) = found
-    return f"{store:,.0f} readings/s; {share:.0%} ({low:.0%} to {high:.0%}) of the bare {bare:,.0f}"
+    return (
+        f"{store:,.0f} readings/s; {share:.0%} ({low:.0%} to {high:.0%}) of the database alone, {bare:,.0f} readings/s"
+    )
 
 
 def main() -> None:
-    batch = f"{PER_TRANSACTION:,} samples of {VALUES} values a transaction"
-    lines = [(f"SQLite, {batch}", said(sqlite()))]
+    """Run the benchmark and print the table."""
+    batch = f"{PER_TRANSACTION:,} samples of {VALUES} values per transaction"
+    lines = [(f"SQLite, {batch}", as_text(sqlite()))]
     try:
         import psycopg
     except ImportError:
-        print("without PostgreSQL: psycopg is not installed for this Python", file=sys.stderr)
+        print("PostgreSQL is skipped: psycopg is not installed for this Python", file=sys.stderr)
     else:
         from tests.libraries.databases import Cluster
 
@@ -171,11 +178,11 @@ def main() -> None:
             address = cluster.address if cluster else sys.argv[1]
             with psycopg.connect(address) as db:
                 version = db.info.parameter_status("server_version")
-            lines.append((f"PostgreSQL {version.split()[0]}, {batch}", said(postgres(address))))
+            lines.append((f"PostgreSQL {version.split()[0]}, {batch}", as_text(postgres(address))))
         finally:
             if cluster:
                 cluster.remove()
-    table("stores: readings that are durable", lines)
+    table("databases: durable readings", lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What TLS costs on the TCP link: samples a second and processor time of both ends, and a node's memory.
+"""Cost of TLS on the TCP link: samples per second, processor time of both ends, and a node's memory.
 
     python3 -m bench.tls
 
-Both ends are the real ones, a process each, with a token, over loopback. The node holds 100,000 samples of two values;
-the server's store only counts, so that the link is what is measured. The memory is that of `node.py --simulate`.
+Both ends are the real ones with a token, each in its own process, over loopback. The node holds 100,000 samples of two
+values. The server's store only counts them, so that the link alone is measured. The memory is that of
+`node.py --simulate`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _KEY = LinkKey("a token for measurements")
 
 
 class _Counter:
-    """An Ingestor that stores nothing."""
+    """Replacement for the Ingestor that only counts samples."""
 
     identity = "0" * 16
 
@@ -55,8 +56,8 @@ class _Counter:
 
 
 def _start_node(folder: str, tls: bool) -> tuple[int, tuple[str, int]]:
-    """A node in a process of its own, with all samples in its outbox. Returns its process and its address."""
-    told, tell = os.pipe()
+    """Return the process and the address of a node with all samples in its outbox in `folder`."""
+    reader, writer = os.pipe()
     process = os.fork()
     if not process:
         clock = Clock()
@@ -72,16 +73,19 @@ def _start_node(folder: str, tls: bool) -> tuple[int, tuple[str, int]]:
         connect = {"connect": node_connections(own_certificate(folder, "n"), "")[0]} if tls else {}
         node = TcpNodeTransport(("127.0.0.1", 0), info, outbox, clock, **connect)
         node.start()
-        os.write(tell, str(node.address[1]).encode())
+        os.write(writer, str(node.address[1]).encode())
         time.sleep(LIMIT_S)
         os._exit(1)
-    os.close(tell)
-    with os.fdopen(told) as file:
+    os.close(writer)
+    with os.fdopen(reader) as file:
         return process, ("127.0.0.1", int(os.read(file.fileno(), 10)))
 
 
 def speed(tls: bool) -> tuple[float, float, float]:
-    """Samples a second, and microseconds of processor time for each: of the node, and of the server."""
+    """Return the samples per second, and the microseconds of processor time per sample of the node and of the server.
+
+    `tls` selects TLS or plain TCP.
+    """
     with tempfile.TemporaryDirectory() as folder:
         process, address = _start_node(folder, tls)
         try:
@@ -90,7 +94,7 @@ def speed(tls: bool) -> tuple[float, float, float]:
             node_s, own_s, began_s = cpu_s(process), time.process_time(), time.monotonic()
             server.start()
             if not ledger.has_all.wait(LIMIT_S):
-                raise SystemExit(f"{ledger.count} of {SAMPLES} samples came: {server.state.fault}")
+                raise SystemExit(f"{ledger.count} of {SAMPLES} samples arrived: {server.state.fault}")
             took_s = time.monotonic() - began_s
             own_us = (time.process_time() - own_s) / SAMPLES * 1e6
             node_us = (cpu_s(process) - node_s) / SAMPLES * 1e6
@@ -102,7 +106,7 @@ def speed(tls: bool) -> tuple[float, float, float]:
 
 
 def memory(tls: bool) -> float:
-    """Resident memory of a node with a token that one server collects from, in MiB."""
+    """Return the resident memory in MiB of a node with a token that one server collects from; with `tls`, over TLS."""
     with tempfile.TemporaryDirectory() as folder:
         if tls:
             with open(os.path.join(folder, "node.toml"), "w", encoding="utf-8") as file:
@@ -116,7 +120,7 @@ def memory(tls: bool) -> float:
         server.start()
         time.sleep(2)
         if not server.state.connected:
-            raise SystemExit(f"the node is not collected from: {server.state.fault}")
+            raise SystemExit(f"the server does not collect from the node: {server.state.fault}")
         used = rss_mib(node.process.pid)
         server.stop(2.0)
         node.stop()
@@ -124,7 +128,8 @@ def memory(tls: bool) -> float:
 
 
 def main() -> None:
-    logging.disable(logging.WARNING)  # a server that stops tells of each link
+    """Run the benchmark and print the table."""
+    logging.disable(logging.WARNING)  # a stopping server logs each link
     rows = []
     found: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
     for _ in range(ROUNDS):  # in turn, as the machine's speed changes
@@ -134,12 +139,12 @@ def main() -> None:
         rate, node_us, own_us = sorted(rounds)[ROUNDS // 2]
         slowest, fastest = min(rounds)[0], max(rounds)[0]
         rows.append((
-            f"{SAMPLES:,} samples, {'TLS 1.3' if tls else 'plain text'}; the middle of {ROUNDS} rounds",
-            f"{rate:,.0f} samples/s ({slowest:,.0f} to {fastest:,.0f}); processor time of a sample:"
+            f"{SAMPLES:,} samples, {'TLS 1.3' if tls else 'plain text'}; median of {ROUNDS} rounds (range)",
+            f"{rate:,.0f} samples/s ({slowest:,.0f} to {fastest:,.0f}); processor time per sample:"
             f" node {node_us:.1f} µs, server {own_us:.1f} µs",
         ))  # fmt: skip
     rows += [
-        (f"resident memory of a node with a token, collected from, {'TLS' if tls else 'plain text'}",
+        (f"resident memory of a node with a token and a connected server, {'TLS 1.3' if tls else 'plain text'}",
          f"{memory(tls):.1f} MiB") for tls in (False, True)
     ]  # fmt: skip
     table("TLS on the TCP link", rows)

@@ -1,4 +1,4 @@
-"""Cost of the quality checks in the Ingestor's writer: a backlog of samples with five sensors, as it is committed.
+"""Cost of the quality checks in the Ingestor's writer, for a backlog of samples with five sensors.
 
 python3 -m bench.verdicts
 """
@@ -22,8 +22,8 @@ SENSORS, SAMPLES, COMMIT = 5, 200_000, 5000
 LIMITS = {"low": -10, "high": 35, "jump": 0.5, "stuck": 3600, "rail": [-50, 279.68]}
 
 
-def samples_a_second(limited: int, limits: Mapping[str, Any]) -> float:
-    """How many are judged a second, with `limits` on `limited` of the sensors; the best of three."""
+def samples_per_second(limited: int, limits: Mapping[str, Any]) -> float:
+    """Return the samples checked per second: the best of three runs with `limits` on `limited` of the sensors."""
     state = NodeState("address", "node")
     state.every_s = 1.0
     state.sensors = [{"name": f"s{n}", "limits": limits if n < limited else None} for n in range(SENSORS)]
@@ -46,14 +46,15 @@ def samples_a_second(limited: int, limits: Mapping[str, Any]) -> float:
 
 
 def main() -> None:
+    """Run the benchmark and print the table."""
     rows = [
-        (f"{what} on {limited} of {SENSORS} sensors", f"{1e6 / samples_a_second(limited, limits):.2f} µs a sample")
+        (f"{what} on {limited} of {SENSORS} sensors", f"{1e6 / samples_per_second(limited, limits):.2f} µs per sample")
         for what, limited, limits in (
             ("no limits", 0, {}), ("a rail", 1, {"rail": [-50, 279.68]}), ("all limits", 1, LIMITS),
             ("all limits", SENSORS, LIMITS),
         )
     ]  # fmt: skip
-    table("verdicts: what they add to a sample", rows)
+    table("quality checks: processor time per sample", rows)
 
 
 if __name__ == "__main__":

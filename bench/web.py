@@ -1,9 +1,9 @@
-"""How fast the page is: `/` for one and for many, the log's download, and what that costs in memory.
+"""Throughput of the web page: `/` for one and for many clients, the download of the log, and the memory this takes.
 
     python3 -m bench.web
 
-A real server with one simulated node and, for the download, a log made 1 GiB long. The clients are of this module:
-raw sockets kept alive, since what a client library costs is not the server's.
+A real server with one simulated node; for the download its log is made 1 GiB long. The clients are raw kept-alive
+sockets of this module, so that the cost of a client library is not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n"
 
 
 class Client:
-    """One kept-alive connection."""
+    """A kept-alive connection."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port))
@@ -36,7 +36,7 @@ class Client:
         self._rest = b""
 
     def get(self, request: bytes = _REQUEST) -> int:
-        """Ask, and read the whole answer; its length."""
+        """Send `request`, read the complete response and return its size in bytes."""
         self.sock.sendall(request)
         data = self._rest
         while b"\r\n\r\n" not in data:
@@ -51,7 +51,7 @@ class Client:
 
 
 def fresh_page_ms(port: int) -> float:
-    """Median time of `/` when a new picture has to be taken and drawn."""
+    """Return the median response time in milliseconds of `/` at `port` when the snapshot must be built and rendered."""
     client, times = Client(port), []
     for _ in range(15):
         time.sleep(1.05)
@@ -61,7 +61,8 @@ def fresh_page_ms(port: int) -> float:
     return sorted(times)[len(times) // 2] * 1000
 
 
-def requests_a_second(port: int, clients: int, seconds: float = 5.0) -> float:
+def requests_per_second(port: int, clients: int, seconds: float = 5.0) -> float:
+    """Return the requests per second that `clients` threads reach at `port` during `seconds`."""
     counts = [0] * clients
     end_s = time.monotonic() + seconds
 
@@ -80,13 +81,16 @@ def requests_a_second(port: int, clients: int, seconds: float = 5.0) -> float:
 
 
 def from_another_process(port: int, clients: int) -> float:
-    """Requests a second, asked from a process of its own: in this one the clients would wait for each other."""
-    code = f"from bench.web import requests_a_second; print(requests_a_second({port}, {clients}))"
+    """Return the requests per second of `clients` at `port` from another process.
+
+    Threads of this process would delay each other.
+    """
+    code = f"from bench.web import requests_per_second; print(requests_per_second({port}, {clients}))"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def download(port: int) -> tuple[float, int]:
-    """Seconds for the whole log, and its length."""
+    """Return the seconds for the complete log from `port`, and its size in bytes."""
     sock = socket.create_connection(("127.0.0.1", port))
     began_s = time.monotonic()
     sock.sendall(b"GET /log.csv HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -97,7 +101,7 @@ def download(port: int) -> tuple[float, int]:
 
 
 def long_log(data: str) -> None:
-    """Make the log of the next run long: a store whose samples were never logged owes all of them to it."""
+    """Make the log of the next run long, by a store in `data` whose samples are not in the log yet."""
     store = SqliteStore(data)
     samples = [
         Sample(seq, 1_795_000_000_000 + seq * 1000, seq, {f"value_{k:02d}": 20.125 + k for k in range(40)}, {}, "")
@@ -112,6 +116,7 @@ def long_log(data: str) -> None:
 
 
 def main() -> None:
+    """Run the benchmark and print the table."""
     with tempfile.TemporaryDirectory() as data:
         long_log(data)
         command = [sys.executable, "server.py", "--demo", "--data", data, "--web", "127.0.0.1:0"]
@@ -122,17 +127,25 @@ def main() -> None:
             assert found, "the server did not start"
             port = int(found[1])
             time.sleep(3)
-            rows = [("`/`, drawn again, median", f"{fresh_page_ms(port):.1f} ms, {Client(port).get() / 1000:.1f} kB")]
+            rows = [
+                (
+                    "`/` of one node, generated again, median",
+                    f"{fresh_page_ms(port):.1f} ms, {Client(port).get() / 1000:.1f} kB",
+                )
+            ]
             rows += [
-                (f"`/` kept alive, {clients} at once", f"{from_another_process(port, clients):,.0f} requests/s")
+                (
+                    f"`/` unchanged, persistent connections: {clients}",
+                    f"{from_another_process(port, clients):,.0f} requests/s",
+                )
                 for clients in (1, 8)
             ]
             download(port)
             before = rss_mib(server.pid)
             took_s, length = download(port)
             rows.append(("`/log.csv`", f"{length / _GIB:.2f} GiB at {length / took_s / _GIB:.2f} GiB/s"))
-            rows.append(("memory before and after it", f"{before:.1f} and {rss_mib(server.pid):.1f} MiB"))
-            table("server: the page", rows)
+            rows.append(("memory of the server before and after it", f"{before:.1f} and {rss_mib(server.pid):.1f} MiB"))
+            table("server: web page", rows)
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(20)

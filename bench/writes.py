@@ -1,13 +1,13 @@
-"""What is written to the card in a day: a node that samples every ten seconds, and a server that collects from it.
+"""Bytes written to the card per day: a node that samples every ten seconds, and a server that collects from it.
 
-    python3 -m bench.writes                 a server's hours on a clock that is stepped: under a minute
-    python3 -m bench.writes --nodes 1000    of so many nodes: minutes
+    python3 -m bench.writes                 some hours of a server with a simulated clock: under a minute
+    python3 -m bench.writes --nodes 1000    the same with many nodes: minutes
     python3 -m bench.writes --real 600      node and servers as programs, for ten minutes
 
-As the kernel counts it for each process (proc_pid_io(5): write_bytes), with the database committed at once and, on a
-second server, once a minute. On the stepped clock the server is its store, its log and its maintenance, which compacts
-each hour once it is past; and every 30 s of it the pages that changed, also those of the WAL's index, are written back,
-as Linux does with its usual settings (proc_sys_vm(5): dirty_expire_centisecs).
+The numbers are the kernel's for each process (proc_pid_io(5): write_bytes). The database is committed immediately and,
+on a second server, once a minute. With the simulated clock, the server consists of its store, its log and its
+maintenance, which compacts each hour once it is past. Every 30 s of this clock the changed pages are written back, also
+those of the WAL's index, as Linux does with its default settings (proc_sys_vm(5): dirty_expire_centisecs).
 """
 
 from __future__ import annotations
@@ -34,39 +34,46 @@ from protocol import Batch, Sample
 _SETTLE_S = 20.0
 _EVERY_S = 10
 _HOUR_S = 3600
-_START_MS = 1_795_003_200_000  # an hour begins
+_START_MS = 1_795_003_200_000  # ms since 1970, a full hour
 _COMMITS = ("1", "60")
 _UNITS = {"temperature": "°C", "humidity": "%", "light": ""}
 _WRITEBACK_S = 30
 
 
 def written(pid: int) -> int:
-    """Bytes that a process has had written to the disk."""
+    """Return the bytes that process `pid` has had written to the disk."""
     with open(f"/proc/{pid}/io", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("write_bytes:"))
 
 
-def mib_a_day(count: float, seconds: float) -> float:
-    """MiB a day, of a number of bytes in so many seconds."""
+def mib_per_day(count: float, seconds: float) -> float:
+    """Return `count` bytes in `seconds` as MiB per day."""
     return count / seconds * 86_400 / 2**20
 
 
 class Stepped(NamedTuple):
-    """What a server on the stepped clock has written."""
+    """Bytes written by a server with the simulated clock."""
 
-    mib_a_day: float
-    to_chunks: float  # times that a sample was written to chunks
+    mib_per_day: float
+    to_chunks: float  # how often a sample was written to chunks
 
 
 def stepped(folder: str, commit_s: int, hours: int, nodes: int) -> Stepped:
-    """Let a server collect for so many hours, after one to settle."""
+    """Return the bytes written while a server collects with the simulated clock, after an hour to settle.
+
+    Args:
+        folder: Folder of the data.
+        commit_s: Seconds between commits; 0 for immediate ones.
+        hours: Hours to simulate.
+        nodes: Number of nodes.
+    """
     clock = FakeClock(_START_MS)
     store = SqliteStore(folder)
     csv = CsvLog(folder, store, clock)
     csv.start()
     ingestor = Ingestor(store, csv, clock, commit_s, buffer_samples=60 * nodes)
     worker = MaintenanceWorker(store, Direct(store), clock)
-    order = random.Random(1).sample(range(nodes), nodes)  # in which they sample: not that of their ids
+    order = random.Random(1).sample(range(nodes), nodes)  # the order in which they sample, other than that of their ids
     before = stored = compacted = 0
     is_waiting = False
     for second in range((hours + 1) * _HOUR_S):
@@ -87,7 +94,7 @@ def stepped(folder: str, commit_s: int, hours: int, nodes: int) -> Stepped:
     took = written(os.getpid()) - before
     store.close()
     to_chunks = (worker.compacted - compacted) / (ingestor.stored - stored)
-    return Stepped(mib_a_day(took, hours * _HOUR_S), to_chunks)
+    return Stepped(mib_per_day(took, hours * _HOUR_S), to_chunks)
 
 
 def _batch(node: int, seq: int, time_ms: int) -> Batch:
@@ -102,8 +109,10 @@ def _batch(node: int, seq: int, time_ms: int) -> Batch:
 
 
 def _write_back(folder: str) -> None:
-    """Have the changed pages of all files written; by another process, since to close a file of SQLite's here would
-    end its locks."""
+    """Have the kernel write the changed pages of all files in `folder`.
+
+    Another process does this: if this one closed an SQLite file, it would lose SQLite's locks (fcntl(2)).
+    """
     files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
     subprocess.run(["sync", "--data", *files], check=True)
 
@@ -113,7 +122,7 @@ def _ignore(epoch: str, seq: int) -> None:
 
 
 def real(seconds: float) -> list[float]:
-    """MiB a day of the node, and of a server for each of _COMMITS."""
+    """Return the MiB per day of the node, and of one server for each of _COMMITS, measured for `seconds`."""
     with tempfile.TemporaryDirectory() as folder:
         programs: list[subprocess.Popen[str]] = []
 
@@ -134,7 +143,7 @@ def real(seconds: float) -> list[float]:
             time.sleep(_SETTLE_S)
             before = [written(one.pid) for one in programs]
             time.sleep(seconds)
-            return [mib_a_day(written(one.pid) - first, seconds) for one, first in zip(programs, before)]
+            return [mib_per_day(written(one.pid) - first, seconds) for one, first in zip(programs, before)]
         finally:
             for one in programs:
                 one.terminate()
@@ -143,27 +152,29 @@ def real(seconds: float) -> list[float]:
 
 
 def main() -> None:
-    """Measure, and tell what was written."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", type=float, metavar="SECONDS", help="run the programs for so long")
-    parser.add_argument("--hours", type=int, default=5, help="on the stepped clock")
-    parser.add_argument("--nodes", type=int, default=1, help="on the stepped clock")
+    parser.add_argument("--real", type=float, metavar="SECONDS", help="run the real programs for this time")
+    parser.add_argument("--hours", type=int, default=5, help="hours of the simulated clock (5)")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes with the simulated clock (1)")
     parser.add_argument("--commit", type=int, help=argparse.SUPPRESS)  # one server, in a process of its own
     options = parser.parse_args()
     if options.commit:
         with tempfile.TemporaryDirectory() as folder:
             print(*stepped(folder, options.commit, options.hours, options.nodes))
         return
-    names = ["the node", "a server that commits at once", "a server that commits once a minute"]
+    names = ["the node", "a server that commits every second", "a server that commits every minute"]
     if options.real:
-        rows = [(name, f"{mib:.0f} MiB a day") for name, mib in zip(names, real(options.real))]
+        rows = [(name, f"{mib:.0f} MiB per day") for name, mib in zip(names, real(options.real))]
     else:
         command = [sys.executable, "-m", "bench.writes", "--hours", str(options.hours), "--nodes", str(options.nodes)]
         rows = []
         for name, commit in zip(names[1:], _COMMITS):
             mib, to_chunks = subprocess.check_output([*command, "--commit", commit], text=True).split()
-            rows.append((name, f"{float(mib):.0f} MiB a day, each sample {float(to_chunks):.2f} times to chunks"))
-    table(f"written to the disk, nodes: {options.nodes}, each a sample every {_EVERY_S} s", rows)
+            rows.append(
+                (name, f"{float(mib):.0f} MiB per day; each sample is written to chunks {float(to_chunks):.2f} times")
+            )
+    table(f"written to the disk; nodes: {options.nodes}; one sample every {_EVERY_S} s", rows)
 
 
 if __name__ == "__main__":

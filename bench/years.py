@@ -1,11 +1,12 @@
-"""What years of samples cost, live and late ones mixed: size, start, checks, charts, export, late values, retention.
+"""Cost of years of samples, live and late ones mixed: size, start, checks, charts, export, late values, retention.
 
     python3 -m bench.years                  100 million readings in a temporary folder: a quarter of an hour, 1.1 GB
-    python3 -m bench.years --millions 1     a small one
+    python3 -m bench.years --millions 1     one million readings
 
-Ten nodes, two values every ten seconds; `bench.years_mixed` says how they come. What is stored is compared with sums
-that were kept aside, and a difference ends the program. Each query runs five times on a store that was just opened and
-has read its index of `fresh`; the table has the median, with the processor time in brackets.
+Ten nodes with two values every ten seconds, in the order that `bench.years_mixed` describes. The stored samples are
+compared with sums calculated when they were created; a difference ends the program. Each query runs five times on a
+store that was just opened and has read its index of `fresh`. The table shows the median, with the processor time in
+brackets.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ from pigeonpost.storage.sqlite.store import SqliteStore
 from protocol import Batch
 
 TOGETHER = 5000
-_FORGET_AT_ONCE = 20_000  # samples, as the server's maintenance
+_DELETE_AT_ONCE = 20_000  # samples per transaction, as in the server's maintenance
 _MONTH = 30
-# ru_maxrss would count what this process had when it forked.
-_TELL = "; import os; from bench.machine import rss_mib; print(rss_mib(os.getpid(), peak=True), file=sys.stderr)"
+# ru_maxrss would include the memory of this process before fork.
+_SHOW_PEAK = "; import os; from bench.machine import rss_mib; print(rss_mib(os.getpid(), peak=True), file=sys.stderr)"
 
 
 def build(folder: str, samples: int, end_ms: int) -> None:
-    """Fill a store with regular samples of ten nodes, one after another; the last hour in a commit for each sample."""
+    """Fill a store in `folder` with `samples` regular samples of ten nodes, one node after another.
+
+    They end at `end_ms` (ms since 1970). The last hour has one commit per sample.
+    """
     count, store = samples // NODES, SqliteStore(folder)
     filed = 0
     for node in range(NODES):
@@ -62,6 +66,14 @@ def build(folder: str, samples: int, end_ms: int) -> None:
 
 
 def epoch_commits(node: int, seqs: range, together: int, zero_ms: int) -> Iterator[EpochCommit]:
+    """Yield commits with the samples `seqs` of node number `node`.
+
+    Args:
+        node: Number of the node.
+        seqs: Their sequence numbers.
+        together: Samples per commit.
+        zero_ms: Time of the sample 0 in ms since 1970.
+    """
     name, epoch = f"n{node}", f"{node:016x}"
     for first in seqs[::together]:
         made = range(first, min(first + together, seqs.stop))
@@ -79,38 +91,41 @@ def epoch_commits(node: int, seqs: range, together: int, zero_ms: int) -> Iterat
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the seconds, and the seconds of processor time, that something takes."""
+    """Return the seconds and the seconds of processor time that `work` takes."""
     began_s, began_cpu_s = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - began_s, time.process_time() - began_cpu_s
 
 
-def told_ms(took: list[tuple[float, float]], choose: Callable[[list[float]], float] = statistics.median) -> str:
-    """Return costs as text: the median of each kind, or what `choose` chooses."""
+def text_ms(took: list[tuple[float, float]], choose: Callable[[list[float]], float] = statistics.median) -> str:
+    """Return the durations `took` as text in milliseconds: the median, or the result of `choose`."""
     wall_s, busy_s = (choose(list(kind)) for kind in zip(*took))
     return f"{wall_s * 1000:.1f} ms ({busy_s * 1000:.1f})"
 
 
-def asked(folder: str, ask: Callable[[SqliteStore], Any]) -> str:
-    """How long one question takes, of a store just opened."""
+def query_ms(folder: str, ask: Callable[[SqliteStore], Any]) -> str:
+    """Return the time of one query `ask` of the store in `folder`, just opened, as text."""
     took = []
     for _ in range(5):
         with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
             store.points("n1", 0, 1, 1)
             took.append(cost(lambda store=store: ask(store)))  # type: ignore[misc]
-    return told_ms(took)
+    return text_ms(took)
 
 
 def command(*arguments: str) -> tuple[float, float, float]:
-    """One command of control.py, its output thrown away: seconds, seconds of processor time, and MiB at most."""
+    """Return the seconds, seconds of processor time and peak MiB of control.py with `arguments`."""
     return run("import sys, control; control.main(sys.argv[1:])", *arguments)
 
 
 def run(code: str, *arguments: str) -> tuple[float, float, float]:
-    """The same of Python code, which imports sys."""
+    """Return the same as `command` for Python `code`, which imports sys, with `arguments`."""
     began_s, before = time.perf_counter(), os.times()
     done = subprocess.run(
-        [sys.executable, "-c", code + _TELL, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code + _SHOW_PEAK, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(done.stderr or f"{arguments} ended with {done.returncode}")
@@ -120,7 +135,7 @@ def run(code: str, *arguments: str) -> tuple[float, float, float]:
 
 
 def start(folder: str) -> str:
-    """From calling the server to its page."""
+    """Return the time from starting a server with the data `folder` to its first page, as text."""
     took = []
     for _ in range(3):
         began_s = time.perf_counter()
@@ -135,14 +150,17 @@ def start(folder: str) -> str:
         most_mib = rss_mib(server.pid, peak=True)
         server.terminate()
         server.wait(60)
-    return f"{told_ms(took)}; {most_mib:.0f} MiB"
+    return f"{text_ms(took)}; {most_mib:.0f} MiB"
 
 
 # ---------------------------------------------------------------------------------------------------- questions
 
 
 def differences(store: SqliteStore, sums: Sums, from_day: int = 0) -> list[tuple[str, int]]:
-    """Return (node, day) of what is not stored as the sums say, from one day (since 1970) on."""
+    """Return (node, day) of each day whose stored samples in `store` differ from `sums`.
+
+    `from_day` is the first day to compare, counted since 1970.
+    """
     found = Sums()
     for node, _, batch in store.every_batch():
         found.add(node, batch)
@@ -151,18 +169,27 @@ def differences(store: SqliteStore, sums: Sums, from_day: int = 0) -> list[tuple
 
 
 def checked(store: SqliteStore, sums: Sums, from_day: int = 0) -> str:
-    """Compare all that is stored with the sums, and look it through. Ends the program where something is wrong."""
+    """Compare all stored samples of `store` with `sums` and check the database; `from_day` as for `differences`.
+
+    Returns the time as text. Ends the program with an error if a difference is found.
+    """
 
     def check() -> None:
         if wrong := [*differences(store, sums, from_day), *store.verify()]:
-            raise SystemExit(f"not as it was sent: {wrong[:10]}")
+            raise SystemExit(f"stored samples differ from those that were sent: {wrong[:10]}")
 
     wall_s, busy_s = cost(check)
     return f"{wall_s:.1f} s ({busy_s:.1f} s CPU)"
 
 
 def questions(folder: str, to_ms: int, days: float) -> list[tuple[str, str]]:
-    """What is asked, by the server and in SQL, as rows."""
+    """Return rows for the server's queries, and for queries in SQL, of the store in `folder`.
+
+    Args:
+        folder: Data folder.
+        to_ms: End of the samples in ms since 1970.
+        days: Length of the samples in days.
+    """
     both = {"temperature", "light"}
 
     def sql(rest: str) -> Callable[[SqliteStore], Any]:
@@ -181,15 +208,15 @@ def questions(folder: str, to_ms: int, days: float) -> list[tuple[str, str]]:
     ]
     asks += [
         ("the last 100 samples of a node", lambda s: s.points("n3", 0, to_ms, 100)),
-        ("what is stored of every node", lambda s: s.nodes()),
-        ("in SQL: the newest hour of a node", sql(f"AND chunk_low >= {to_ms - HOUR_MS}")),
-        ("in SQL: its newest 100 readings", sql("ORDER BY chunk_low DESC, time DESC LIMIT 100")),
+        ("counts of all nodes", lambda s: s.nodes()),
+        ("SQL: newest hour of a node", sql(f"AND chunk_low >= {to_ms - HOUR_MS}")),
+        ("SQL: its newest 100 readings", sql("ORDER BY chunk_low DESC, time DESC LIMIT 100")),
     ]
-    return [(words, asked(folder, ask)) for words, ask in asks]
+    return [(words, query_ms(folder, ask)) for words, ask in asks]
 
 
 def exports(folder: str, samples: int, to_ms: int) -> Iterator[tuple[str, str]]:
-    """Export a day of all nodes, and everything, as rows."""
+    """Yield rows for an export of one day of all nodes, and of all `samples`, from `folder`; they end at `to_ms`."""
     since, until = rfc3339(to_ms - 2 * DAY_MS), rfc3339(to_ms - DAY_MS)
     for words, count, more in (
         ("a day", NODES * DAY_MS // EVERY_MS, ("--from", since, "--to", until)),
@@ -206,59 +233,71 @@ def exports(folder: str, samples: int, to_ms: int) -> Iterator[tuple[str, str]]:
 
 
 def chunks(folder: str) -> set[tuple[int, int]]:
-    """Return id and number of samples of all chunks: the id of a deleted one is given again."""
+    """Return the id and the number of samples of all chunks in `folder`. The id of a deleted chunk is used again."""
     with contextlib.closing(sqlite3.connect(f"file:{folder}/{DATABASE}?mode=ro", uri=True)) as db:
         return set(db.execute("SELECT id, count FROM chunks"))
 
 
 def late(folder: str, builder: Builder, day: int) -> Iterator[tuple[str, str]]:
-    """What comes late for days of long ago, from cards that were not sent then, as rows."""
-    a_day, half_an_hour = DAY_MS // EVERY_MS, HOUR_MS // EVERY_MS // 2
+    """Yield rows for samples of `builder` that arrive late, for the past day `day`, in the store in `folder`."""
+    samples_per_day, half_an_hour = DAY_MS // EVERY_MS, HOUR_MS // EVERY_MS // 2
     whole, halves = Card("n3", 1), Card("n3", 2)
     for words, card, from_ms, count in (
-        ("a day from an old card", whole, day * DAY_MS, a_day),
+        ("a day from an old card", whole, day * DAY_MS, samples_per_day),
         ("half an hour", halves, (day + 1) * DAY_MS, half_an_hour),
         ("the half hour after it", halves, (day + 1) * DAY_MS + HOUR_MS // 2, half_an_hour),
     ):
         before = chunks(folder)
         took = cost(lambda: builder.bring(card, from_ms, count)), cost(builder.maintain)  # noqa: B023
         after = chunks(folder)
-        told = "; ".join(told_ms([one]) for one in took)
-        change = f"{len(before - after)} chunks gone, {len(after - before)} new"
-        yield f"late: {words}, {count} samples; the maintenance after it", f"{told}; {change}"
+        costs = "; ".join(text_ms([one]) for one in took)
+        change = f"{len(before - after)} chunks deleted, {len(after - before)} new"
+        yield f"late samples: {words}, {count} samples; the maintenance after it", f"{costs}; {change}"
 
 
 def forgetting(store: SqliteStore, before_ms: int) -> tuple[str, int]:
-    """Delete what was taken before a time, as the server does. Returns the costs as text, and the number of samples."""
+    """Delete the samples of `store` taken before `before_ms`, as the server does.
+
+    Returns:
+        The time per transaction as text, and the number of deleted samples.
+    """
 
     def delete() -> None:
         with store.writing(()):
-            gone.append(store.delete_expired(before_ms, _FORGET_AT_ONCE))
+            counts.append(store.delete_expired(before_ms, _DELETE_AT_ONCE))
 
-    gone: list[int] = []
+    counts: list[int] = []
     took = [cost(delete)]
-    while gone[-1]:
+    while counts[-1]:
         took.append(cost(delete))
-    return f"{told_ms(took)}; at most {told_ms(took, max)}; {len(took)} transactions", sum(gone)
+    return f"{text_ms(took)}; at most {text_ms(took, max)}; {len(took)} transactions", sum(counts)
 
 
 def changes(folder: str, store: SqliteStore, builder: Builder, first_day: int, last_day: int) -> list[tuple[str, str]]:
-    """Late values, and the end of the oldest month, as rows. What is stored is compared with the sums after both."""
+    """Return rows for late samples and for deleting the oldest month; the store is compared with the sums after both.
+
+    Args:
+        folder: Data folder.
+        store: Its open store.
+        builder: Made the samples.
+        first_day: First day of samples, since 1970.
+        last_day: Last day of samples.
+    """
     rows = list(late(folder, builder, (first_day + last_day) // 2))
-    rows.append(("all that is stored compared with the sums, and `verify`", checked(store, builder.sums)))
+    rows.append(("comparison of every sample with independent sums, and `verify`", checked(store, builder.sums)))
     from_day = first_day + min(_MONTH, (last_day - first_day) // 2)
-    told, gone = forgetting(store, from_day * DAY_MS)
-    if gone != (wanted := sum(day[0] for (_, number), day in builder.sums.found.items() if number < from_day)):
-        raise SystemExit(f"{gone} samples were deleted, not {wanted}")
-    rows.append((f"retention: the oldest days, {gone:,} samples, a transaction", told))
+    result, deleted = forgetting(store, from_day * DAY_MS)
+    if deleted != (expected := sum(day[0] for (_, number), day in builder.sums.found.items() if number < from_day)):
+        raise SystemExit(f"{deleted} samples were deleted, not {expected}")
+    rows.append((f"deletion of the oldest days, {deleted:,} samples: one transaction", result))
     rows.append(("the same comparison after it", checked(store, builder.sums, from_day)))
     return rows
 
 
 def main() -> None:
-    """Build, ask, tell."""
+    """Build the store, run the queries and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=100, help="of readings")
+    parser.add_argument("--millions", type=float, default=100, help="millions of readings (100)")
     millions = parser.parse_args().millions
     end_ms = Clock().wall_ms() // HOUR_MS * HOUR_MS
     with tempfile.TemporaryDirectory() as folder:
@@ -273,11 +312,11 @@ def main() -> None:
             ).fetchone()
         first_day, last_day = (choose(day for _, day in builder.sums.found) for choose in (min, max))
         rows = [
-            ("stored, made chunks of and summed up", f"{samples:,} samples, {took_s:.0f} s ({busy_s:.0f} s CPU)"),
-            ("sent again", f"{builder.ingestor.repeated:,} samples"),
-            ("bytes a reading: samples; the whole file, with statistics",
+            ("storing, compaction and rollups", f"{samples:,} samples, {took_s:.0f} s ({busy_s:.0f} s CPU)"),
+            ("duplicates", f"{builder.ingestor.repeated:,} samples"),
+            ("bytes per reading: samples with indexes; complete file with statistics",
              f"{in_runs / 2 / samples:.2f}; {size / 2 / samples:.2f}"),
-            ("start of the server, to its page", start(folder)),
+            ("start of the server to its first page", start(folder)),
         ]  # fmt: skip
         rows += questions(folder, end_ms, samples / NODES * EVERY_MS / DAY_MS)
         rows += exports(folder, samples, end_ms)

@@ -1,7 +1,7 @@
-"""Builds a store of years as it comes about: live and late samples mixed, some of them sent again, and sums kept aside.
+"""Builder of a store with the samples of years: live and late samples mixed, some of them sent twice, with checksums.
 
-All goes through the Ingestor and the maintenance of the server, with a clock that is set: what is sent twice is cut at
-the high-water mark, hours that are past become chunks and statistics. Only the CSV log is not written (6 GB of 100
+All samples pass through the server's Ingestor and maintenance, with a simulated clock. Duplicates are discarded at the
+high-water mark, and past hours are compacted to chunks and rollups. Only the CSV log is not written (6 GB for 100
 million readings).
 """
 
@@ -24,12 +24,12 @@ OF_HOUR = HOUR_MS // EVERY_MS
 UNITS = {"temperature": "°C", "light": "counts"}
 _TEMPERATURES: list[Number | None] = [*(20 + k / 100 for k in range(1000))] * 6
 _LIGHTS: list[Number | None] = [*range(1024)] * 6
-_LINE = 4096  # samples that a node that comes back sends together
-_LOOK_HOURS = 6  # between two rounds of maintenance
+_LINE = 4096  # samples per line of a node that reconnects
+_LOOK_HOURS = 6  # interval of the maintenance
 
 
 class Direct:
-    """In place of the Ingestor's writer thread: does the jobs of a MaintenanceWorker itself."""
+    """Replaces the Ingestor's writer thread: runs the jobs of a MaintenanceWorker on `store` in the calling thread."""
 
     is_catching_up = False
 
@@ -37,39 +37,43 @@ class Direct:
         self._store = store
 
     def run(self, job: Callable[[], Any], limit_s: float) -> Any:
-        """Do the job in a transaction."""
+        """Run `job` in a transaction and return its result; `limit_s` is not used."""
         with self._store.writing(()):
             return job()
 
 
 class NoLog:
-    """In place of the CSV log: says that all is written."""
+    """Replaces the CSV log, and reports everything as written.
+
+    Args:
+        filed: The filing number up to which everything is written.
+    """
 
     def __init__(self, filed: int) -> None:
-        """filed: up to which filing number all is written"""
+        """Start with everything up to the filing number `filed` written."""
         self._filed = filed
 
     def due(self) -> LogMark:
-        """Return what the next transaction records."""
+        """Return the log mark that the next transaction records."""
         return LogMark("none.csv", 1, 0, self._filed)
 
     def add(self, *_: object) -> None:
-        """Take what was stored."""
+        """Accept stored samples."""
 
     def flush(self, filed: int) -> None:
-        """Note up to where all is written."""
+        """Record that everything up to the filing number `filed` is written."""
         self._filed = filed
 
 
 class Sums:
-    """Of each node and day of UTC: how many samples, and the sums of times (ms), hundredths of a degree, and light."""
+    """Number of samples, and the sums of times (ms), hundredths of a degree, and light, by node and day (UTC)."""
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, int], array[int]] = {}
 
     def add(self, node: str, batch: SampleBatch) -> None:
-        """Add samples."""
-        for part in stretches(batch):  # of one hour each
+        """Add the samples of `batch` of `node`."""
+        for part in stretches(batch):  # parts within one hour
             day = self.found.setdefault((node, part.times[0] // DAY_MS), array("q", [0] * 4))
             day[0] += len(part)
             day[1] += sum(part.times)
@@ -78,7 +82,7 @@ class Sums:
 
 
 class Card:
-    """What a node has taken, in one epoch, and not yet sent."""
+    """Samples of one epoch that a node has taken and not yet sent."""
 
     def __init__(self, node: str, number: int) -> None:
         self.node, self.epoch = node, f"{int(node[1:]):08x}{number:08x}"
@@ -86,7 +90,7 @@ class Card:
         self.held: list[SampleBatch] = []
 
     def take(self, from_ms: int, count: int) -> SampleBatch:
-        """Take samples, a few ms late each."""
+        """Take `count` samples from `from_ms` on, each a few ms late, and return them."""
         first, self.seq = self.seq + 1, self.seq + count
         batch = SampleBatch(
             first, [from_ms + k * EVERY_MS + (first + k) * 7919 % 5 for k in range(count)], list(range(count)),
@@ -96,7 +100,7 @@ class Card:
         return batch
 
     def to_send(self) -> Iterator[Batch]:
-        """Yield all that is held, in lines; some of it twice."""
+        """Yield all held samples as batches of one line each. Some samples are sent twice."""
         while self.held:
             line = self.held.pop(0).part(0)
             while self.held and len(line) + len(self.held[0]) <= _LINE:
@@ -109,31 +113,35 @@ class Card:
                 yield batch._replace(samples=line.part(len(line) // 2))
 
     def lose(self, count: int) -> Batch:
-        """Return a gap: so many of the next samples never come."""
+        """Return a batch that reports the next `count` samples as a gap."""
         first, self.seq = self.seq + 1, self.seq + count
         return Batch(self.node, self.epoch, self.epoch, 0, None, Gap(first, self.seq, 0, "overwritten"), UNITS)
 
 
 class Builder:
-    """Ten nodes over hours: five live; three that are away for three of ten days; one whose clock goes back an hour
-    each week; one whose card is replaced each month, and the old one read out twenty days later."""
+    """Ten nodes that take and send samples hour by hour.
+
+    Five nodes are always connected. Three nodes are disconnected for three of ten days. The clock of one node is set
+    back by an hour each week. The card of the last node is replaced each month, and the old card is read twenty days
+    later.
+    """
 
     def __init__(self, store: SqliteStore, from_ms: int) -> None:
         self.sums, self.clock = Sums(), FakeClock(from_ms, from_ms)
         self.samples = 0
         self.reopen(store)
         self._cards = [Card(f"n{k}", 0) for k in range(NODES)]
-        self._old: list[tuple[int, Card]] = []  # cards, and the hour in which each is read out
+        self._old: list[tuple[int, Card]] = []  # replaced cards, each with the hour when it is read out
 
     def reopen(self, store: SqliteStore) -> None:
-        """Continue with a store that was opened again."""
+        """Continue with `store`, opened again."""
         mark = store.log_mark()
         log: Any = NoLog(mark.filed if mark else 0)
         self.ingestor = Ingestor(store, log, self.clock, buffer_samples=1 << 30)
         self.worker = MaintenanceWorker(store, Direct(store), self.clock)
 
     def hour(self, number: int, parts: int) -> None:
-        """All nodes take an hour of samples; those that are there send them, in so many commits."""
+        """Take the samples of hour `number` (since 1970) on all nodes. Connected nodes send them in `parts` commits."""
         begin_ms = self.clock.wall_ms()
         for part in range(parts):
             count = OF_HOUR // parts
@@ -151,13 +159,13 @@ class Builder:
             self.ingestor.commit()
 
     def finish(self) -> None:
-        """All that is held is sent."""
+        """Send all held samples."""
         for card in [*self._cards, *(old for _, old in self._old)]:
             self._send(card)
         self._commit()
 
     def bring(self, card: Card, at_ms: int, count: int) -> None:
-        """Samples of a card, taken from a moment on, come now; then some hours pass."""
+        """Deliver `count` samples of `card`, taken from `at_ms` on, now. Then advance the clock by three hours."""
         for start in range(0, count, OF_HOUR):
             self._took(card, card.take(at_ms + start * EVERY_MS, min(OF_HOUR, count - start)))
         self._send(card)
@@ -165,13 +173,13 @@ class Builder:
         self.clock.now_ms += 3 * HOUR_MS
 
     def maintain(self) -> None:
-        """Do what the server's maintenance has to do."""
+        """Run the maintenance that is due."""
         while self.worker.work():
             pass
 
     @staticmethod
     def _is_away(k: int, number: int) -> bool:
-        if k == 9:  # its last two days on a card are read out later
+        if k == 9:  # the last two days of a card are read out later
             return number % 720 >= 672
         return k in (5, 6, 7) and (number // 24 + 3 * k) % 10 < 3
 
@@ -185,7 +193,7 @@ class Builder:
             self.ingestor.submit(self._cards[0].lose(50))
 
     def _commit(self) -> None:
-        for _ in range(2):  # the second one records that the log has what the first one stored
+        for _ in range(2):  # the second commit records the log's mark of the first
             self.ingestor.commit()
 
     def _took(self, card: Card, batch: SampleBatch) -> None:
@@ -198,7 +206,10 @@ class Builder:
 
 
 def build_mixed(store: SqliteStore, samples: int, end_ms: int) -> Builder:
-    """Fill a store with samples that end at the full hour `end_ms`; the last hour in a commit for each sample."""
+    """Fill `store` with `samples` that end at the full hour `end_ms` (ms since 1970); return the builder.
+
+    The last hour has one commit per sample.
+    """
     hours = -(-samples // (NODES * OF_HOUR))
     builder = Builder(store, end_ms - hours * HOUR_MS)
     for number in range(hours):

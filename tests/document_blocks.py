@@ -1,4 +1,4 @@
-"""The examples in the documents: blocks indented by four spaces, code within a line, and the commands in both.
+"""Parser for the examples in the documentation: indented blocks, inline code, and the commands in both.
 
 tests/test_document_blocks.py checks each of them; tests/install/test_documents_run.py executes the commands.
 """
@@ -24,7 +24,7 @@ _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 class Block(NamedTuple):
-    """One example of a document, without its indentation; `line` is that of its first line."""
+    """An example in a document, without its indentation; `line` is the number of its first line."""
 
     document: str
     line: int
@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
 
 def documents() -> list[str]:
-    """Return the documents with examples, as paths from the root."""
+    """Return the paths of the documents with examples, relative to the root."""
     folder = os.path.join(ROOT, "docs")
     manual = sorted(f"docs/{name}" for name in os.listdir(folder) if name.endswith(".md"))
     return ["README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", *manual]
@@ -49,7 +49,7 @@ def read_document(document: str) -> str:
 
 
 def blocks_of(document: str) -> list[Block]:
-    """Return the indented blocks of a document, in order. A block begins behind an empty line."""
+    """Return the indented blocks of a document in order. A block begins after an empty line."""
     blocks: list[Block] = []
     lines: list[str] = []
     is_after_empty = True
@@ -67,7 +67,7 @@ def blocks_of(document: str) -> list[Block]:
 
 
 def inline_code(document: str) -> list[Block]:
-    """Return what stands between backquotes, in tables and sentences; a line break in it is a space."""
+    """Return the inline code of a document. A line break in it is replaced by a space."""
     lines = ["" if line.startswith(_INDENT) else line for line in read_document(document).split("\n")]
     text = "\n".join(lines)
     found = []
@@ -78,19 +78,20 @@ def inline_code(document: str) -> list[Block]:
 
 
 def command_lines(text: str) -> list[str]:
-    """Return the lines of a block of commands, as a shell gets them: those that end with a backslash are joined."""
+    """Return the lines of a block of commands, with continuation lines (backslash at the end) joined."""
     return [line for line in re.sub(r"\\\n\s*", "", text).split("\n") if line.strip()]
 
 
 def without_cron(line: str) -> str:
-    """Return the command in a line of a crontab; any other line as it is."""
+    """Return `line` without the schedule of a crontab entry, if it has one."""
     return _CRON.sub("", line)
 
 
 def simple_commands(line: str) -> list[list[str]]:
-    """Return the commands in a line of a shell or of a crontab, as words: without redirections and comments.
+    """Return the words of each command in a shell or crontab line, without redirections and comments.
 
-    Raises ValueError for a quotation that does not end.
+    Raises:
+        ValueError: A quotation in `line` does not end.
     """
     line = re.sub(r"\d?>&\d", "", without_cron(line))
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -108,7 +109,7 @@ def simple_commands(line: str) -> list[list[str]]:
 
 
 def plain_command(words: Sequence[str]) -> list[str]:
-    """Return a command without variables and sudo before it; empty where only variables are set."""
+    """Return the command in `words` without leading variables and sudo; empty if there are only variables."""
     left = list(words)
     while left and (_ASSIGNMENT(left[0]) or left[0] == "sudo"):
         if left.pop(0) == "sudo" and left[:1] == ["-u"]:
@@ -117,9 +118,12 @@ def plain_command(words: Sequence[str]) -> list[str]:
 
 
 def own_command(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Return which of our programs a command runs (control, node, server) and its arguments; None where it runs none.
+    """Return the Pigeonpost program (control, node or server) that a command runs, and its arguments.
 
-    A container's, too: `docker compose exec server python3 control.py password`.
+    A command within a container is also recognised: `docker compose exec server python3 control.py password`.
+
+    Returns:
+        The name and the arguments; None if the command runs another program.
     """
     command = plain_command(words)
     for at, word in enumerate(command):
@@ -131,7 +135,7 @@ def own_command(words: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 def own_commands(text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield the line, the program and the arguments of each command of ours in a text of command lines."""
+    """Yield the line, the program and the arguments of each Pigeonpost command in a text of command lines."""
     for line in command_lines(text):
         for words in simple_commands(line):
             if own := own_command(words):

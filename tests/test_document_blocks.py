@@ -1,6 +1,6 @@
-"""Every example in the documents is one that the programs accept: settings, command lines, variables, units.
+"""Tests that the programs accept every example in the documentation: settings, command lines, variables, units.
 
-What is none of these is in `OTHERS`, with its reason. tests/install/test_documents_run.py executes the commands.
+`OTHERS` lists all other examples with a reason. tests/install/test_documents_run.py executes the commands.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from tests.install.document_plays import ELSEWHERE, PLAYS
 from tests.page_support import main_here, use_memory_disk
 from tests.support import ROOT, temp_folder
 
-# Commands of others that an example may use. A new one is added here, or it is a spelling mistake.
+# Commands of other programs in the examples. An unknown command is a spelling mistake, or must be added here.
 COMMANDS = frozenset({
     "apt", "balena", "cat", "cd", "cp", "createdb", "createuser", "curl", "docker", "echo", "find", "grep", "groupadd",
     "gunzip", "gzip", "install", "journalctl", "ls", "mail", "mkdir", "mv", "pigeonpost", "pigeonpost-node",
@@ -50,7 +50,7 @@ COMMANDS = frozenset({
 
 
 class Place(NamedTuple):
-    """A block, by its document and by words that no other block of it has."""
+    """Identifies a block by its document and by text that no other block of this document contains."""
 
     document: str
     words: str
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
 _KERNEL = '[[sensor]]\nkind = "kernel"\n'
 _CHANNEL = '[sensor.channels.{}]\nfrom = "iio/bme280/temp"\n'
-# Settings that are a part of a table or need others: what stands before them in a file.
+# Incomplete settings, with the lines that must precede them in a file.
 BEFORE = {
     Place("docs/web.md", 'names = ["sensors.example.org"]'): "[web]\n",
     Place("docs/web.md", "proxies = ["): "[web]\n",
@@ -66,16 +66,16 @@ BEFORE = {
     Place("docs/sensors.md", 'kind = "formula"'): _KERNEL
     + "".join(_CHANNEL.format(name) for name in ("room", "humidity", "rate", "flow", "back", "pump")),
 }
-# What a reader replaces by their own value, or puts elsewhere, where the programs look at the value.
+# Placeholders in the examples, with valid values for the test.
 FILLED_IN = {
     'certificate = "..."': f'certificate = "{"ab" * 32}"',
     '"env:NEST_SECRET"': '"secret"',
     '"file:/etc/pigeonpost/nest"': '"token"',
 }
-# Blocks that are no settings and no commands, with the reason why, and the test that has them where there is one.
+# Blocks that are neither settings nor commands: the type of each, and the test that covers it, if any.
 OTHERS = {
-    Place("docs/architecture.md", "node.py, on the Pi with the sensors"): "a drawing",
-    Place("docs/promise.md", "sample ─→ slot in the ring"): "a drawing",
+    Place("docs/architecture.md", "node.py, on the Pi with the sensors"): "a diagram",
+    Place("docs/promise.md", "sample ─→ slot in the ring"): "a diagram",
     Place("docs/coming-from-pimonitor.md", "POST /   {"): "a request: tests/compat/test_pimonitor.py",
     Place("docs/coming-from-tmon.md", "POST /temp"): "a request: tests/compat/test_tmon.py",
     Place(
@@ -83,14 +83,14 @@ OTHERS = {
     ): "a line of docker-compose.yml: tests/install/test_containers.py",
     Place("docs/containers.md", '"/mnt/usb:/backup"'): "a line of docker-compose.yml, in place of another",
     Place("docs/containers.md", "devices:"): "lines of docker-compose.yml: tests/install/test_containers.py",
-    Place("docs/protocol.md", "$ nc 127.0.0.1 5003"): "a conversation, shortened",
+    Place("docs/protocol.md", "$ nc 127.0.0.1 5003"): "a session, shortened",
     Place("docs/protocol.md", '{"seq": 151, "time": "'): "a sample",
     Place("docs/protocol.md", '{"seq": 151, "time": ['): "samples in columns: tests/link/test_columns.py",
     Place("docs/scale.md", "FROM pigeonpost.readings"): "SQL: tests/libraries/test_postgres_schema.py",
-    Place("docs/protocol.md", "server  HELLO {"): "a conversation, shortened: tests/transports/test_tcp_session.py",
+    Place("docs/protocol.md", "server  HELLO {"): "a session, shortened: tests/transports/test_tcp_session.py",
     Place("docs/protocol.md", "GAP 8d1f03a2c4b5e697"): "a line of the link",
-    Place("docs/protocol.md", "<node's nonce>\n"): "a text that is signed",
-    Place("docs/protocol.md", "<node's nonce>|tls:<SHA-256>"): "a text that is signed",
+    Place("docs/protocol.md", "<node's nonce>\n"): "a signed text",
+    Place("docs/protocol.md", "<node's nonce>|tls:<SHA-256>"): "a signed text",
     Place("docs/protocol.md", '"pigeonpost":1'): "an announcement",
     Place("docs/protocol.md", "POST /api/v1/samples"): "requests and answers, shortened",
     Place("docs/protocol.md", '"base": 150'): "a message over MQTT, shortened",
@@ -99,9 +99,9 @@ OTHERS = {
     Place("docs/data.md", "sum(c.count)"): "SQL: tests/storage/sqlite/test_schema.py",
     Place("docs/data.md", "FROM statistics"): "SQL: tests/storage/sqlite/test_schema.py",
     Place("docs/data.md", "import sqlite3, pandas"): "Python: tests/storage/sqlite/test_schema.py",
-    Place("docs/data.md", "datasette /var/lib"): "another program, which stays until it is ended",
-    Place("docs/tutorial.md", "$ nc 192.168.1.20 5003"): "a conversation: tests/install/test_documents_run.py",
-    Place("docs/tutorial.md", "$ nc 127.0.0.1 5003"): "a conversation: tests/install/test_documents_run.py",
+    Place("docs/data.md", "datasette /var/lib"): "another program, which does not exit",
+    Place("docs/tutorial.md", "$ nc 192.168.1.20 5003"): "a session: tests/install/test_documents_run.py",
+    Place("docs/tutorial.md", "$ nc 127.0.0.1 5003"): "a session: tests/install/test_documents_run.py",
     Place("docs/web.md", "listen 443 ssl;"): "settings of nginx: tests/install/test_proxies.py",
     Place("docs/web.md", "location /sensors/ {"): "settings of nginx: tests/install/test_proxies.py",
     Place("docs/web.md", "ProxyPreserveHost On"): "settings of Apache: tests/install/test_proxies.py",
@@ -121,8 +121,8 @@ def all_blocks():
     return [block for document in documents() for block in blocks_of(document)]
 
 
-def found_in(table, block):
-    """The entry of a table by Place that is about a block; None where there is none."""
+def entry_for(table, block):
+    """Return the entry for a block in a table with Place keys, or None."""
     for place, entry in table.items():
         if place.document == block.document and place.words in block.text + "\n":
             return entry
@@ -130,10 +130,10 @@ def found_in(table, block):
 
 
 def kind_of(block):
-    """What an example is: others, settings, unit, variables or commands; empty for what nobody has classified."""
-    if found_in(OTHERS, block):
+    """Return the kind of an example: others, settings, unit, variables, commands, or an empty string if unknown."""
+    if entry_for(OTHERS, block):
         return "others"
-    if found_in(BEFORE, block) or re.match(r"\[\[?[a-z]", block.text):
+    if entry_for(BEFORE, block) or re.match(r"\[\[?[a-z]", block.text):
         return "settings"
     if re.match(r"\[[A-Z][a-z]+\]\n", block.text):
         return "unit"
@@ -143,41 +143,43 @@ def kind_of(block):
 
 
 def names_of_commands(text):
-    """The names of all commands in a block, without those of variables alone."""
+    """Return the names of all commands in a block."""
     commands = [plain_command(words) for line in command_lines(text) for words in simple_commands(line)]
     return {os.path.basename(words[0]) for words in commands if words}
 
 
-def is_conversation(block):
+def is_session(block):
     return block.text.startswith("$ nc ")
 
 
 def commands_of(document):
-    """Every command of a document in order, each with the heading that it is below."""
+    """Yield every command of a document in order, with the heading of its section."""
     found = [
         Block(document, block.line, line) if kind_of(block) == "commands" else block
-        for block in blocks_of(document) if kind_of(block) == "commands" or is_conversation(block)
-        for line in ([block.text] if is_conversation(block) else command_lines(block.text))
+        for block in blocks_of(document) if kind_of(block) == "commands" or is_session(block)
+        for line in ([block.text] if is_session(block) else command_lines(block.text))
     ]  # fmt: skip
     lines = read_document(document).split("\n")
-    found += [code for code in inline_code(document) if lines[code.line - 1].startswith("| Pi ")]  # README's table
+    found += [
+        code for code in inline_code(document) if lines[code.line - 1].startswith("| Pi ")
+    ]  # the table in README.md
     for one in sorted(found, key=lambda one: one.line):
         headings = [line.lstrip("# ") for line in lines[: one.line] if re.match(r"##+ ", line)]
         yield headings[-1] if headings else "", one
 
 
-class Classes(unittest.TestCase):
+class BlockKinds(unittest.TestCase):
     def test_each_block_is_classified(self):
         for block in all_blocks():
             with self.subTest(block.where):
                 self.assertTrue(
                     kind_of(block),
-                    f"{block.where} is neither settings nor commands that are known. Correct it; or add its program to"
-                    f" COMMANDS, or the block to OTHERS with the reason, in {os.path.relpath(__file__, ROOT)}:\n"
+                    f"{block.where} contains neither settings nor known commands. Correct it, add its program to"
+                    f" COMMANDS, or add the block to OTHERS with the reason, in {os.path.relpath(__file__, ROOT)}:\n"
                     f"{block.text}",
                 )
 
-    def test_each_entry_of_the_tables_is_about_one_block(self):
+    def test_each_table_entry_matches_exactly_one_block(self):
         for place in [*OTHERS, *BEFORE]:
             with self.subTest(place):
                 matches = [
@@ -186,14 +188,14 @@ class Classes(unittest.TestCase):
                 ]  # fmt: skip
                 self.assertEqual(len(matches), 1, matches)
 
-    def test_there_are_examples_of_each_kind(self):
+    def test_documents_contain_examples_of_each_kind(self):
         kinds = [kind_of(block) for block in all_blocks()]
         for kind, least in (("settings", 20), ("unit", 3), ("variables", 2), ("commands", 60), ("others", 20)):
             self.assertGreaterEqual(kinds.count(kind), least, kind)
 
 
 class SettingsBlocks(unittest.TestCase):
-    """Each block of settings is accepted by the program that it is for, with all that the program makes of it."""
+    """Each block of settings is accepted by its program, including the objects created from it."""
 
     def setUp(self):
         self.file = os.path.join(temp_folder(self), "settings.toml")
@@ -203,11 +205,11 @@ class SettingsBlocks(unittest.TestCase):
             file.write(text)
         return load(SimpleNamespace(config=self.file), {}, ())
 
-    def test_each_is_accepted(self):
+    def test_each_settings_block_is_accepted(self):
         for block in all_blocks():
             if kind_of(block) == "settings":
                 with self.subTest(block.where, text=block.text):
-                    self.check((found_in(BEFORE, block) or "") + block.text)
+                    self.check((entry_for(BEFORE, block) or "") + block.text)
 
     def check(self, text):
         for words, filled in FILLED_IN.items():
@@ -220,7 +222,7 @@ class SettingsBlocks(unittest.TestCase):
         for load, check in programs:
             check(self.load(text, load))
 
-    def test_a_wrong_key_is_noticed(self):
+    def test_invalid_key_is_detected(self):
         for text in (
             '[node]\nnmae = "x"\n',
             '[[sensor]]\nkind = "kernel"\n[sensor.channels.a]\nform = "w1/28-1"\n',
@@ -235,18 +237,18 @@ class SettingsBlocks(unittest.TestCase):
 
 
 def tables_of(settings, arrays):
-    """The tables of a program, each with whether it is an array."""
+    """Return the names of a program's tables, each with True if it is an array of tables."""
     return {*((setting.table, False) for setting in settings), *((name, True) for name in arrays)}
 
 
 def check_node(settings):
-    """Make what a node makes of its tables."""
+    """Create the objects that a node creates from its tables."""
     if settings.tables.get("sensor"):
         node.make_sources(settings)
 
 
 def check_server(settings):
-    """Make what a server makes of its tables."""
+    """Create the objects that a server creates from its tables."""
     read_nodes(settings)
     read_rules(settings.tables.get("limits", ()), settings.file)
     if alert_rules(settings) or settings["report", "every"]:
@@ -256,7 +258,7 @@ def check_server(settings):
 
 
 class Variables(unittest.TestCase):
-    def test_each_is_known_and_its_value_is_accepted(self):
+    def test_each_variable_is_known_and_its_value_is_accepted(self):
         for block in all_blocks():
             kind = kind_of(block)
             for text in (
@@ -282,13 +284,13 @@ def control_parser():
 
 
 def control_commands():
-    """The commands of control.py, each with its parser."""
+    """Return the parsers of the commands of control.py by name."""
     (actions,) = [one for one in control_parser()._actions if isinstance(one, argparse._SubParsersAction)]
     return actions.choices
 
 
 class CommandLines(unittest.TestCase):
-    """Each command line of ours is accepted by the parser of its program."""
+    """Each Pigeonpost command line is accepted by the parser of its program."""
 
     def setUp(self):
         folder = temp_folder(self)
@@ -297,7 +299,7 @@ class CommandLines(unittest.TestCase):
             pass
 
     def check(self, program, arguments):
-        """Parse arguments, and of node and server the values too; the message of a failure is the parser's."""
+        """Parse the arguments, for node and server including the values. A failure shows the parser's message."""
         if program == "control":
             status, _, told = main_here(SimpleNamespace(main=self.parse_control), *arguments)
         else:
@@ -312,7 +314,7 @@ class CommandLines(unittest.TestCase):
         control_parser().parse_args(arguments)
         return 0
 
-    def test_each_of_a_block_is_accepted(self):
+    def test_each_command_in_a_block_is_accepted(self):
         count = 0
         for block in all_blocks():
             if kind_of(block) == "commands":
@@ -322,7 +324,7 @@ class CommandLines(unittest.TestCase):
                     count += 1
         self.assertGreater(count, 60)
 
-    def test_each_within_a_sentence_or_a_table_is_accepted(self):
+    def test_each_inline_command_is_accepted(self):
         count = 0
         for document in documents():
             for code in inline_code(document):
@@ -333,7 +335,7 @@ class CommandLines(unittest.TestCase):
                     count += 1
         self.assertGreater(count, 20)
 
-    def test_each_command_and_flag_that_is_named_exists(self):
+    def test_each_mentioned_command_and_flag_exists(self):
         for document in documents():
             for code in inline_code(document):
                 if match := re.match(r"control\.py ([a-z-]+)(.*)", code.text):
@@ -347,7 +349,7 @@ class CommandLines(unittest.TestCase):
         self.assertIn(command, control_commands())
         self.assertLessEqual(set(flags), set(control_commands()[command]._option_string_actions))
 
-    def test_a_wrong_command_line_is_noticed(self):
+    def test_invalid_command_line_is_detected(self):
         for program, arguments in (
             ("control", ["tokn", "a"]), ("control", ["token"]), ("control", ["export", "--form", "csv", "--x"]),
             ("node", ["--evry", "5"]), ("node", ["--every", "soon"]), ("server", ["--node", "a b@c"]),
@@ -355,7 +357,7 @@ class CommandLines(unittest.TestCase):
             with self.subTest(arguments), self.assertRaises(AssertionError):
                 self.check(program, arguments)
 
-    def test_each_module_exists(self):
+    def test_each_module_in_an_example_exists(self):
         count = 0
         examples = [*all_blocks(), *(code for document in documents() for code in inline_code(document))]
         for example in examples:
@@ -367,8 +369,8 @@ class CommandLines(unittest.TestCase):
         self.assertGreater(count, 20)
 
 
-class Units(unittest.TestCase):
-    def test_each_key_is_one_that_our_own_units_have(self):
+class UnitBlocks(unittest.TestCase):
+    def test_each_unit_key_occurs_in_the_units_of_deploy(self):
         known = set()
         for folder, _, names in os.walk(os.path.join(ROOT, "deploy")):
             for name in names:
@@ -383,30 +385,30 @@ class Units(unittest.TestCase):
                         self.assertIn(line.partition("=")[0], known)
 
 
-class Plays(unittest.TestCase):
-    """tests/install/document_plays.py fits the documents."""
+class DocumentPlays(unittest.TestCase):
+    """tests/install/document_plays.py matches the documents."""
 
-    def test_no_document_with_commands_is_left_out(self):
+    def test_every_document_with_commands_has_a_play(self):
         with_commands = {document for document in documents() if any(commands_of(document))}
         self.assertEqual(with_commands, {*PLAYS, *ELSEWHERE})
 
-    def test_each_step_is_one_of_a_command(self):
+    def test_each_step_belongs_to_a_command(self):
         for document, play in PLAYS.items():
             commands = list(commands_of(document))
             used = {play.step_of(command.text)[0] for _, command in commands} | {heading for heading, _ in commands}
             for words in (*play.steps, *play.elsewhere):
                 with self.subTest(document, words=words):
-                    self.assertIn(words, used, "no command of the document has these words any more")
+                    self.assertIn(words, used, "no command of the document contains this text")
 
-    def test_each_test_that_has_the_commands_exists(self):
+    def test_each_referenced_test_file_exists(self):
         for path in (*ELSEWHERE.values(), *(path for play in PLAYS.values() for path in play.elsewhere.values())):
             self.assertTrue(os.path.exists(os.path.join(ROOT, path)), path)
 
 
-class Reading(unittest.TestCase):
+class BlockParser(unittest.TestCase):
     """tests/document_blocks.py itself."""
 
-    def test_commands_in_a_line(self):
+    def test_shell_line_is_split_into_commands(self):
         for line, commands in (
             ("python3 control.py check || mail -s x a@b  # told", [["python3", "control.py", "check"],
                                                                     ["mail", "-s", "x", "a@b"]]),
@@ -418,7 +420,7 @@ class Reading(unittest.TestCase):
             with self.subTest(line):
                 self.assertEqual(simple_commands(line), commands)
 
-    def test_our_own_command_in_others(self):
+    def test_pigeonpost_command_is_found_in_another_command(self):
         for line, own in (
             ("sudo python3 /opt/pigeonpost/control.py --data D check", ("control", ["--data", "D", "check"])),
             ("A=1 python3 node.py --name x", ("node", ["--name", "x"])),
@@ -430,7 +432,7 @@ class Reading(unittest.TestCase):
             with self.subTest(line):
                 self.assertEqual(own_command(simple_commands(line)[0]), own)
 
-    def test_a_block_ends_with_the_indentation(self):
+    def test_block_ends_with_its_indentation(self):
         blocks = blocks_of("README.md")
         self.assertEqual(blocks[0].text, "python3 server.py --demo")
         self.assertIsInstance(blocks[0], Block)

@@ -1,4 +1,4 @@
-"""The documents: working links, a complete index, limits that are those of the programs, the licence."""
+"""Tests of the documentation: links, index, line length, the limits in docs/limits.md, and the licence."""
 
 import importlib
 import inspect
@@ -12,19 +12,19 @@ from tests.support import ROOT
 from tests.test_layers import FILES
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "min": 60, "h": 3600, "days": 86_400}
-# A constant with such a name is a limit, which docs/limits.md explains; except for these.
+# A constant with such a name is a limit that docs/limits.md must list, except for these.
 LIMIT_NAME = re.compile(r"_?(MOST|LONGEST|LARGEST|DEEPEST|SMALLEST|SHORTEST)(_[A-Z0-9_]+)?").fullmatch
 NO_LIMITS = {
-    "pigeonpost.compat.multicast_bus.packets._LARGEST_TIME",  # of the packet's format
-    "pigeonpost.compat.multicast_bus.node._LARGEST_F32",  # of the format of a 32-bit float
-    "pigeonpost.node.ring_file._LONGEST_NUMBER",  # digits of a float
-    "pigeonpost.node.ring_file._SHORTEST_REASON",  # what the size of a slot is calculated with
+    "pigeonpost.compat.multicast_bus.packets._LARGEST_TIME",  # limit of the packet format
+    "pigeonpost.compat.multicast_bus.node._LARGEST_F32",  # limit of a 32-bit float
+    "pigeonpost.node.ring_file._LONGEST_NUMBER",  # number of digits of a float
+    "pigeonpost.node.ring_file._SHORTEST_REASON",  # used to calculate the size of a slot
     "pigeonpost.sensors.mcp3424._LONGEST_S",  # conversion times from the data sheet
-    "pigeonpost.compat.multicast_bus.component.MOST_AT_ONCE",  # how a loop is cut into pieces
-    "pigeonpost.compat.multicast_bus.router._MOST_AT_ONCE",  # likewise
-    "pigeonpost.compat.multicast_bus.convert_config._MOST_NODES",  # of a converter that a person runs on their own file
+    "pigeonpost.compat.multicast_bus.component.MOST_AT_ONCE",  # size of the parts of a loop
+    "pigeonpost.compat.multicast_bus.router._MOST_AT_ONCE",  # the same
+    "pigeonpost.compat.multicast_bus.convert_config._MOST_NODES",  # of a converter for a user's own file
 }  # fmt: skip
-TABLE = ("limit", "value", "reason", "beyond it", "where")
+TABLE = ("limit", "value", "reason", "effect", "definition")
 
 
 def read(*path):
@@ -33,7 +33,7 @@ def read(*path):
 
 
 def documents():
-    """Every document, as a path from the root."""
+    """Return the paths of all documents, relative to the root."""
     found = [name for name in os.listdir(ROOT) if name.endswith(".md")]
     for folder in ("docs", "bench"):
         found += [f"{folder}/{name}" for name in os.listdir(os.path.join(ROOT, folder)) if name.endswith(".md")]
@@ -41,13 +41,13 @@ def documents():
 
 
 def anchors(text):
-    """The anchors of a document's headings, as GitHub makes them."""
+    """Return the anchors of a document's headings, in the format of GitHub."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def rows_of_limits():
-    """Every row of the tables in docs/limits.md: its five cells."""
+    """Return the five cells of each row in the tables of docs/limits.md."""
     rows = []
     for line in read("docs", "limits.md").splitlines():
         if line.startswith("|") and not line.startswith("|---"):
@@ -56,7 +56,7 @@ def rows_of_limits():
 
 
 def amount(text, name=""):
-    """The number that a cell says: `64 KiB`, `5 min`, `65,536 bytes a second`; in the unit of the constant `name`."""
+    """Return the number in a cell such as `64 KiB` or `5 min`, converted to the unit of the constant `name`."""
     number, _, rest = text.partition(" ")
     factor = Fraction(UNITS.get(rest.partition(" ")[0], 1))
     if name.endswith("_MS"):
@@ -66,11 +66,11 @@ def amount(text, name=""):
     return Fraction(number.replace(",", "")) * factor
 
 
-def found_at(path):
-    """The object that `module.NAME` or `module.Class.NAME` is; of a NamedTuple the default of its field."""
+def object_at(path):
+    """Return the object `module.NAME` or `module.Class.NAME`; for a field of a NamedTuple, its default."""
     module, _, name = path.rpartition(".")
     if module not in FILES:
-        kind = found_at(module)
+        kind = object_at(module)
         return kind._field_defaults[name] if hasattr(kind, "_field_defaults") else getattr(kind, name)
     return getattr(importlib.import_module(module), name)
 
@@ -83,7 +83,7 @@ class Limits(unittest.TestCase):
             self.assertEqual(len(row), len(TABLE), row)
             self.assertTrue(all(row), row)
 
-    def test_each_value_is_the_programs(self):
+    def test_each_value_matches_the_program(self):
         for _, value, _, _, where in rows_of_limits():
             with self.subTest(where):
                 place = where.strip("`")
@@ -95,8 +95,8 @@ class Limits(unittest.TestCase):
                     self.check_constant(place, value)
 
     def check_constant(self, place, value):
-        constant = found_at(place)
-        if callable(constant):  # a pattern: the longest text that it matches
+        constant = object_at(place)
+        if callable(constant):  # a pattern that matches texts up to this length
             self.assertTrue(constant("a" * int(amount(value))))
             self.assertFalse(constant("a" * (int(amount(value)) + 1)))
         elif isinstance(constant, float):
@@ -121,7 +121,7 @@ class Limits(unittest.TestCase):
             with self.assertRaises(ValueError):
                 one.parse(int(wrong) if float(wrong).is_integer() else wrong)
 
-    def test_no_limit_of_the_program_is_left_out(self):
+    def test_every_limit_of_the_program_is_documented(self):
         listed = {where.strip("`") for *_, where in rows_of_limits()}
         limits = {
             f"{module}.{name}"
@@ -148,7 +148,7 @@ class Documents(unittest.TestCase):
                 count += 1
         self.assertGreater(count, 50)
 
-    def test_the_index_names_each_document_once(self):
+    def test_index_lists_each_document_once(self):
         index = read("docs", "README.md")
         for name in os.listdir(os.path.join(ROOT, "docs")):
             if name != "README.md" and not name.startswith((".", "__")):
@@ -157,10 +157,10 @@ class Documents(unittest.TestCase):
     def test_lines_are_at_most_100_columns_wide(self):
         for path in ("CONTRIBUTING.md", "SECURITY.md", "docs/README.md", "docs/limits.md"):
             for line in read(path).splitlines():
-                if not line.startswith("|"):  # a row of a table cannot be broken
+                if not line.startswith("|"):  # a row of a table cannot be wrapped
                     self.assertLessEqual(len(line), 100, f"{path}: {line}")
 
-    def test_licence(self):
+    def test_licence_is_mit(self):
         lines = read("LICENSE").splitlines()
         self.assertEqual((lines[0], lines[2]), ("MIT License", "Copyright (c) 2026 Pigeonpost contributors"))
 

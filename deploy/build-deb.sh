@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds pigeonpost_VERSION_all.deb in the current folder, or in the one that is given:
+# Build pigeonpost_VERSION_all.deb in the current folder, or in FOLDER:
 #     sh deploy/build-deb.sh [FOLDER]
-# Needs dpkg-deb, which Debian and Raspberry Pi OS have. No root, no network. docs/packages.md says how to install it.
+# Needs dpkg-deb, which Debian and Raspberry Pi OS include, but no root rights and no network. docs/packages.md
+# describes the installation.
 set -eu
 out=$(cd "${1:-.}" && pwd)
 cd "$(dirname "$0")/.."
@@ -15,7 +16,7 @@ documents=$root/usr/share/doc/pigeonpost
 units=$root/usr/lib/systemd/system
 mkdir -p "$root/DEBIAN" "$program" "$documents" "$units" "$root/usr/bin"
 
-# The program, as it is run from its folder.
+# The program, with the same layout as in its folder.
 cp ./*.default.toml node.py server.py control.py protocol.py adc.py csvbuffer.py webui.py "$program"
 cp -R pigeonpost deploy "$program"
 find "$program" -name __pycache__ -prune -exec rm -rf {} +
@@ -24,8 +25,8 @@ for pair in pigeonpost=control pigeonpost-node=node pigeonpost-server=server; do
   printf '#!/bin/sh\nexec /usr/bin/python3 /usr/share/pigeonpost/%s.py "$@"\n' "${pair#*=}" >"$root/usr/bin/${pair%%=*}"
 done
 
-# What systemd and udev read; the units are written for /opt/pigeonpost. The drop-ins for devices need the groups of
-# pigeonpost.sysusers, which postinst makes where they are missing.
+# Files for systemd and udev. The units contain the path /opt/pigeonpost, which is replaced. The drop-ins for devices
+# need the groups of pigeonpost.sysusers; postinst creates missing ones.
 mkdir -p "$units/pigeonpost-node.service.d" "$root/usr/lib/sysusers.d" "$root/usr/lib/udev/rules.d"
 for unit in deploy/*.service deploy/*.socket; do
   sed '/^# /d; s|/opt/|/usr/share/|g' "$unit" >"$units/$(basename "$unit")"
@@ -36,7 +37,7 @@ cp deploy/pigeonpost.rules "$root/usr/lib/udev/rules.d/60-pigeonpost.rules"
 
 cp -R README.md SECURITY.md docs "$documents"
 rm -rf "$documents/docs/pictures"
-ln -s ../doc/pigeonpost/docs "$program/docs" # the page shows them as /help
+ln -s ../doc/pigeonpost/docs "$program/docs" # the web interface shows them as /help
 gzip -9 -n -c CHANGES.md >"$documents/CHANGES.md.gz"
 cp LICENSE "$documents/copyright"
 

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Entry point of the image: runs a program as user `pigeonpost`, also where the container starts as root. Only root can
-# do what is needed on machines that we do not know: join the groups of the devices that the container was given (their
-# numbers differ from one system to another), take over a volume that an older image left to root, and keep the one
-# right that a server takes to listen on port 80.
+# Entry point of the image: run a program as user `pigeonpost`, even if the container starts as root. Root rights are
+# needed for three steps: joining the groups of the devices that are passed to the container (their numbers differ
+# between systems), changing the owner of a volume that an older image created as root, and keeping the one capability
+# that the server needs to listen on port 80.
 set -eu
 user=10001
 if [ "$(id -u)" -ne 0 ]; then
@@ -15,15 +15,16 @@ fi
 groups=$user
 for device in /dev/spidev* /dev/i2c-* /dev/gpiochip* /dev/gpiomem* /dev/vcio /dev/vchiq; do
   [ -e "$device" ] || continue
-  # Without the udev rules of Raspberry Pi OS a device is for root alone. In the container's own /dev it is a copy.
+  # Without the udev rules of Raspberry Pi OS, only root can open a device. The container's own /dev contains a copy, so
+  # this change does not affect the host.
   if [ "$(stat -c %g "$device")" -eq 0 ] && grep -q '^tmpfs /dev tmpfs ' /proc/mounts; then
     chgrp "$user" "$device" && chmod g+rw "$device"
   fi
   group=$(stat -c %g "$device")
-  [ "$group" -eq 0 ] || groups=$groups,$group  # the group of root opens more than a device
+  [ "$group" -eq 0 ] || groups=$groups,$group  # membership in root's group would give access to more than the device
 done
 kept=-all
-port_80=1024  # CAP_NET_BIND_SERVICE in the mask of capabilities(7)
+port_80=1024  # bit of CAP_NET_BIND_SERVICE, see capabilities(7)
 case " $* " in *" server.py "*)
   if [ $((0x$(sed -n 's/^CapBnd:\t*//p' /proc/self/status) & port_80)) -ne 0 ]; then
     kept=-all,+net_bind_service

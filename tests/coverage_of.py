@@ -25,8 +25,10 @@ except ImportError:
 class Group(NamedTuple):
     """Modules that are measured together.
 
-    tests    the test module that alone has to cover them
-    minimum  percent of each module's lines and branches together, as `coverage report` counts them
+    Attributes:
+        modules: Paths of the modules.
+        tests: The test modules that alone must cover them.
+        minimum: Minimum percentage of each module's lines and branches together, as `coverage report` calculates it.
     """
 
     modules: tuple[str, ...]
@@ -84,9 +86,9 @@ class TestsFailed(Exception):
 
 
 def measure(group: Group, folder: str) -> dict[str, Any]:
-    """Run the quick tests of a group in a process of their own.
+    """Run the quick tests of a group in their own process.
 
-    Returns what coverage.py's JSON report says of each module that was loaded. Raises TestsFailed.
+    Returns coverage.py's JSON report of each loaded module. Raises TestsFailed.
     """
     data_file = os.path.join(folder, group.tests)
     environment = {key: value for key, value in clean_environment().items() if not key.startswith("COVERAGE_")}

@@ -1,13 +1,13 @@
-"""Programs of ours that start in milliseconds: forked from a process that has loaded them, not by a new interpreter.
+"""Pigeonpost programs that start in milliseconds: forked from a process that has loaded their modules.
 
     running = Forked(self, "control.py", "say", "halt", "C4")
 
-A Forked is a Program in everything but its start and its end: a process of its own with its own arguments,
-environment, folder and pipes, which runs the file as `__main__`. Loading the modules takes 0.2 s of processor time and
-is done once, by the parent of all of them, which is started when it is first needed and ends with the tests.
+A Forked behaves as a Program except for its start and its end. It is a process with its own arguments, environment,
+folder and pipes, which runs the file as `__main__`. Loading the modules takes 0.2 s of processor time; the common
+parent process does it once. The parent is started at first use and ends with the tests.
 
-Whatever depends on the start of an interpreter (which modules are loaded, memory, `python3 -X`), or on its end (a
-standard output that is closed by then), needs a Program.
+A test of the start of an interpreter (which modules are loaded, memory, `python3 -X`) or of its end (a standard output
+that is already closed) needs a Program.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 from tests.support import LIMIT_S, ROOT, Program, clean_environment
 
 _PROGRAMS = ("control.py", "server.py", "node.py")
-_IMPATIENT = "tests/faults/impatient.py"  # which runs one of them
+_IMPATIENT = "tests/faults/impatient.py"  # runs one of them
 _REQUEST_BYTES = 1 << 18
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 
@@ -42,8 +42,10 @@ _CLONE_NEWNET = 0x40000000  # linux/sched.h
 class Forked(Program):
     """`control.py`, `server.py` or `node.py` as a process, started quickly.
 
-    namespace  network namespace in which it runs, by its name in `ip netns`; empty: that of the tests
-    constants  module and name to value: {"links.tcp.RETRY_S": 0.1}; intervals that a test waits for, but does not test
+    Args:
+        namespace: Name of the network namespace in which it runs (`ip netns`); empty for that of the tests.
+        constants: Constants to replace, such as {"links.tcp.RETRY_S": 0.1}: intervals that a test waits for, but does
+            not test.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Forked(Program):
 
 
 class _Process:
-    """A forked program, with what is used of subprocess.Popen."""
+    """A forked program, with the part of subprocess.Popen's interface that tests use."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         pipes = [os.pipe() for _ in range(2)]  # standard output, standard error
@@ -79,13 +81,13 @@ class _Process:
             os.close(write)
 
     def poll(self) -> int | None:
-        """The exit status; None while it runs."""
+        """Return the exit status, or None while the program runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status, once it has ended; -N where signal N ended it."""
+        """Return the exit status once the program has ended; -N if signal N ended it."""
         if self.returncode is None:
             poll = select.poll()
             poll.register(self._status, select.POLLIN)
@@ -106,7 +108,7 @@ class _Process:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """kill -9; also when the process that forked it is gone, and cannot tell how it ended."""
+        """Kill the program (kill -9), also if its parent has ended and cannot report the exit status."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -116,17 +118,20 @@ class LoggedProcess(_Process):
     """A forked program that writes both of its outputs to a file."""
 
     def __init__(self, arguments: list[str], folder: str, environment: dict[str, str], log: int) -> None:
-        """
-        arguments  the program's path, or that of impatient.py, and what it is given
-        folder     where it runs
-        log        descriptor of the file
+        """Start the program.
+
+        Args:
+            arguments: Path of the program, or of impatient.py, and its arguments.
+            folder: Working folder.
+            environment: Environment variables.
+            log: Descriptor of the file.
         """
         request = {"arguments": arguments, "folder": folder, "environment": environment}
         self._fork({**request, "namespace": "", "constants": {}}, [log, log])
 
 
 class _Parent:
-    """The process from which the programs are forked, seen from the tests."""
+    """The parent process of the programs, as seen by the tests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the socket: one request and its answer at a time
@@ -142,20 +147,20 @@ class _Parent:
         atexit.register(self.end)
 
     def fork(self, request: dict[str, Any], files: list[int]) -> tuple[int, int]:
-        """Start a program; its process id, and a descriptor of the process."""
+        """Start a program. Returns its process id and a descriptor of the process."""
         with self._lock:
             socket.send_fds(self._sock, [json.dumps(request).encode()], files)
             answer, (pidfd,), _, _ = socket.recv_fds(self._sock, 100, 1)
         return int(answer), pidfd
 
     def end(self) -> None:
-        """End it; the programs that run go on."""
+        """End the parent; running programs continue."""
         self._sock.close()
         self._process.wait(LIMIT_S)
 
 
 _parents: list[_Parent] = []
-_starting = threading.Lock()  # held while the parent is made: there is one
+_starting = threading.Lock()  # held while the parent process is started
 
 
 def _parent() -> _Parent:
@@ -169,9 +174,9 @@ def _parent() -> _Parent:
 
 
 def serve(fd: int) -> None:
-    """Load the programs, and fork one for each request, until the tests close the socket. In a child it never returns.
+    """Load the programs, and fork one for each request until the tests close the socket. It never returns in a child.
 
-    One thread only, since the child has no other: what another thread held at the fork would stay held.
+    It uses only one thread: a lock held by another thread at a fork would stay locked in the child.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which close the socket
     codes = {}
@@ -192,7 +197,7 @@ def serve(fd: int) -> None:
                 if isinstance(ready, int):
                     pid, status = running.pop(ready)
                     os.close(ready)
-                    with contextlib.suppress(BrokenPipeError):  # who asked is gone
+                    with contextlib.suppress(BrokenPipeError):  # the client has closed the pipe
                         os.write(status, str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
                     os.close(status)
                     continue
@@ -216,7 +221,7 @@ def serve(fd: int) -> None:
 
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
-    """Turn this child into the process that was asked for."""
+    """Turn this child into the requested process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(files[0], 1)
     os.dup2(files[1], 2)
@@ -225,23 +230,23 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     if request["namespace"]:
         with open(f"/run/netns/{request['namespace']}", "rb") as file:
             libc = ctypes.CDLL(None, use_errno=True)
-            if libc.setns(file.fileno(), _CLONE_NEWNET):  # os.setns is there from Python 3.12 on
+            if libc.setns(file.fileno(), _CLONE_NEWNET):  # os.setns exists since Python 3.12
                 raise OSError(ctypes.get_errno(), "setns")
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
     sys.argv = request["arguments"]
-    # What is installed on this machine has no part in a test.
+    # Packages installed on this machine must not affect a test.
     importlib.import_module("pigeonpost.core.config").SYSTEM_FOLDER = "/nonexistent"
     for name, value in request["constants"].items():
         module, _, constant = name.rpartition(".")
-        getattr(importlib.import_module(module), constant)  # it has to be there
+        getattr(importlib.import_module(module), constant)  # it must exist
         setattr(importlib.import_module(module), constant, value)
 
 
 def _run(code: types.CodeType) -> NoReturn:
-    """Run a program as Python runs a file; then end as Python ends, but without taking the modules apart (15 ms)."""
+    """Run a program as Python runs a file, then exit like Python, but without finalising the modules (15 ms)."""
     main = types.ModuleType("__main__")
     main.__file__ = code.co_filename
     sys.modules["__main__"] = main

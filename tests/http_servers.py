@@ -1,4 +1,4 @@
-"""Web servers that answer what a test says, for HTTP clients: a real one, one of raw bytes; and certificates."""
+"""Web servers with the responses that a test chooses, for tests of HTTP clients; and certificates."""
 
 import contextlib
 import http.server
@@ -13,7 +13,7 @@ from tests.web.test_tls import make_certificate
 
 
 class Server:
-    """A web server on a port of its own. `answers`: path to an answer, as JSON or (status, headers, bytes)."""
+    """A web server on its own port. `answers` maps paths to responses, as JSON or (status, headers, bytes)."""
 
     def __init__(self, test, tls=None):
         self.answers = {}
@@ -55,7 +55,7 @@ class Server:
 
 
 def raw_server(test, talk):
-    """The address of a server that has `talk(socket)` once it was asked; for what no real one does."""
+    """Return the address of a server that calls `talk(socket)` after a request, for unusual responses."""
     listener = socket.create_server(("127.0.0.1", 0))
     accepted = []
 
@@ -90,7 +90,10 @@ def says(head, body=b""):
 
 
 def certificates(test_class, *names):
-    """The paths of a fresh certificate and its key for each name; removed after the tests of the class."""
+    """Return the paths of a new certificate and its key for each name.
+
+    They are removed after the tests of the class.
+    """
     folder = tempfile.mkdtemp(prefix="pigeonpost-test-")
     test_class.addClassCleanup(shutil.rmtree, folder)
     return [make_certificate(folder, name) for name in names]

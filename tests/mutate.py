@@ -1,12 +1,12 @@
-"""Mutation testing: does a test fail when one place of the code is wrong? Not in CI: it takes half an hour.
+"""Mutation testing: checks that a test fails if one place of the code is wrong. Not in CI: it takes half an hour.
 
     python3 -m tests.mutate                          150 mutants of each module in TARGETS
     python3 -m tests.mutate ring_file --count 20     of one of them, fewer
     python3 -m tests.mutate ring_file --seed 7       other mutants
 
-A mutant is a copy of the tree with one small fault in one module: an operator or a constant changed, a condition turned
-round, a statement left out. It is killed when its focused tests fail, or do not end in time. Those that live are shown
-with their line: each is a missing test, or changes nothing that matters.
+A mutant is a copy of the tree with one small fault in one module: a changed operator or constant, an inverted
+condition, or a deleted statement. It is killed if its focused tests fail, or do not end in time. Surviving mutants are
+printed with their lines: each shows a missing test, or an equivalent change.
 """
 
 import argparse
@@ -48,7 +48,7 @@ TARGETS = {
     ),
     "compaction": ("pigeonpost/storage/sqlite/compaction.py", ["tests.storage.sqlite.test_compaction"]),
 }
-LIMIT_S = 5.0  # and five times what the tests take without a mutant: one that loops is killed by this
+LIMIT_S = 5.0  # in addition to five times the duration without a mutant, so that an endless loop is killed
 
 _SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
@@ -56,13 +56,13 @@ _SWAPS = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
     ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
-_SAID_ONLY = ("log.", "self._warn(", "super()._warn(", "self._rare_log.say(")  # statements that only say something
-_LEFT_OUT = (ast.Expr, ast.Assign, ast.AugAssign, ast.Raise)  # statements without which a mutant is made
-_NOT_RUN = frozenset({"annotation", "returns"})  # fields of nodes: types
+_SAID_ONLY = ("log.", "self._warn(", "super()._warn(", "self._rare_log.log(")  # statements that only report something
+_LEFT_OUT = (ast.Expr, ast.Assign, ast.AugAssign, ast.Raise)  # a mutant is made without such a statement
+_NOT_RUN = frozenset({"annotation", "returns"})  # fields with types
 
 
 def _changeable(node):
-    """Yield the node and those in it, without what only says something: logs, texts of errors, types."""
+    """Yield the node and the nodes in it, without those that only report something: logs, error texts, types."""
     yield node
     for name, field in ast.iter_fields(node):
         if name in _NOT_RUN or isinstance(node, ast.Raise):
@@ -131,14 +131,14 @@ def is_killed(tree, tests, limit_s):
 
 
 def copy_tree(folder):
-    """Copy the program and its tests; return where."""
+    """Copy the program and its tests, and return the path of the copy."""
     tree = os.path.join(folder, "tree")
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "__pycache__", "*.pyc", "pictures"))
     return tree
 
 
 def run(name, count, seed, workers):
-    """Try mutants of one target; return how many there were, and those that live."""
+    """Try mutants of one target. Returns their number, and the survivors."""
     path, tests = TARGETS[name]
     source = Path(ROOT, path).read_text(encoding="utf-8")
     total = len(list(places(ast.parse(source))))

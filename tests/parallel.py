@@ -1,9 +1,9 @@
-"""Two processes share the test modules of `python3 -m unittest`, where the machine has two processors.
+"""Two processes share the test modules of `python3 -m unittest` if the machine has two processors.
 
-A pipe is the queue: it holds one byte per module, its index. Each process reads a byte, runs that module and reads
-the next, until the pipe is empty. The second process writes a line of JSON per test to a file, which the first one
-adds to its own result at the end. Named modules, classes and tests (`-m unittest tests.node.test_ring_file`) run in one
-process.
+A pipe is the queue: it holds one byte per module, its index. Each process reads a byte, runs that module and reads the
+next one, until the pipe is empty. The second process writes one line of JSON per test to a file, which the first
+process finally adds to its own result. Named modules, classes and tests (`-m unittest tests.node.test_ring_file`) run
+in one process.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class SharedSuite(unittest.TestSuite):
     """Discovered tests of the package; `run` shares their modules with a second process."""
 
     def __init__(self, found: unittest.TestSuite, loader: unittest.TestLoader, pattern: str) -> None:
-        """
-        found    the tests
-        loader   discovered them: its `testNamePatterns` (-k) count for the second process too
-        pattern  of the files' names
+        """Make a suite of discovered tests.
+
+        Args:
+            found: The tests.
+            loader: The loader that found them; its `testNamePatterns` (-k) apply to the second process too.
+            pattern: Pattern of the names of the files.
         """
         super().__init__([found])
         self._patterns = [pattern, *(loader.testNamePatterns or ())]
@@ -59,7 +61,7 @@ class SharedSuite(unittest.TestSuite):
 
 
 def by_module(suite: Iterable[Any]) -> list[list[unittest.TestCase]]:
-    """Returns the tests of a suite, a list per module in the order of the modules' names."""
+    """Return the tests of a suite as one list per module, in the order of the modules' names."""
     modules: dict[str, list[unittest.TestCase]] = {}
     for test in flattened(suite):
         name = test.id() if type(test).__module__.startswith("unittest.") else type(test).__module__  # no such module
@@ -68,7 +70,7 @@ def by_module(suite: Iterable[Any]) -> list[list[unittest.TestCase]]:
 
 
 def flattened(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
-    """Yields the tests of a suite of suites."""
+    """Yield the tests of a suite of suites."""
     for item in suite:
         if isinstance(item, unittest.TestSuite):
             yield from flattened(item)
@@ -93,7 +95,7 @@ class Reported(unittest.TestCase):
         raise AssertionError("it has been run")
 
     def shortDescription(self) -> None:
-        return None  # `__str__` says it already
+        return None  # it is part of `__str__`
 
     def id(self) -> str:
         return self._name
@@ -103,7 +105,7 @@ class Reported(unittest.TestCase):
 
 
 class Reporter(unittest.TestResult):
-    """The second process's result: writes each outcome to the report."""
+    """Result of the second process: writes each outcome to the report."""
 
     def __init__(self, report: Any) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Reporter(unittest.TestResult):
         self.write(test)
 
     def write(self, test: unittest.TestCase | None = None) -> None:
-        """Write what became of `test` and what was found since; without a test, what fixtures of classes left."""
+        """Write the outcome of `test`; without a test, the failures of class fixtures."""
         found = [
             (kind, each.id(), str(each), text)
             for kind in ("failures", "errors", "skipped") for each, text in getattr(self, kind)

@@ -31,7 +31,7 @@ Row = tuple[float, float, float, str]  # wall time, own and children's processor
 
 
 def tests_of(names: Sequence[str]) -> list[unittest.TestCase]:
-    """Returns the tests of modules, classes, methods or packages by their dotted names; without names, all of them."""
+    """Return the tests of modules, classes, methods or packages by their dotted names; without names, all tests."""
     loader = unittest.TestLoader()
     found: list[unittest.TestCase] = []
     for name in names or ["tests"]:
@@ -43,7 +43,7 @@ def tests_of(names: Sequence[str]) -> list[unittest.TestCase]:
 
 
 def shuffled(tests: Sequence[unittest.TestCase], seed: int) -> list[unittest.TestCase]:
-    """Returns the tests in the random order of `seed`: modules, then classes, then tests."""
+    """Return the tests in the random order of `seed`: modules, then classes, then tests."""
     chance = random.Random(seed)
     keys: dict[Any, float] = {}
 
@@ -88,10 +88,13 @@ def times_s() -> tuple[float, float, float]:
 
 
 def run_once(names: Sequence[str], seed: int, slowest: int, record: str) -> bool:
-    """Runs the tests in the order of `seed`; returns True if all passed.
+    """Run the tests in the order of `seed`. Returns True if all passed.
 
-    slowest  how many of the slowest tests are printed
-    record   file that gets a line for each test: `ran` or `skipped`, a tab, its id; empty: none
+    Args:
+        names: Dotted names of the tests; empty for all.
+        seed: Seed of the order.
+        slowest: Number of the slowest tests to print.
+        record: File that gets one line per test (`ran` or `skipped`, a tab, its id), or an empty string.
     """
     warnings = None if sys.warnoptions else "default"  # as unittest.main
     runner = unittest.TextTestRunner(resultclass=Result, verbosity=0, warnings=warnings)
@@ -109,7 +112,10 @@ def run_once(names: Sequence[str], seed: int, slowest: int, record: str) -> bool
 
 
 def run_often(pythons: Sequence[str], names: Sequence[str], seed: int, times: int) -> bool:
-    """Runs the tests `times` times, each in a new process and order, the Pythons in turn; True if all passed."""
+    """Run the tests `times` times, each time in a new process and order, alternating between `pythons`.
+
+    Returns True if all passed.
+    """
     failed = 0
     for number in range(times):
         command = [pythons[number % len(pythons)], "-m", "tests.run", "--order", str(seed + number), *names]
@@ -125,7 +131,10 @@ def run_often(pythons: Sequence[str], names: Sequence[str], seed: int, times: in
 
 
 def run_alone(pythons: Sequence[str], names: Sequence[str]) -> bool:
-    """Runs each test in a process of its own, as many at once as there are processors; True if all passed."""
+    """Run each test in its own process, as many at the same time as there are processors.
+
+    Returns True if all passed.
+    """
     ids = [test.id() for test in tests_of(names)]
 
     def passes(name: str) -> bool:
@@ -142,7 +151,7 @@ def run_alone(pythons: Sequence[str], names: Sequence[str]) -> bool:
 
 
 def never_run(records: Sequence[str]) -> list[str]:
-    """Returns what was skipped in one of the records and not run in any other one."""
+    """Return the tests that one of the records has as skipped, and none as executed."""
     ran: set[str] = set()
     skipped: set[str] = set()
     for path in records:
@@ -154,7 +163,7 @@ def never_run(records: Sequence[str]) -> list[str]:
 
 
 def is_of(test: str, skipped: str) -> bool:
-    """Returns True if `skipped` names this test, its class or its module."""
+    """Return True if `skipped` names this test, its class or its module."""
     whole = skipped.partition("(")[2].rstrip(")") or skipped.removeprefix("unittest.loader.ModuleSkipped.")
     return test == whole or test.startswith(f"{whole}.")
 

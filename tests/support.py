@@ -1,6 +1,7 @@
-"""What the tests share: folders that go away, a disk in memory that can fail and forget, a ledger, programs, waiting.
+"""Shared helpers of the tests: temporary folders, a simulated disk, a simulated Ingestor, programs, waiting.
 
-Nothing here sleeps in the hope that something has happened: every wait is for a condition, and has a limit.
+Nothing here sleeps for a fixed time in the hope that something has happened: every wait is for a condition, with a
+limit.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pigeonpost.storage.models import StoredBatch, StoredSample
 from protocol import Batch, Message, Sample, SampleBatch, decode, encode, sample_body, sample_text
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LIMIT_S = 60.0  # for anything that takes milliseconds on a quiet machine
+LIMIT_S = 60.0  # of operations that take milliseconds on a quiet machine
 EPOCH = "0123456789abcdef"
 BOOT = "fedcba9876543210"
 WALL_MS = 1_795_188_970_123  # 2026-11-20T15:36:10.123Z
@@ -41,51 +42,53 @@ LONG = os.environ.get("PIGEONPOST_TEST_LONG") == "1"
 
 
 def long(test: Any) -> Any:
-    """Decorator of a test or a class that is too long for the quick suite: it runs with PIGEONPOST_TEST_LONG=1 only,
-    which `.ci/run` sets. A quick test of each kind of fault always runs.
+    """Decorate a test or a class that is too long for the quick suite: it runs only with PIGEONPOST_TEST_LONG=1.
+
+    `.ci/run` sets this variable. A quick test of each kind of fault always runs.
     """
     return unittest.skipUnless(LONG, "runs with PIGEONPOST_TEST_LONG=1, as .ci/run does")(test)
 
 
 def rounds(name: str, quick: int, full: int) -> int:
-    """Returns how often a test repeats its round.
+    """Return the number of times a test repeats its round.
 
-    name   environment variable that sets the number by hand
-    quick  the number in `python3 -m unittest`
-    full   the number with PIGEONPOST_TEST_LONG=1
+    Args:
+        name: Environment variable that overrides the number.
+        quick: The number in `python3 -m unittest`.
+        full: The number with PIGEONPOST_TEST_LONG=1.
     """
     return int(os.environ.get(name, full if LONG else quick))
 
 
 def memory_disk() -> str | None:
-    """Returns a folder in memory, where a sync costs nothing; None where there is none."""
+    """Return a folder in memory, where a sync costs nothing, or None if there is none."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def temp_folder(test: unittest.TestCase, parent: str | None = None) -> str:
-    """A folder of this test's own, removed after it."""
+    """Return a new folder for `test`, removed after it."""
     folder = tempfile.mkdtemp(prefix="pigeonpost-test-", dir=parent)
     test.addCleanup(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def wait_until(condition: Callable[[], Any], what: str = "the condition", limit_s: float = LIMIT_S) -> Any:
-    """What `condition` gives, as soon as that is true; AssertionError after `limit_s`."""
+    """Return the result of `condition` as soon as it is true. Raises AssertionError after `limit_s`."""
     give_up_s = time.monotonic() + limit_s
     pause_s = 0.002
     while not (found := condition()):
         if time.monotonic() > give_up_s:
             raise AssertionError(f"{what}: not within {limit_s:g} s")
         time.sleep(pause_s)
-        pause_s = min(1.2 * pause_s, 0.05)  # what takes long may be looked for less often
+        pause_s = min(1.2 * pause_s, 0.05)  # a slow condition is checked less often
     return found
 
 
 class Leftovers:
-    """Threads and descriptors of this process that were not there when this was made.
+    """Threads and descriptors of this process that did not exist when this object was made.
 
-    Their numbers alone would not do: what an earlier test has left may end meanwhile, such as the thread that hashes
-    passwords, which ends some seconds after its last job.
+    Counting them would not be enough: a thread left by an earlier test may end in the meantime, such as the one that
+    hashes passwords, which ends some seconds after its last job.
     """
 
     def __init__(self) -> None:
@@ -93,31 +96,33 @@ class Leftovers:
 
     @property
     def threads(self) -> set[threading.Thread]:
-        """The threads that run."""
+        """The new threads that are still running."""
         return set(threading.enumerate()) - self._threads
 
     @property
     def files(self) -> set[str]:
-        """What is open; a socket or a pipe is never taken for one of before, even where it has its number."""
+        """The new open descriptors. A socket or a pipe is never mistaken for an earlier one with the same number."""
         return self._open_files() - self._files
 
     @staticmethod
     def _open_files() -> set[str]:
         found = set()
         for number in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
                 found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
         return found
 
     def wait_for_none(self) -> None:
-        """Until all have gone."""
+        """Wait until all of them have ended or are closed."""
         wait_until(lambda: not self.threads and not self.files, "no thread and no descriptor is left")
 
 
 def free_port() -> int:
-    """A port of this machine that nobody has, and that nobody gets by chance: a program that is killed finds it free
-    when it is started again. Those that the kernel gives to outgoing connections begin at 32768."""
-    chance = random.SystemRandom()  # not by what a test has patched
+    """Return a free port of this machine that no other program gets by chance.
+
+    A killed program finds it free when it is started again: the kernel's ports for outgoing connections begin at 32768.
+    """
+    chance = random.SystemRandom()  # not the generator that a test may have patched
     while True:
         port = chance.randrange(10_000, 32_000)
         try:
@@ -128,13 +133,13 @@ def free_port() -> int:
 
 
 def taken(value: float = 21.5, wall_ms: int = WALL_MS, up_ms: int = 48_000_000, **more: Any) -> UnnumberedSample:
-    """A sample of one sensor, as the sampler takes it."""
+    """Return a sample of one sensor, as the sampler makes it."""
     values = more.pop("values", {"temperature": value})
     return UnnumberedSample(wall_ms, up_ms, more.pop("clock_set", True), values, more.pop("errors", {}))
 
 
 def sensors_line(epoch: str, first: int, count: int, up_ms: int = 1000) -> bytes:
-    """A SENSORS line of `count` samples."""
+    """Return a SENSORS line of `count` samples."""
     texts = [
         sample_text(seq, WALL_MS + seq * 1000, up_ms + seq, sample_body({"temperature": seq / 4}, {}), "")
         for seq in range(first, first + count)
@@ -143,21 +148,21 @@ def sensors_line(epoch: str, first: int, count: int, up_ms: int = 1000) -> bytes
 
 
 def samples_of(line: bytes | Message) -> list[Sample]:
-    """The samples of a SENSORS line, one by one."""
+    """Return the samples of a SENSORS line."""
     message = line if isinstance(line, Message) else decode(line)
     assert message is not None and message.word == "SENSORS", message
     return [sample for batch in message.args[1] for sample in batch]
 
 
 def stored_samples(batches: Iterable[StoredBatch]) -> Iterator[StoredSample]:
-    """The samples that a store has yielded by column, one by one."""
+    """Yield each sample of the batches that a store has yielded."""
     for node, epoch, batch in batches:
         for sample in batch:
             yield StoredSample(node, sample.time_ms, epoch, sample.seq, sample.values, sample.clock)
 
 
 def write_columns(batch: SampleBatch) -> str:
-    """A batch, whose `ups` are known, as a JSON object of columns."""
+    """Return a batch, whose `ups` are known, as a JSON object of columns."""
     values = {name: write_json(column)[1:-1] for name, column in batch.values.items()}
     return columns_text(batch.seq, steps_text(batch.times), steps_text(batch.ups), values, batch.errors, batch.clock)
 
@@ -166,13 +171,13 @@ def write_columns(batch: SampleBatch) -> str:
 
 
 class Killed(BaseException):
-    """The program died at this very call: nothing of it, not even an `except`, runs on."""
+    """The program died in this call: no further code of it runs, not even an `except`."""
 
 
 class _File:
     def __init__(self) -> None:
-        self.seen = bytearray()  # what a program reads,
-        self.kept = bytearray()  # and what is left of it when the power is cut
+        self.seen = bytearray()  # the content that a program reads
+        self.kept = bytearray()  # the content after a power cut
         self.unsynced: list[tuple[int, bytes]] = []
 
 
@@ -183,10 +188,10 @@ def _put(content: bytearray, at: int, data: bytes) -> None:
 
 
 class MemoryDisk(FileOps):
-    """A disk in memory, as the ring asks for it. What was not synced is lost, kept or torn when the power is cut.
+    """Simulated disk with the interface that the ring file uses. A power cut loses, keeps or tears unsynced writes.
 
-    fault   called with each call's name before it is done: raises OSError (a sick disk) or Killed
-    short   gives how many bytes of a pwrite are taken
+    `fault` is called with the name of each call before it is carried out; it may raise OSError (a failing disk) or
+    Killed. `short` returns how many bytes of a pwrite are written.
     """
 
     def __init__(self, seed: object = 0) -> None:
@@ -215,7 +220,7 @@ class MemoryDisk(FileOps):
                 raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
             self.names[path] = _File()
         elif flags & os.O_TRUNC:
-            self.names[path] = _File()  # the old content may be durable still, but under no name
+            self.names[path] = _File()  # the old content may still be durable, but has no name
         self._open[self._next_fd] = self.names[path]
         return self._next_fd
 
@@ -256,16 +261,19 @@ class MemoryDisk(FileOps):
         self.names[new] = self.names[old]
 
     def lay(self, path: str, content: bytes) -> None:
-        """A file that is there, durably, whatever was."""
+        """Put a durable file with `content` at `path`, replacing any other."""
         file = self.names[path] = self._kept_names[path] = _File()
         file.seen, file.kept = bytearray(content), bytearray(content)
 
     def content(self, path: str) -> bytes:
-        """What a program would read of a file."""
+        """Return the content of a file as a program would read it."""
         return bytes(self.names[path].seen)
 
     def die_at(self, call: int, error: BaseException | None = None) -> None:
-        """From now on the call with this number (0: the next) raises `error`; without one the program dies there."""
+        """Make the call with this number from now on (0: the next) raise `error`.
+
+        Without `error` the program dies there.
+        """
         left = [call]
 
         def fault(name: str) -> None:
@@ -276,12 +284,12 @@ class MemoryDisk(FileOps):
         self.fault = fault
 
     def kill(self) -> None:
-        """As kill -9: what was written is seen by whoever starts next, though it is not durable."""
+        """Simulate kill -9: the next program sees everything written, though it is not durable."""
         self._open.clear()
         self.fault = lambda call: None
 
     def cut_power(self) -> None:
-        """As if the plug was pulled: each unsynced write, and each unsynced name, is kept, lost or torn."""
+        """Simulate a power cut: each unsynced write and each unsynced name is kept, lost or torn."""
         self.kill()
         names = dict(self._kept_names)
         for name in self.names.keys() | self._kept_names.keys():
@@ -316,7 +324,7 @@ class MemoryDisk(FileOps):
 
 
 class FakeLedger:
-    """An Ingestor in a few lines: numbered rows and gaps, stored when `commit` is called (or at once)."""
+    """A minimal Ingestor: numbered rows and gaps, stored when `commit` is called, or immediately."""
 
     def __init__(self, at_once: bool = True) -> None:
         self.identity = "1edce41edce41edc"
@@ -324,7 +332,7 @@ class FakeLedger:
         self.rows: list[tuple[str, str, Sample]] = []  # node, epoch, sample
         self.gaps: list[tuple[str, str, int, int, int, str]] = []  # node, epoch, first, last (new ones only), before
         self.repeats = 0
-        self.tops: dict[str, int] = {}  # of each outbox the highest running number stored
+        self.tops: dict[str, int] = {}  # the highest running number stored of each outbox
         self.stored: dict[tuple[str, str], tuple[int, int | None]] = {}
         self.changed = threading.Condition()
         self._waiting: list[Batch] = []
@@ -342,12 +350,12 @@ class FakeLedger:
         return True
 
     def forget(self) -> None:
-        """The program died: what was not committed is gone."""
+        """Simulate the death of the program: everything uncommitted is lost."""
         with self.changed:
             self._waiting = []
 
     def commit(self, most: int | None = None) -> None:
-        """Store what waits (`most` batches of it), and answer it."""
+        """Store the waiting batches (at most `most` of them), and acknowledge them."""
         with self.changed:
             batches, self._waiting = self._waiting[:most], self._waiting[len(self._waiting[:most]) :]
             answers = [self._store(batch) for batch in batches]
@@ -378,22 +386,22 @@ class FakeLedger:
         return lambda: batch.on_committed(batch.epoch, last)
 
     def seqs(self, epoch: str) -> list[int]:
-        """The numbers stored of `epoch`, in their order."""
+        """Return the stored sequence numbers of `epoch` in their order."""
         with self.changed:
             return [sample.seq for _, e, sample in self.rows if e == epoch]
 
     def wait_for(self, count: int, limit_s: float = LIMIT_S) -> None:
-        """Until `count` samples are stored."""
+        """Wait until `count` samples are stored."""
         with self.changed:
             if not self.changed.wait_for(lambda: len(self.rows) >= count, limit_s):
-                raise AssertionError(f"{len(self.rows)} of {count} samples came within {limit_s:g} s")
+                raise AssertionError(f"{len(self.rows)} of {count} samples arrived within {limit_s:g} s")
 
 
 # --------------------------------------------------------------------------------------------- a talk over a socket
 
 
 class Talk:
-    """A connection as a person with nc has it: lines out, lines in."""
+    """A connection as a person has it with nc: lines out, lines in."""
 
     def __init__(self, address: tuple[str, int], limit_s: float = LIMIT_S) -> None:
         self.sock = socket.create_connection(address, limit_s)
@@ -413,7 +421,7 @@ class Talk:
         self.sock.sendall(encode(word, *args))
 
     def line(self) -> bytes | None:
-        """The next line without its LF; None when the peer has closed."""
+        """Return the next line without its LF, or None when the peer has closed the connection."""
         while b"\n" not in self._part:
             try:
                 block = self.sock.recv(1 << 16)
@@ -426,19 +434,19 @@ class Talk:
         return line
 
     def message(self) -> Message | None:
-        """The next line, decoded."""
+        """Return the next line, decoded."""
         line = self.line()
         return None if line is None else decode(line)
 
     def until(self, word: str) -> Message:
-        """Read on until a line says `word`."""
+        """Read up to the next line with this word, and return it."""
         while (message := self.message()) is not None:
             if message.word == word:
                 return message
-        raise AssertionError(f"closed before {word} came")
+        raise AssertionError(f"closed before {word} arrived")
 
     def rest(self) -> list[Message]:
-        """All that comes until the peer closes."""
+        """Return all messages until the peer closes the connection."""
         found = []
         while (message := self.message()) is not None:
             found.append(message)
@@ -449,20 +457,20 @@ class Talk:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without what would change a program of ours."""
+    """Return this process's environment without the variables that would change a Pigeonpost program."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PIGEONPOST_", "BALENA_"))}
     for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY"):
         kept.pop(key, None)
-    quiet = {"PIGEONPOST_ANNOUNCE_ON": "false"}  # tests that run beside each other would hear each other
+    quiet = {"PIGEONPOST_ANNOUNCE_ON": "false"}  # tests that run at the same time would receive it
     cached = {"PYTHONPYCACHEPREFIX": _bytecode_folder(), "PYTHONDONTWRITEBYTECODE": ""}
     return {**kept, **quiet, "PYTHONUNBUFFERED": "1", **cached, **more}
 
 
 @functools.cache
 def _bytecode_folder() -> str:
-    """Returns the folder of compiled modules that all started programs share: compiling takes longer than starting.
+    """Return the folder of compiled modules shared by all started programs: compiling takes longer than starting.
 
-    It is not `__pycache__` beside the modules: nothing but its data folder is written by a program in a test.
+    It is not `__pycache__` next to the modules: in a test, a program writes to its data folder only.
     """
     given = os.environ.get("PYTHONPYCACHEPREFIX")
     if given:
@@ -473,10 +481,10 @@ def _bytecode_folder() -> str:
 
 
 class Program:
-    """One of our programs as a process; its lines on standard output and standard error are read as they come."""
+    """A Pigeonpost program as a process; its standard output and standard error are read as they arrive."""
 
     def __init__(self, test: unittest.TestCase, *arguments: str, folder: str | None = None, **environment: str) -> None:
-        """`arguments` begin with the program's file; `folder` is where it runs; both pipes end with the test."""
+        """Start the program. `arguments` begin with its file, `folder` is its working folder; it ends with the test."""
         self.process = self._start(
             [os.path.join(ROOT, arguments[0]), *arguments[1:]], folder or temp_folder(test),
             clean_environment(**environment),
@@ -508,7 +516,7 @@ class Program:
             told.put(None)
 
     def line(self, limit_s: float = LIMIT_S) -> str:
-        """The next line on standard output."""
+        """Return the next line on standard output."""
         try:
             line = self._lines.get(timeout=limit_s)
         except queue.Empty:
@@ -518,7 +526,7 @@ class Program:
         return line
 
     def address(self) -> tuple[str, int]:
-        """Where it says that it listens."""
+        """Return the address on which the program reports that it listens."""
         line = self.line()
         while not line.startswith("listening on "):
             line = self.line()
@@ -526,23 +534,23 @@ class Program:
         return ("127.0.0.1" if host == "0.0.0.0" else host), int(port)
 
     def logs(self, text: str, limit_s: float = LIMIT_S) -> str:
-        """The first line of its log that has `text` in it, once there is one."""
+        """Return the first line of its log that contains `text`; waits for it."""
         found: str = wait_until(lambda: next((line for line in self.logged if text in line), ""), text, limit_s)
         return found
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Ask the program to end (SIGTERM)."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, limit_s: float = LIMIT_S) -> int:
-        """Its exit status, once it has ended and all that it said is read."""
+        """Return the exit status once the program has ended and all its output is read."""
         status = self.process.wait(limit_s)
         for reader in self._readers:
             reader.join(limit_s)
         return status
 
     def kill(self) -> None:
-        """kill -9; returns when it is gone. For a process that has ended already: nothing."""
+        """Kill the program (kill -9) and wait for its end. Does nothing if it has ended."""
         self.process.kill()
         self.wait()
         for pipe in (self.process.stdout, self.process.stderr):

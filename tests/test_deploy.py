@@ -19,7 +19,7 @@ def read(*parts):
 
 
 class Image(unittest.TestCase):
-    def test_its_user_is_not_root_and_owns_the_volumes(self):
+    def test_user_is_not_root_and_owns_the_volumes(self):
         text = read("Dockerfile")
         self.assertEqual(re.findall(r"(?m)^USER (.*)$", text), ["pigeonpost"])
         self.assertIn(f"useradd --uid {USER} --gid {USER}", text)
@@ -27,7 +27,7 @@ class Image(unittest.TestCase):
         self.assertLess(text.index("install --directory"), text.index("VOLUME /data"))  # what comes later is not kept
         self.assertLess(text.rindex("\nRUN "), text.index("\nUSER "))
 
-    def test_its_base_can_be_chosen_and_nothing_is_compiled_from_c(self):
+    def test_base_can_be_chosen_and_nothing_is_compiled_from_c(self):
         text = read("Dockerfile")
         self.assertIn("\nARG BASE=debian:trixie-slim\nFROM ${BASE}\n", text)
         self.assertEqual(re.findall(r"(?m)^FROM ", text), ["FROM "])
@@ -82,7 +82,7 @@ class Image(unittest.TestCase):
 
 
 def matches(path, pattern):
-    """Whether a .dockerignore pattern leaves out a path; `**/` is any number of folders (docs.docker.com)."""
+    """Return True if a .dockerignore pattern matches a path; `**/` is any number of folders (docs.docker.com)."""
     parts = path.split("/")
     heads = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
     names = [pattern] if not pattern.startswith("**/") else [pattern, pattern.removeprefix("**/")]

@@ -1,6 +1,6 @@
-"""The rules of the layout, read from the code's own imports: order of packages, libraries, size of files, a light node.
+"""Rules of the layout, checked by the code's own imports: order of packages, libraries, size of files, a light node.
 
-docs/architecture.md says what each package is for.
+docs/architecture.md describes the purpose of each package.
 """
 
 import ast
@@ -39,9 +39,9 @@ LEVELS = (
     "PROGRAMS",
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
-LONGEST_FUNCTION = 60
+LONGEST_FUNCTION = 60  # lines, without docstrings
 GUARDS = ("TYPE_CHECKING", "__name__ == '__main__'", "sys.version_info < (3, 11)")  # `if`s outside of functions
-LONGEST_FILE = 450
+LONGEST_FILE = 450  # lines, without docstrings
 # A node without a token loads none of these: on a Pi Zero each costs memory that the samples could have.
 NOT_ON_A_NODE = (
     "http", "urllib.request", "smtplib", "asyncio", "ssl", "hashlib", "_hashlib", "hmac", "sqlite3", "email", "csv",
@@ -69,16 +69,17 @@ class Import(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is checked of a module. Its syntax tree is not kept: all of them together are half a million objects."""
+    """Facts about a module. Syntax trees are not kept: all of them together are half a million objects."""
 
     docstring: str
     imports: list[Import]
-    functions: list[tuple[str, int]]  # line and name, and how many lines it has
-    actions: list[tuple[int, str]]  # line and text of statements that run when it is loaded, and define nothing
+    functions: list[tuple[str, int]]  # line and name, and its number of lines without docstrings
+    actions: list[tuple[int, str]]  # line and text of statements that run at import and define nothing
+    lines: int  # of the file, without docstrings: complete documentation must not count against a file
 
 
 def product_files():
-    """All files of the program, as paths from the root."""
+    """Return the paths of all files of the program, from the root."""
     files = [name for name in os.listdir(ROOT) if name.endswith(".py")]
     for folder, _, names in os.walk(os.path.join(ROOT, PACKAGE)):
         files += [os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name.endswith(".py")]
@@ -95,23 +96,35 @@ FILES = {module_of(path): path for path in product_files()}
 @functools.cache
 def info(module):
     with open(os.path.join(ROOT, FILES[module]), encoding="utf-8") as file:
-        tree = ast.parse(file.read(), FILES[module])
+        text = file.read()
+    tree = ast.parse(text, FILES[module])
     functions = [
-        (f"{node.lineno} {node.name}", node.end_lineno - node.lineno + 1)
+        (f"{node.lineno} {node.name}", node.end_lineno - node.lineno + 1 - docstring_lines(node))
         for node in statements(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    return Facts(ast.get_docstring(tree) or "", imports_of(tree), functions, actions_of(tree))
+    lines = len(text.splitlines()) - docstring_lines(tree)
+    return Facts(ast.get_docstring(tree) or "", imports_of(tree), functions, actions_of(tree), lines)
+
+
+def docstring_lines(tree):
+    """Return the number of lines of all docstrings in a syntax tree."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return sum(
+        node.body[0].end_lineno - node.body[0].lineno + 1
+        for node in (tree, *statements(tree))
+        if isinstance(node, documented) and ast.get_docstring(node) is not None
+    )
 
 
 def all_imports():
-    """Yields each module with its imports of modules of ours."""
+    """Yield each module with its imports of other modules of the program."""
     for module in FILES:
         yield module, [entry for entry in info(module).imports if entry.module in FILES]
 
 
 def statements(node):
-    """All statements below a node, at any depth."""
+    """Yield all statements below a node, at any depth."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.expr):  # in which there is no statement
             yield child
@@ -119,7 +132,10 @@ def statements(node):
 
 
 def imports_of(tree):
-    """All imports of a module, at any depth; `from package import module` is an import of that module alone."""
+    """Return all imports of a module, at any depth.
+
+    `from package import module` is an import of that module alone.
+    """
     found = []
 
     def walk(node, at_top, for_types):
@@ -154,7 +170,7 @@ def is_for_types(test):
 
 
 def actions_of(tree):
-    """The statements of a module that run when it is loaded, and define nothing."""
+    """Return the statements of a module that run when it is loaded and define nothing."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     found = []
     for node in tree.body:
@@ -176,11 +192,12 @@ def place_of(module):
 
 
 def level_of(module):
+    """Return the level of a module: that of the longest name in LEVELS that matches."""
     return LEVEL_OF[place_of(module)]
 
 
 def package_of(module):
-    """The package directly below `pigeonpost` in which a module is, or the module itself."""
+    """Return the package directly below `pigeonpost` that contains a module, or the module itself."""
     parts = module.split(".")
     return parts[1] if parts[0] == PACKAGE and len(parts) > 1 else module
 
@@ -282,7 +299,7 @@ class Imports(unittest.TestCase):
 
 
 def end_of(module):
-    """ "node" or "server" for the half of a transport that runs there only; None for all other modules."""
+    """Return "node" or "server" for a module that runs on one end of a transport only; None for all other modules."""
     if package_of(module) not in ("transports", "compat"):
         return None
     name = f"_{module.rpartition('.')[2]}"
@@ -290,17 +307,15 @@ def end_of(module):
 
 
 def is_foreign(module):
-    """Returns True for modules that are neither ours nor in Python's library."""
+    """Return True for modules that are neither part of the program nor of Python's library."""
     return module not in FILES and module.partition(".")[0] not in sys.stdlib_module_names
 
 
 class Files(unittest.TestCase):
     def test_no_file_is_too_long(self):
-        for path in FILES.values():
-            with open(os.path.join(ROOT, path), encoding="utf-8") as file:
-                lines = len(file.readlines())
+        for module, path in FILES.items():
             with self.subTest(path):
-                self.assertLessEqual(lines, LONGEST_FILE)
+                self.assertLessEqual(info(module).lines, LONGEST_FILE)
 
     def test_no_function_is_too_long(self):
         lengths = {
@@ -315,7 +330,7 @@ class Files(unittest.TestCase):
                 self.assertRegex(info(module).docstring.splitlines()[0], r"^[A-Z0-9].*[.:,\w]$")
 
     def test_programs_tell_an_older_python_which_one_they_need(self):
-        """The version is looked at before our own imports, and Python 3.8 reads the file up to there."""
+        """The version is checked before the program's own imports. Python 3.8 can read the file up to there."""
         for program in PROGRAMS:
             with open(os.path.join(ROOT, f"{program}.py"), encoding="utf-8") as file:
                 tree = ast.parse(file.read(), feature_version=(3, 8))
@@ -323,8 +338,8 @@ class Files(unittest.TestCase):
             self.assertEqual(first[:2], ["from __future__ import annotations", "import sys"])
             self.assertTrue(first[2].startswith("if sys.version_info < (3, 11):"), first[2])
 
-    def test_nothing_is_done_when_a_file_is_loaded(self):
-        """Definitions only: no call whose result nobody keeps, no loop, no file, no thread."""
+    def test_loading_a_file_only_makes_definitions(self):
+        """There is no call whose result is unused, no loop, no file and no thread."""
         self.assertEqual([], [
             f"{path}:{line}: {text}" for module, path in FILES.items() for line, text in info(module).actions
         ])  # fmt: skip
@@ -361,7 +376,7 @@ node.Node(config.load(NODE, flags, "", environment={"PIGEONPOST_OUTBOX_SLOTS": "
 
 class Loaded(unittest.TestCase):
     def loaded_by(self, code, *arguments):
-        """The modules that a fresh Python has after `code`."""
+        """Return the names of the modules that a new Python process has loaded after `code`."""
         code += "\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
         # -S: what a site's own .pth files load is not ours; -I would leave out our folder too.
         result = subprocess.run(
@@ -378,7 +393,7 @@ class Loaded(unittest.TestCase):
         self.assertEqual(found, [])
 
     def test_every_module_can_be_loaded_alone(self):
-        """In any order, so that there is no circle in which it matters who comes first."""
+        """Modules can be loaded in any order: there is no import cycle."""
         modules = [module for module in FILES if module not in PROGRAMS]
         self.assertNotIn("tests", self.loaded_by(f"MODULES, FILES = {modules!r}, {sorted(FILES)!r}\n{EACH_ALONE}"))
 

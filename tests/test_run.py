@@ -1,4 +1,4 @@
-"""What runs the tests: shared by two processes, in random order, with a record of what was skipped."""
+"""Running the tests: shared by two processes, in random order, with a record of skipped tests."""
 
 import io
 import os
@@ -10,31 +10,31 @@ from tests.support import temp_folder
 
 
 class Examples:
-    """Not found by discovery: tests with every outcome."""
+    """Tests with every outcome, which discovery does not find."""
 
     class Fixture(unittest.TestCase):
         @classmethod
         def setUpClass(cls):
             raise KeyError("fixture")
 
-        def test_never(self):
+        def test_is_never_run(self):
             pass
 
     class Outcomes(unittest.TestCase):
-        def test_error(self):
+        def test_ends_with_an_error(self):
             raise KeyError("key")
 
-        def test_fails(self):
+        def test_fails_an_assertion(self):
             self.assertEqual(1, 2)
 
-        def test_passes(self):
+        def test_passes_all_assertions(self):
             pass
 
         @unittest.skip("a reason")
-        def test_skipped(self):
+        def test_skips_with_a_reason(self):
             pass
 
-        def test_parts(self):
+        def test_parts_fail_alone(self):
             for number in range(3):
                 with self.subTest(number=number):
                     self.assertEqual(number, 1)
@@ -95,14 +95,25 @@ class Recorded(unittest.TestCase):
             file.writelines(f"{outcome}\t{name}\n" for outcome, name in rows)
         return path
 
-    def test_what_is_skipped_and_what_has_run(self):
+    def test_skipped_and_executed_tests_are_recorded(self):
         result = Result(unittest.runner._WritelnDecorator(io.StringIO()), True, 0)
         unittest.TestSuite(examples()[1:]).run(result)
         outcomes = {name.rpartition(".")[2]: outcome for outcome, name in result.outcomes}
-        self.assertEqual(outcomes.pop("test_skipped"), "skipped")
-        self.assertEqual(outcomes, dict.fromkeys(("test_error", "test_fails", "test_passes", "test_parts"), "ran"))
+        self.assertEqual(outcomes.pop("test_skips_with_a_reason"), "skipped")
+        self.assertEqual(
+            outcomes,
+            dict.fromkeys(
+                (
+                    "test_ends_with_an_error",
+                    "test_fails_an_assertion",
+                    "test_passes_all_assertions",
+                    "test_parts_fail_alone",
+                ),
+                "ran",
+            ),
+        )
 
-    def test_what_every_step_skipped_is_named(self):
+    def test_tests_that_every_step_skipped_are_named(self):
         for skipped in ("a.B.test_c", "setUpClass (a.B)", "setUpModule (a)", "unittest.loader.ModuleSkipped.a"):
             with self.subTest(skipped):
                 first, second = (

@@ -1,1 +1,4 @@
-"""What keeps the promise when things are killed, cut and filled up: real programs, real files."""
+"""Fault tests of the promise (docs/promise.md): real programs and files.
+
+Kills, power cuts, full disks, cut networks.
+"""

@@ -1,11 +1,11 @@
-"""Runs node.py or server.py, in which one call fails: `failing.py KIND K node.py ARGUMENTS`.
+"""Runs node.py or server.py with one failing call: `failing.py KIND K node.py ARGUMENTS`.
 
-KIND  thread   the K-th start of a thread, as where the system has no more: RuntimeError
-      call     the K-th call of a function of ours, as where there is no memory for its frame: MemoryError
+KIND  thread   the K-th start of a thread, as when the system has no more: RuntimeError
+      call     the K-th call of a function of the program, as when there is no memory for its frame: MemoryError
       sqlite   the K-th statement, json the K-th decoding, put the K-th sample, receive the K-th block: MemoryError
-K     1: the first; of `call` only those count that come once the program is ready
+K     1: the first; `call` counts only calls after the program is ready
 
-When it has failed, the line `failed: WHERE` is written to standard error. Pauses are as in impatient.py.
+After the failure the line `failed: WHERE` is written to standard error. Pauses are as in impatient.py.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MARK = "failed: "
 
 
 class Failing:
-    """Makes the K-th call of what it wraps fail."""
+    """Makes the K-th call of the wrapped functions fail."""
 
     def __init__(self, error: Exception, at: int) -> None:
         self._error, self._at = error, at
-        self._count = itertools.count(1)  # one step of C: exact without a lock
+        self._count = itertools.count(1)  # a single C call: exact without a lock
 
     def step(self, where: str) -> None:
-        """Count a call. Raises the error in the K-th."""
+        """Count a call. Raises the error in the K-th one."""
         if next(self._count) == self._at:
             os.write(2, f"{MARK}{where}\n".encode())
             raise self._error
 
     def wrap(self, owner: Any, name: str) -> None:
-        """Have each call of a function or method count."""
+        """Make calls of a function or method count."""
         real = getattr(owner, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -49,7 +49,7 @@ class Failing:
 
 
 def fail_at(kind: str, failing: Failing, is_ready: Callable[[], bool]) -> None:
-    """Wrap what is to fail."""
+    """Wrap the functions of a kind."""
     if kind == "thread":
         failing.wrap(threading.Thread, "start")
     elif kind == "call":
@@ -94,7 +94,7 @@ def fail_at(kind: str, failing: Failing, is_ready: Callable[[], bool]) -> None:
 
 
 def main(kind: str, at: int, *program: str) -> int:
-    """Run the program; returns its exit status."""
+    """Run the program and return its exit status."""
     sys.path[0] = HERE
     import impatient
 

@@ -1,8 +1,8 @@
-"""A node and a server as real programs in one folder, to be killed at will, and the oracle of what was accepted.
+"""A node and a server as real programs in one folder, for tests that kill them; and the oracle of accepted samples.
 
-The oracle is told by the node itself, outside of the disk under test: a plain session gets every sample once it is
-accepted. At the end everything that it heard, and everything that the node's ring holds, must be in the server's
-store and in its CSV logs: once, in order.
+The node itself informs the oracle, outside the disk under test: a plain session receives every sample once it is
+accepted. At the end all samples that the oracle received, and all that the node's ring file holds, must be in the
+server's store and in its CSV logs: once, in order.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tests.support import LIMIT_S, LONG, clean_environment, free_port, memory_di
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMPATIENT = str(ROOT / "tests" / "faults" / "impatient.py")
-IS_FORKED = not LONG  # a test sets it to False that needs an interpreter of its own
-ORACLE = "127.0.0.2", 0  # from where it connects: what is done to the connections of 127.0.0.1 spares it
+IS_FORKED = not LONG  # set to False by a test that requires a new interpreter
+ORACLE = "127.0.0.2", 0  # the oracle's own address: faults of 127.0.0.1's connections do not affect it
 
 
 def _disk() -> str | None:
@@ -48,23 +48,23 @@ DISK = _disk()
 
 
 class OnlyLooks(FileOps):
-    """A disk that nothing is written to: who opens a ring beside its node must not."""
+    """A disk that ignores writes: a ring file must not change when another process opens it."""
 
     pwrite = staticmethod(lambda fd, data, at: len(data))
     fdatasync = fsync = staticmethod(lambda fd: None)
 
 
 class Program:
-    """One of the two programs: started, killed, started again, its log kept in one file.
+    """One of the two programs: started, killed and started again; its log is kept in one file.
 
-    In the quick suite it is forked (tests/forked.py), which saves half of the processor time of most tests here; with
-    PIGEONPOST_TEST_LONG=1, and where a test needs that, an interpreter starts it as people do.
+    In the quick suite it is forked (tests/forked.py), which halves the processor time of most tests here. With
+    PIGEONPOST_TEST_LONG=1, and in a test that requires it, an interpreter starts it as users do.
     """
 
     def __init__(
         self, folder: Path, script: str, *arguments: str, wrapper: tuple[str, ...] = (), is_impatient: bool = True
     ) -> None:
-        """is_impatient: it runs with shorter pauses (impatient.py); else exactly as people start it"""
+        """Describe the program to start. With `is_impatient` it runs with shorter pauses (impatient.py)."""
         program = [IMPATIENT, script] if is_impatient else [str(ROOT / script)]
         self.command = [sys.executable, *program, *arguments]
         self.wrapper = wrapper
@@ -89,7 +89,7 @@ class Program:
             )
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the program (kill -9)."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -97,20 +97,20 @@ class Program:
             self.kills += 1
 
     def stop(self, limit_s: float = LIMIT_S) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM and return the exit status."""
         self.terminate()
         return self.end(limit_s)
 
     def terminate(self) -> None:
-        """SIGTERM; returns at once."""
+        """Send SIGTERM, without waiting."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
 
     def end(self, limit_s: float = LIMIT_S) -> int:
-        """Wait until it has ended by itself; the exit status."""
+        """Wait until the program has ended, and return the exit status."""
         process = self.process
         assert process is not None
-        # Popen.wait would look for it only every 50 ms.
+        # Popen.wait polls only every 50 ms.
         wait_until(lambda: process.poll() is not None, f"{self.log.name}: it ends", limit_s)
         self.process = None
         return process.returncode
@@ -120,7 +120,7 @@ class Program:
 
 
 class House:
-    """Both programs, and the checks."""
+    """Both programs, the oracle, and the checks."""
 
     def __init__(
         self,
@@ -131,9 +131,15 @@ class House:
         slots: int = 65_536,
         is_impatient: bool = True,
     ) -> None:
-        """
-        folder  where the programs run and leave their logs
-        data    the disk under test, on which both keep everything; the same folder when it is empty
+        """Prepare both programs.
+
+        Args:
+            folder: Working folder of the programs, with their logs.
+            every_s: Sampling interval in seconds.
+            node_options: More arguments of node.py.
+            data: The disk under test, with the data of both programs; empty for `folder`.
+            slots: Number of slots in the node's outbox.
+            is_impatient: As for Program.
         """
         self.folder = Path(folder)
         self.data = Path(data or folder)
@@ -149,16 +155,16 @@ class House:
         )  # fmt: skip
         self.node.environment["PIGEONPOST_OUTBOX_SLOTS"] = str(slots)
         self.server.environment["PIGEONPOST_STORE_COMMIT"] = "0.05"
-        self.opening = b""  # what a plain session says first: to a node with a token
+        self.opening = b""  # first lines of a plain session with a node that has a token
         self.heard: list[tuple[str, int]] = []
         self.noted: set[tuple[str, int]] = set()  # see note_card
-        self.figures: dict[str, int] = {}  # what `check` gave at the end of a trial
+        self.figures: dict[str, int] = {}  # the result of `check` at the end of a trial
         self._ended = threading.Event()
-        self._opening = threading.Lock()  # held while the oracle says SEND ON, so that it never does after the end
+        self._opening = threading.Lock()  # held while the oracle sends SEND ON, which it must not do after the end
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
     def start(self) -> None:
-        """Start both; returns when samples are heard."""
+        """Start both programs and wait until the oracle receives samples."""
         self.node.start()
         self.server.start()
         self._listener.start()
@@ -170,7 +176,7 @@ class House:
         self.server.kill()
 
     def _listen(self) -> None:
-        """The oracle: a plain session, opened again whenever the node is there again."""
+        """Run the oracle: a plain session that is opened again after each disconnection."""
         while not self._ended.is_set():
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 1.0, ORACLE) as link:
@@ -189,13 +195,13 @@ class House:
                 self._ended.wait(0.01)
 
     def ask(self, text: str, port: int = 0) -> str:
-        """Say one line to the node (or to the one at `port`) in a plain session; its answer."""
+        """Send one line to the node (or to the one at `port`) in a plain session; return its reply."""
         with socket.create_connection(("127.0.0.1", port or self.port), 5.0, ORACLE) as link:
             link.sendall(self.opening + text.encode() + b"\n")
             return link.makefile("r").readline()
 
     def query(self, sql: str) -> list[Any]:
-        """What the server's store says."""
+        """Return the rows of a query of the server's store."""
         db = sqlite3.connect(f"file:{self.data / 'server' / 'pigeonpost.sqlite3'}?mode=ro", uri=True)
         try:
             return db.execute(sql).fetchall()
@@ -203,34 +209,34 @@ class House:
             db.close()
 
     def stored(self) -> list[tuple[str, int]]:
-        """(epoch, seq) of everything stored, as it lies in the store."""
+        """Return (epoch, seq) of all stored samples, in the order of the store."""
         return self.query("SELECT epoch, seq FROM samples")
 
     def is_stored(self, count: int) -> bool:
-        """Whether the first `count` samples that were heard are stored."""
+        """Return True if the first `count` samples that the oracle received are stored."""
         try:
             return len(self.heard) >= count and set(self.heard[:count]) <= set(self.stored())
         except sqlite3.Error:
-            return False  # the server is only just making its database
+            return False  # the server is still creating its database
 
     def has_everything(self, folder: Path | None = None) -> bool:
-        """Returns True if all that the node's ring (or the one in `folder`) holds is stored."""
+        """Return True if all samples of the node's ring file (or of the one in `folder`) are stored."""
         try:
             return self.held(folder) <= set(self.stored())
         except sqlite3.Error:
             return False
 
     def has_stored_after(self, count: int) -> bool:
-        """Whether something is stored that was heard after the first `count` samples."""
+        """Return True if a sample is stored that the oracle received after the first `count`."""
         try:
             return not set(self.heard[count:]).isdisjoint(self.stored())
         except sqlite3.Error:
             return False
 
     def held(self, folder: Path | None = None) -> set[tuple[str, int]]:
-        """(epoch, seq) of every whole sample that the node's ring (or the one in `folder`) holds, read from the file.
+        """Return (epoch, seq) of every complete sample in the node's ring file (or in the one in `folder`).
 
-        A write that a power cut tore may have left only the mark of its sample, which was never accepted.
+        A write torn by a power cut may have left only the mark of its sample, which was never accepted.
         """
         ring = self.ring(folder)
         found = {
@@ -243,36 +249,38 @@ class House:
         return found
 
     def ring(self, folder: Path | None = None) -> Ring:
-        """The node's ring (or the one in `folder`), to be looked at while the node runs."""
+        """Return the node's ring file (or the one in `folder`), for reading while the node runs."""
         return Ring(str(folder or self.data / "node"), 1, 128, OnlyLooks())
 
     def note_card(self) -> None:
-        """Count what the node's card holds now as accepted, also when it is overwritten later. The node has ended."""
+        """Record the samples on the node's card as accepted, even if they are overwritten later. The node has ended."""
         self.noted |= self.held()
 
     def drain(self, limit_s: float = 2 * LIMIT_S) -> None:
-        """Switch sampling off, let the server get everything, and stop the node: nothing is on its card alone then."""
+        """Turn sampling off, let the server collect all samples, and stop the node."""
         while True:
             wait_until(lambda: self.try_ask("SEND OFF").startswith("SENDBACK OFF"), "the node answers", limit_s)
             wait_until(self.has_everything, "the server has everything", limit_s)
             assert self.node.stop() == 0, self.node.log.read_text()[-3000:]
             if self.has_everything():
                 return
-            self.node.start()  # a sample that was being taken was accepted after all
+            self.node.start()  # a sample just being taken was accepted
 
     def settle(self, limit_s: float = 2 * LIMIT_S) -> None:
-        """Let the node stop sampling and the server get everything; then stop both as people do."""
+        """Let the node stop sampling and the server collect all samples; then stop both as users do."""
         for program in (self.node, self.server):
             if not program.is_running():
                 program.start()
         with self._opening:
             self._ended.set()
         self.drain(limit_s)
-        wait_until(self.is_up, "the server has started", limit_s)  # SIGTERM ends one that has not set its handler yet
+        wait_until(
+            self.is_up, "the server has started", limit_s
+        )  # SIGTERM kills a server that has not set its handler yet
         assert self.server.stop() == 0, self.server.log.read_text()[-3000:]
 
     def is_up(self) -> bool:
-        """Returns True if the server has started all of its parts since it was started last."""
+        """Return True if the server has started all of its components since its last start."""
         process = self.server.process
         try:
             with open(self.data / "server" / "running.json", encoding="utf-8") as file:
@@ -287,13 +295,13 @@ class House:
             return ""
 
     def check(self, with_gaps: bool = False) -> dict[str, int]:
-        """Everything accepted is there once, also in the logs; the figures.
+        """Check that each accepted sample is stored once, and is in the logs once; return figures.
 
-        with_gaps  samples may be missing, where exactly as many are said to be: the card was overwritten
+        With `with_gaps`, samples may be missing if gaps report the same number: the ring file was overwritten.
         """
         stored = self.stored()
         accepted = set(self.heard) | self.noted | self.held()
-        if with_gaps:  # also those that were taken, and overwritten, before the oracle listened
+        if with_gaps:  # also samples taken and overwritten before the oracle connected
             tops: dict[str, int] = {}
             for epoch, seq in accepted:
                 tops[epoch] = max(seq, tops.get(epoch, 0))
@@ -310,14 +318,14 @@ class House:
         gaps = store.execute("SELECT coalesce(sum(last - first + 1 + before), 0) FROM gaps").fetchone()[0]
         assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         store.close()
-        assert gaps == len(missing), f"{gaps} are said to be missing, and {len(missing)} are"
+        assert gaps == len(missing), f"gaps report {gaps} missing samples, but {len(missing)} are missing"
         return {
             "accepted": len(accepted), "lost": len(missing) - gaps, "repeated": repeated, "gaps": gaps,
             "kills": self.node.kills + self.server.kills,
         }  # fmt: skip
 
     def _wanted_rows(self, store: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
-        """What the store says that the logs must have."""
+        """Yield the rows that the logs must have according to the store."""
         for time_ms, names, values in store.execute('SELECT time_ms, sensors, "values" FROM samples'):
             for name, value in zip(json.loads(names), json.loads(values)):
                 yield time_ms, name, "" if value is None else repr(value)
@@ -336,9 +344,9 @@ class House:
 
 @contextmanager
 def trial(what: str, **options: Any) -> Iterator[tuple[House, random.Random]]:
-    """A house with samples flowing, and what its moments are drawn from. In the end it is stopped and checked.
+    """Yield a running House and the random generator of its events. Finally it is stopped and checked.
 
-    Prints one line of figures; when something is wrong, the seed and the programs' own logs.
+    Prints one line of figures; after a failure also the seed and the programs' logs.
     """
     seed = random.randrange(1 << 32)
     with_gaps = options.pop("with_gaps", False)
@@ -359,13 +367,13 @@ def trial(what: str, **options: Any) -> Iterator[tuple[House, random.Random]]:
 
 
 def kill_at_random(house: House, kills: int, chance: random.Random) -> None:
-    """Kill one of the programs, or both, again and again, and start them again.
+    """Kill one of the programs, or both, and start them again, repeatedly.
 
-    Kills come while a program starts and while it works: more than two samples are heard for each of them.
+    Kills happen while a program starts and while it works: more than two samples arrive for each kill.
     """
     while (done := house.node.kills + house.server.kills) < kills:
         wait_until(lambda done=done: len(house.heard) > 2 * done, "samples flow between the kills")
-        # Mischief at random moments, of which some are within a start: nothing is waited for here.
+        # Faults at random times, some of them during a start: this is not a wait for an event.
         time.sleep(chance.uniform(0.01, 0.25) if IS_FORKED else chance.uniform(0.02, 0.4))
         victims = chance.choice(([house.node], [house.server], [house.node, house.server]))
         for victim in victims:

@@ -1,8 +1,8 @@
 """Runs node.py or server.py with shorter pauses: `impatient.py node.py ARGUMENTS`.
 
-Only how long a program waits before it tries again, how soon a listener sees that it is to stop, and how often the
-server compacts what it has stored, are changed.
-Tests that kill the programs hundreds of times would spend most of their time in these pauses.
+Changed are only the pauses before a program tries something again, the time in which a listener notices that it must
+stop, and the interval of compaction. Tests that kill the programs hundreds of times would otherwise spend most of their
+time in these pauses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STOP_POLL_S = 0.02
 
 
 def shorten(module: str, **constants: float) -> None:
-    """Set constants of a module; AttributeError if it has no such constant."""
+    """Set constants of a module. Raises AttributeError if it has no such constant."""
     found = importlib.import_module(module)
     for name, value in constants.items():
         getattr(found, name)
@@ -26,14 +26,14 @@ def shorten(module: str, **constants: float) -> None:
 
 
 def main(script: str, arguments: list[str]) -> int:
-    """Run the program; returns its exit status."""
-    sys.path[0] = ROOT  # as if it was started itself
+    """Run the program and return its exit status."""
+    sys.path[0] = ROOT  # as if the program itself had been started
     shorten("pigeonpost.transports.tcp_server", RETRY_S=RETRY_S, LONGEST_RETRY_S=LONGEST_RETRY_S)
     serve = socketserver.BaseServer.serve_forever
     socketserver.BaseServer.serve_forever = lambda listener, poll_interval=0.5: serve(listener, STOP_POLL_S)  # type: ignore[assignment]
     if script == "server.py":
         shorten("pigeonpost.server.ingest", _RETRY_S=RETRY_S)
-        # Rows become chunks all the time, so that a kill meets this too.
+        # Compaction runs all the time, so that kills interrupt it too.
         shorten("pigeonpost.storage.maintenance", LOOK_S=0.1, _MOST_REST_S=0.1)
         shorten("pigeonpost.storage.sqlite.compaction", _MOST_FRESH=5, _LOOK_ROWS=1)
     elif os.environ.get("PIGEONPOST_PUSH_TO"):

@@ -1,4 +1,4 @@
-"""A small ext4 disk of its own, in a file: to cut its power, and to fill it."""
+"""A small ext4 disk in a file, for tests that cut its power or fill it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import unittest
 from tests.faults.house import DISK
 
 _EXT4_IOC_SHUTDOWN = 0x8004587D  # ioctl(2) of fs/ext4/ioctl.c
-_NO_LOG_FLUSH = 2  # the journal in memory is lost too: what a power cut does
+_NO_LOG_FLUSH = 2  # the journal in memory is lost too, as in a power cut
 
 
 class LoopDisk:
-    """The disk, mounted at `path`. Needs root."""
+    """The disk, mounted at `path`. Requires root."""
 
     def __init__(self, test: unittest.TestCase, size_mib: int) -> None:
         lacks = _what_is_lacking()
@@ -37,21 +37,21 @@ class LoopDisk:
         test.addCleanup(subprocess.run, ["umount", "-l", self.path], stderr=subprocess.DEVNULL)
 
     def mount(self) -> None:
-        """Put it back; ext4 replays its journal."""
+        """Mount the disk again; ext4 replays its journal."""
         subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
 
     def cut_power(self) -> None:
-        """From now on nothing reaches it any more; what had not is lost."""
+        """Discard all writes from now on, and those that have not reached the disk."""
         folder = os.open(self.path, os.O_RDONLY)
         fcntl.ioctl(folder, _EXT4_IOC_SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
         os.close(folder)
 
     def unmount(self) -> None:
-        """Take it away; whoever used it has ended."""
+        """Unmount the disk; all programs that used it have ended."""
         subprocess.run(["umount", self.path], check=True)
 
     def fill(self) -> None:
-        """Take all space that is left."""
+        """Fill all free space."""
         with open(os.path.join(self.path, "filler"), "ab", buffering=0) as filler:
             for block in (b"\0" * (1 << 16), b"\0" * 4096, b"\0" * 64):
                 try:
@@ -61,7 +61,7 @@ class LoopDisk:
                     continue
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the filled space."""
         os.unlink(os.path.join(self.path, "filler"))
 
 

@@ -1,8 +1,10 @@
-"""The simulation on a real store: whatever its servers keep in memory they keep there too, and both must say the same.
+"""The simulation with a real store in parallel.
 
-A test hands in how a new, empty store is made. Every transaction is done on both, with the same fate; the marks that it
-begins with, those that sessions ask for and, in the end, all samples, gaps and sums are compared. What the simulation
-deletes or sets back is made anew from what is left in memory.
+All data in the servers' memory is also written to it, and both must agree.
+
+A test passes a function that makes a new, empty store. Every transaction is applied to both, with the same outcome. The
+high-water marks at its start, those that sessions ask for, and finally all samples, gaps and sums are compared. A store
+that the simulation deletes or sets back is made again from the one in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tests.support import stored_samples
 
 
 def play_on(seed: int, make: Callable[[], Store], counts: dict[str, int]) -> None:
-    """Play one seed; `counts` gets how much was compared. Raises Violation."""
+    """Play one seed; the numbers of comparisons are added to `counts`. Raises Violation."""
     made: list[Store] = []
 
     class Shadow(ShadowStore):
@@ -59,7 +61,7 @@ def play_on(seed: int, make: Callable[[], Store], counts: dict[str, int]) -> Non
 
 
 class ShadowStore(SimStore):
-    """A store in memory, and a real one that must be its like."""
+    """A store in memory, and a real one that must have the same content."""
 
     totals: ClassVar[dict[str, int]] = {}
 
@@ -69,7 +71,7 @@ class ShadowStore(SimStore):
 
     @property
     def real(self) -> Store:
-        """The other one. One that was set back has none yet."""
+        """The real store. It does not exist yet after the store was set back."""
         if "_real" not in self.__dict__:
             self._real = self.make()
             self._copy_to_real()
@@ -98,10 +100,10 @@ class ShadowStore(SimStore):
         return found
 
     def compare(self, name: str) -> None:
-        """All of it."""
+        """Compare the complete content."""
         for fault in self.real.verify():
             raise Violation(f"{name}: {fault}")
-        edges = {"old_edges_ms": 0}  # which the one in memory need not have
+        edges = {"old_edges_ms": 0}  # which the store in memory does not need
         self._agree("nodes", [edges | about for about in self.real.nodes()], [edges | about for about in self.nodes()])
         samples = sorted(map(repr, stored_samples(self.every_batch())))
         self._agree("samples", sorted(map(repr, stored_samples(self.real.every_batch()))), samples)
@@ -110,13 +112,13 @@ class ShadowStore(SimStore):
 
     def _agree(self, what: str, real: Any, expected: Any) -> None:
         if real != expected:
-            raise Violation(f"{what}: the real store says {real!r:.300}, and should say {expected!r:.300}")
+            raise Violation(f"{what}: the real store returns {real!r:.300} instead of {expected!r:.300}")
 
     def _count(self, what: str, count: int = 1) -> None:
         self.totals[what] = self.totals.get(what, 0) + count
 
     def _copy_to_real(self) -> None:
-        """What is here already goes there: a store that was set back."""
+        """Copy the content in memory, which was set back, to the real store."""
         epoch_commits = []
         for (node, epoch), mark in self.epochs.items():
             epoch_commit = EpochCommit(node, "", epoch, mark)

@@ -1,7 +1,8 @@
-"""What the simulation does to the bytes of a node's card: rot, writes that go astray, a file of an earlier version.
+"""Damage of a simulated node's card: changed bytes, misdirected writes, a file of an earlier version.
 
-One fault at a time, as docs/promise.md has it: what tells that the newest sample was there (its slot, its mark, or the
-slot that its write went to) is never damaged in more than one place at once, and of header and state one copy is left.
+There is one fault at a time, as docs/promise.md assumes. The three records of the newest sample (its slot, its mark,
+and the slot that its write went to) are never damaged in more than one place at once. One copy of the header and of the
+state stays intact.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PATH = f"{FOLDER}/outbox.ring"
 
 
 def _slot(node: NodeMachine, number: int) -> bytes:
-    """The slot as the card has it; the program is not asked, since its disk may fail in any call."""
+    """Return the slot as it is on the card, without the program, whose disk may fail in any call."""
     assert node.outbox is not None
     at = _place(node.outbox.ring, number)
     return bytes(node.disk.names[PATH].cache[at : at + node.outbox.ring.slot_bytes])
@@ -31,7 +32,7 @@ def _is_whole(node: NodeMachine, number: int) -> bool:
 
 
 def _has_mark(node: NodeMachine, number: int) -> bool:
-    """Whether the bytes before this slot are its mark: in a file of version 1 they belong to the slot before."""
+    """Return True if the bytes before this slot are its mark. In a file of version 1 they belong to the slot before."""
     assert node.outbox is not None
     return number % node.outbox.ring.slots == 0 or layout.has_mark(_slot(node, number - 1))
 
@@ -41,22 +42,22 @@ def _place(ring: Ring, number: int) -> int:
 
 
 class Damage:
-    """The damages of all cards, and what each means for the oracle."""
+    """The damages of all cards, and their meaning for the oracle."""
 
     def __init__(self, chance: random.Random, oracle: Oracle) -> None:
         self.chance = chance
         self.oracle = oracle
         self._marks: set[tuple[str, int]] = set()  # card and running number of the sample whose mark is damaged
-        self._fragile: dict[str, int] = {}  # card to the newest sample, where only one thing tells of it
+        self._fragile: dict[str, int] = {}  # card to its newest sample, if only one record of it is intact
 
     def rot(self, node: NodeMachine) -> str:
-        """Change bytes of the file of a node that runs; returns what was damaged, empty if nothing."""
+        """Change bytes of a running node's file. Returns a description of the damage, empty if nothing was damaged."""
         assert node.outbox is not None
         ring, chance = node.outbox.ring, self.chance
         at, what = chance.choice((*layout.HEADER_AT, *layout.STATE_AT)), ""
         if chance.random() < 0.2:
             what = "header" if at in layout.HEADER_AT else "state"
-            if what in node.rotten:  # the next start, or change of the state, repairs it
+            if what in node.rotten:  # repaired by the next start or change of the state
                 return ""
             node.rotten.add(what)
             self._spoil(node, at, layout.HEADER_BYTES)
@@ -98,7 +99,7 @@ class Damage:
                     content[place] ^= bits
 
     def write_astray(self, node: NodeMachine) -> bool:
-        """Have the next sample written to another slot than its own; returns True if that was done."""
+        """Make the next sample go to a wrong slot. Returns True if this was done."""
         node.commit()
         outbox, disk = node.outbox, node.disk
         if outbox is None or not outbox.on or disk.dies_in or disk.fails_in or disk.full:
@@ -107,9 +108,9 @@ class Damage:
         card, number = ring.identity, ring.last + 1
         if self._fragile.get(card) == ring.last:
             return False
-        # Not where the next batch goes: torn there, nothing would tell of this one any more.
+        # Not the slot of the next batch: if that write is torn, no record of this sample is left.
         step = self.chance.randrange(ring.slots // 2 + 1, ring.slots)
-        hit = number + step - ring.slots  # what is in the slot that it goes to, if anything is
+        hit = number + step - ring.slots  # the sample in the wrong slot, if there is one
         node.take(1)
         before = 0 if node.outbox is None else ring.last
         disk.astray = _place(ring, hit + ring.slots) - _place(ring, number)
@@ -123,7 +124,7 @@ class Damage:
         return ring.last > before
 
     def make_older(self, node: NodeMachine) -> bool:
-        """Give a node whose program has ended the file that a program of version 1 would have left."""
+        """Replace the file of an ended node by the one that a program of version 1 would have left."""
         outbox, disk = node.outbox, node.disk
         if outbox is None or not outbox.ring.last or "header" in node.rotten or not _is_whole(node, outbox.ring.last):
             return False

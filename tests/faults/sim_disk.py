@@ -1,9 +1,9 @@
-"""A node's card, played: what is written is in its cache, what is synced is durable, and a power cut decides the rest.
+"""Simulated card of a node: writes go to its cache, a sync makes them durable, a power cut decides on the others.
 
-It stands in for the ring's FileOps. Of what was not synced any part may survive a power cut, in any order and torn at
-any byte. It may be full (nothing grows, what is there can be overwritten), a write may go to another place, a call may
-fail (it ends with EIO, and then, as on Linux, the cache may go on to show what never reached the card; or every call
-does, for ever), and the process may be killed in any call.
+It implements the ring file's FileOps. Any part of the unsynced writes may survive a power cut, in any order and torn at
+any byte. The card may be full (no file grows, existing bytes can be overwritten), a write may go to another position, a
+call may fail with EIO (after which, as on Linux, the cache may keep showing bytes that never reached the card; or every
+later call fails), and the process may be killed in any call.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ FOLDER = "/card"
 
 
 class Died(BaseException):
-    """The process was killed in the middle of a disk call."""
+    """The process was killed during a disk call."""
 
 
 class File:
-    """One file: its bytes as a process sees them, and as they are found after a power cut."""
+    """A file: its bytes as a process sees them, and as they are after a power cut."""
 
     def __init__(self, cache: bytes = b"", durable: bytes = b"") -> None:
         self.cache = bytearray(cache)
         self.durable = bytearray(durable)
-        self.pending: list[tuple[int, bytes]] = []  # writes that are not synced; at -1: cut to nothing
+        self.pending: list[tuple[int, bytes]] = []  # unsynced writes; position -1: truncation
 
     def copy(self) -> File:
         other = File(self.cache, self.durable)
@@ -41,9 +41,12 @@ class SimDisk(FileOps):
     """One card, and the descriptors that its process has open on it."""
 
     def __init__(self, chance: random.Random, counts: Counter[str], lies: bool = False) -> None:
-        """
-        counts  what really happened, by name
-        lies    its fdatasync confirms what it does not keep: a negative control
+        """Make an empty card.
+
+        Args:
+            chance: Source of randomness.
+            counts: Receives the number of each kind of event.
+            lies: If true, fdatasync confirms bytes that it does not keep: a negative control.
         """
         self.chance = chance
         self.counts = counts
@@ -51,15 +54,15 @@ class SimDisk(FileOps):
         self.names: dict[str, File] = {}
         self.durable_names: dict[str, File] = {}
         self.full = False
-        self.dies_in = 0  # calls until the process is killed; 0: it is not
+        self.dies_in = 0  # calls until the process is killed; 0: never
         self.fails_in = 0  # calls until EIO
-        self.dead = False  # every call fails, for ever
-        self.astray = 0  # by how many bytes the next write misses its place
+        self.dead = False  # every call fails permanently
+        self.astray = 0  # offset of the next write from its right position, in bytes
         self._open: dict[int, File | None] = {}  # None: the folder
         self._next = 10
 
     def copy(self) -> SimDisk:
-        """An image of the card, as it is."""
+        """Return an image of the card."""
         other = SimDisk(self.chance, self.counts, self.lies)
         files = {id(file): file.copy() for file in (*self.names.values(), *self.durable_names.values())}
         other.names = {name: files[id(file)] for name, file in self.names.items()}
@@ -118,7 +121,7 @@ class SimDisk(FileOps):
     def _sync(self, fd: int, lies: bool) -> None:
         file = self._open[fd]
         if self.fails_in == 1 and file is not None and self.chance.random() < 0.5:
-            file.pending = []  # the cache shows it for now, but nobody writes it any more
+            file.pending = []  # the cache still shows it, but the kernel no longer writes it
             self.counts["node: its cache shows what is not on the card"] += 1
         self._step()
         if file is None:
@@ -160,12 +163,12 @@ class SimDisk(FileOps):
     # -------------------------------------------------------------------------------------------- its fate
 
     def killed(self) -> None:
-        """The process ends; the card and its cache stay as they are."""
+        """End the process; the card and its cache stay unchanged."""
         self._open = {}
         self.dies_in = self.fails_in = 0
 
     def crash(self) -> None:
-        """The power goes. Of what was not synced any part may be there."""
+        """Cut the power. Any part of the unsynced writes may survive."""
         chance = self.chance
         self.killed()
         if chance.random() < 0.5:
@@ -179,7 +182,7 @@ class SimDisk(FileOps):
             file.cache[:] = file.durable
 
     def _keep_some(self, file: File, at: int, data: bytes) -> None:
-        """Of one write nothing, or all, or some pieces of it reached the card."""
+        """Let nothing, everything, or some parts of one write reach the card."""
         chance = self.chance
         fate = chance.random()
         if at < 0 or fate < 0.3:

@@ -1,7 +1,7 @@
-"""The machines of the simulation: nodes and servers that run the real modules, and the connections between them.
+"""Machines of the simulation: nodes and servers that run the real modules, and the connections between them.
 
-Played here is only what those modules stand on: the card (sim_disk), the clock, the bytes under way, the store, which
-is in memory and as durable as SQLite's, and the moment at which a process ends. `World` is what they report to.
+Simulated are only the things below these modules: the card (sim_disk), the clock, the bytes in transit, the store (in
+memory, as durable as SQLite's), and the time at which a process ends. They report to `World`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tests.faults.sim_disk import FOLDER, Died, SimDisk
 from tests.faults.sim_oracle import Oracle, Violation
 from tests.storage.memory_store import MemoryStore
 
-NODE = "n"  # the name that all nodes have: they are one node, and copies of it
+NODE = "n"  # the name of all nodes: one node and its copies
 
 
 class World(Protocol):
-    """What the machines need of the simulation."""
+    """Interface of the simulation that the machines use."""
 
     chance: random.Random
     counts: Counter[str]
@@ -56,16 +56,16 @@ class NodeMachine:
         self.slots = slots
         self.clock = FakeClock(up_ms=world.chance.randrange(1 << 30), known=world.chance.random() < 0.5)
         self.sensors = 1
-        self.card = ""  # the id of the outbox on it, once that was seen
-        self.outbox: Outbox | None = None  # None: the program does not run
-        self.failed = False  # the outbox has said that its disk failed
-        self.rotten: set[str] = set()  # of what one copy is damaged now: "header", "state"
+        self.card = ""  # the id of its outbox, once known
+        self.outbox: Outbox | None = None  # None while the program does not run
+        self.failed = False  # the outbox has reported a disk error
+        self.rotten: set[str] = set()  # records with one damaged copy: "header", "state"
         self.other_keys = world.chance.random() < world.mix  # the program is of another version
-        self._noted = 0  # the running number up to which the oracle knows what was accepted
+        self._noted = 0  # the highest running number known to the oracle
         self._queued: list[UnnumberedSample] = []
 
     def start(self, doomed: bool = False) -> bool:
-        """Start the program; whether it runs. `doomed`: it may be killed meanwhile."""
+        """Start the program. Returns True if it runs; with `doomed` it may be killed during its start."""
         chance = self.world.chance
         if doomed and chance.random() < 0.1:
             self.disk.dies_in = chance.randrange(1, 12)
@@ -96,7 +96,7 @@ class NodeMachine:
         self.world.oracle.saw(outbox)
 
     def run_as_copy_of(self, other: NodeMachine) -> None:
-        """Go on from the memory and the card that `other` has now: a virtual machine's snapshot."""
+        """Continue from the present memory and card of `other`, as a virtual machine's snapshot does."""
         assert other.outbox is not None
         self.disk = other.disk.copy()
         self.clock.boot_id, self.clock.now_ms = other.clock.boot_id, other.clock.now_ms + 1
@@ -109,7 +109,7 @@ class NodeMachine:
         self.failed = True
 
     def die(self, power: bool) -> None:
-        """The program ends; with `power` the machine does, and what was not synced may be gone."""
+        """End the program; with `power` cut the machine's power, which may lose unsynced writes."""
         self.outbox = None
         self.world.connections = [c for c in self.world.connections if c.node is not self]
         if not power:
@@ -135,7 +135,7 @@ class NodeMachine:
             outbox.put(taken)
 
     def commit(self) -> None:
-        """Have the outbox make durable what is queued. It tells `_note_accepted` what it accepted."""
+        """Make the outbox commit the queued samples. It reports accepted ones to `_note_accepted`."""
         outbox = self.outbox
         if outbox is None or not self._queued:
             return
@@ -159,7 +159,7 @@ class NodeMachine:
 
 
 class SimStore(MemoryStore):
-    """A store whose process may die in a commit, before or after that was durable."""
+    """A store whose process may die in a commit, before or after that is durable."""
 
     doom = ""  # "", "before" or "after"
 
@@ -174,7 +174,7 @@ class SimStore(MemoryStore):
 
 
 class _NoLog:
-    """The CSV log is not played here: it is derived, and has its own tests."""
+    """Replaces the CSV log, which is derived from the store and has its own tests."""
 
     def due(self, now: bool = False) -> LogMark | None:
         return None
@@ -193,19 +193,19 @@ class ServerMachine:
         self.world = world
         self.name = name
         self.clock = FakeClock(known=world.chance.random() < 0.7)
-        self.broken = ""  # "full" for ever; "damaged" until its data is restored
+        self.broken = ""  # "full": permanently; "damaged": until its data is restored
         self.other_keys = world.chance.random() < world.mix  # the program is of another version
-        self.tells_no_id = False  # it has asked a node without `id`, as an older one does
+        self.tells_no_id = False  # it sent RESUME without `id`, as an older server does
         self.use(SimStore(world.chance.randbytes(8).hex()))
 
     def use(self, store: MemoryStore) -> None:
-        """Start the program on this data."""
-        store.__class__ = SimStore  # a backup is a plain one
+        """Start the program with this data."""
+        store.__class__ = SimStore  # a backup is a store in memory
         self.store = store
         self.ingestor = self.world.intake_type(store, _NoLog(), self.clock)  # type: ignore[arg-type]
 
     def die(self) -> None:
-        """What was taken and not committed is gone; it was not acknowledged."""
+        """End the program: uncommitted samples are lost; they were not acknowledged."""
         self.world.connections = [c for c in self.world.connections if c.server is not self]
         self.world.counts["server: killed with samples not stored"] += bool(self.ingestor._batches)
         self.store.doom, self.store.full = "", self.broken == "full"
@@ -213,7 +213,7 @@ class ServerMachine:
         self.use(self.store)
 
     def commit(self) -> None:
-        """One turn of the intake's writer thread."""
+        """Run one cycle of the Ingestor's writer thread."""
         try:
             self.ingestor.commit()
         except NotStored:
@@ -227,9 +227,9 @@ class ServerMachine:
 
 
 def other_version(output: bytes, drops: Iterable[str] = ()) -> bytes:
-    """What a program of another version would say: objects with more keys than are known here, and without some.
+    """Return a message as a program of another version would send it: with unknown keys, and without some known ones.
 
-    Of those that a version may leave out RESUME's `id` and HELLO's `columns` alone change what the other end does.
+    Of the keys that a version may omit, only RESUME's `id` and HELLO's `columns` change the behaviour of the other end.
     """
     lines = []
     for line in output.split(b"\n"):
@@ -246,7 +246,7 @@ def other_version(output: bytes, drops: Iterable[str] = ()) -> bytes:
 
 
 class Connection:
-    """A TCP connection between two programs: bytes under way in each direction."""
+    """A TCP connection between two programs: bytes in transit in each direction."""
 
     def __init__(self, world: World, node: NodeMachine, server: ServerMachine) -> None:
         assert node.outbox is not None
@@ -269,13 +269,13 @@ class Connection:
         return not self._part_node and not self._part_server
 
     def deliver_to_node(self, count: int) -> None:
-        """Let `count` bytes arrive, and the node do what it does then. It may die of it."""
+        """Let `count` bytes arrive at the node, and let the node process them. It may die in doing so."""
         *lines, self._part_node = (self._part_node + self.to_node[:count]).split(b"\n")
         self.to_node = self.to_node[count:]
         self.tell_node(lines)
 
     def tell_node(self, lines: Iterable[bytes]) -> None:
-        """Let the node take these lines, then send what is due."""
+        """Let the node process these lines, then send what is due."""
         end = self.node_end
         try:
             for line in lines:
@@ -288,7 +288,7 @@ class Connection:
         except Died:
             self.node.die(power=self.world.chance.random() < 0.5)
             return
-        except DiskError:  # links/tcp closes the connection; the program ends when the outbox says so
+        except DiskError:  # the TCP transport closes the connection; the program ends if the outbox asks for it
             end.closing = True
             if self.node.failed:
                 self.node.die(power=self.world.chance.random() < 0.5)
@@ -300,7 +300,7 @@ class Connection:
 
     def _from_server(self, output: bytes) -> bytes:
         if not self.server.other_keys:
-            return other_version(output) if self.node.other_keys else output  # what an older node passes over
+            return other_version(output) if self.node.other_keys else output  # keys that an older node ignores
         if b"RESUME " in output:
             self.server.tells_no_id = True
         return other_version(output, ("id",))
@@ -322,14 +322,14 @@ class Connection:
                 counts["sent with clock unset"] += b'"clock":"unset"' in line
 
     def deliver_to_server(self, count: int) -> None:
-        """Let `count` bytes arrive, and the server do what it does then."""
+        """Let `count` bytes arrive at the server, and let the server process them."""
         *lines, self._part_server = (self._part_server + self.to_server[:count]).split(b"\n")
         self.to_server = self.to_server[count:]
         self.server_end.receive_lines(lines)
         self.take_server_output()
 
     def take_server_output(self) -> None:
-        """What the server says now goes on its way."""
+        """Put the server's present output on its way."""
         output = self.server_end.take_output()
         if b"ACK " in output:
             self._check_acks(output)
@@ -340,10 +340,12 @@ class Connection:
         self.to_node += self._from_server(output)
 
     def _check_acks(self, output: bytes) -> None:
-        """An ACK is a promise: what it names must be durable by now."""
+        """Check that each acknowledged sample is durable."""
         for line in output.splitlines():
             if line.startswith(b"ACK "):
                 _, epoch, seq = line.decode().split(" ")
-                mark = self.server.store.epochs.get((NODE, epoch), NOTHING)  # ACK 0 answers a GAP that said nothing new
+                mark = self.server.store.epochs.get(
+                    (NODE, epoch), NOTHING
+                )  # ACK 0 acknowledges a GAP without new samples
                 if mark.seq < int(seq):
                     raise Violation(f"{self.server.name} said {line.decode()}, but its store has {mark}")

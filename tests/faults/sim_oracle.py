@@ -1,15 +1,16 @@
-"""The oracle of the simulation: it writes down what nodes accept, outside of every disk, and judges the stores by it.
+"""Oracle of the simulation: records the samples that nodes accept, outside of every disk, and checks the stores.
 
-What docs/promise.md does not promise is named here card by card (an outbox's id stands for a card from its making on):
+Exceptions that docs/promise.md makes are recorded card by card. The id of an outbox identifies a card from the time
+when the outbox was made.
 
-- `ended`: the card was wiped or replaced. What it had not delivered is gone.
-- `damaged` samples of it (by card and number) were rotten, or overwritten by what belonged elsewhere. What a server has
-  not got of them must be in a gap, or counted by one, that says so.
-- `doubtful`: the card was set back to an image, or runs twice. Then numbers count more than one thing, and the sum of
-  what is missing cannot be told; but every sample still has its own name, and what is held must arrive.
+- `ended`: the card was wiped or replaced. Samples that it had not delivered are lost. - `damaged`: samples of it (by
+card and number) were corrupted or overwritten. If a server does not have them, they must be in a gap, or counted by
+one, that gives this reason. - `doubtful`: the card was set back to an image, or is used by two nodes. Then numbers
+stand for more than one sample, and the number of missing samples is unknown. Each sample still has its own name, and
+all held samples must arrive.
 
-Everything else has to be in the store once and in order, or be missing there because the ring was overrun, and then
-be in a gap or be counted by one.
+All other samples must be stored once and in order, or be missing because the ring file overwrote them, and then be in a
+gap or be counted by one.
 """
 
 from __future__ import annotations
@@ -39,39 +40,39 @@ class Accepted(NamedTuple):
 
 
 class Oracle:
-    """What was accepted, and what was at least tried."""
+    """The accepted samples, and those whose acceptance was attempted."""
 
     def __init__(self) -> None:
-        self.accepted: dict[Identity, list[Accepted]] = {}  # of one name several only where a machine was copied
+        self.accepted: dict[Identity, list[Accepted]] = {}  # several per name only if a machine was copied
         self.ended: set[str] = set()
         self.doubtful: set[str] = set()
         self.damaged: set[tuple[str, int]] = set()
         self._value = 0
-        self._tried: set[tuple[Identity, int]] = set()  # with its value: what a crash may have left of it is that
+        self._tried: set[tuple[Identity, int]] = set()  # with its value: a crash may have left exactly this
         self._cards: dict[str, str] = {}  # epoch to card
         self._slots: dict[str, int] = {}
-        self._highest: dict[str, int] = {}  # running number that was ever tried on this card
+        self._highest: dict[str, int] = {}  # highest running number attempted on this card
 
     # ----------------------------------------------------------------------------------- what nodes report
 
     def next_value(self) -> int:
-        """A value that no sample had before: samples are told apart, and put in order, by it."""
+        """Return a new value. Values identify samples and give their order."""
         self._value += 1
         return self._value
 
     def saw(self, outbox: Outbox) -> None:
-        """This card is in use."""
+        """Record that this card is in use."""
         ring = outbox.ring
         self._slots[ring.identity] = ring.slots
         self._highest[ring.identity] = max(ring.last, self._highest.get(ring.identity, 0))
 
     def new_epoch(self, card: str, epoch: str) -> str:
-        """A node begins this epoch."""
+        """Record the beginning of an epoch."""
         self._cards[epoch] = card
         return epoch
 
     def attempt(self, outbox: Outbox, queued: Sequence[UnnumberedSample]) -> None:
-        """The node is about to write the first of these."""
+        """Record that the node is about to write the first samples of `queued`."""
         ring = outbox.ring
         batch = queued[: ring.most_at_once]
         self._highest[ring.identity] = max(ring.last + len(batch), self._highest[ring.identity])
@@ -79,7 +80,7 @@ class Oracle:
         self._tried.update(((outbox.epoch, seq + k), taken.values["x"]) for k, taken in enumerate(batch))  # type: ignore[misc]
 
     def accept(self, outbox: Outbox, number: int, taken: Iterable[UnnumberedSample]) -> None:
-        """The node has accepted these, with running numbers from `number` on."""
+        """Record that the node has accepted samples with running numbers from `number` on."""
         ring = outbox.ring
         run = ring.runs[-1]
         for n, sample in enumerate(taken, number):
@@ -87,7 +88,7 @@ class Oracle:
             self.accepted.setdefault((run.epoch, run.seq_of(n)), []).append(entry)
 
     def look_at_gap(self, outbox: Outbox, line: bytes) -> None:
-        """A node says that samples will never come: then they must be overwritten, or be none that it accepted."""
+        """Check a GAP line: its samples must be overwritten, or never have been accepted."""
         _, epoch, text = line.decode().split(" ", 2)
         gap = json.loads(text)
         for sample in [
@@ -97,7 +98,7 @@ class Oracle:
                 sample.card == outbox.ring.identity and not self._is_overrun(sample) and not self._is_excused(sample)
                 and not self._is_damaged(sample)
             ):  # fmt: skip
-                raise Violation(f"the node says {line.decode()}, but it must still hold number {sample.number}")
+                raise Violation(f"the node sent {line.decode()}, but must still hold number {sample.number}")
 
     def _is_overrun(self, sample: Accepted) -> bool:
         return sample.number <= self._highest[sample.card] - self._slots[sample.card]
@@ -113,10 +114,18 @@ class Oracle:
     def judge(
         self, name: str, store: MemoryStore, held: Sequence[Outbox], counts: bool = True, complete: bool = True
     ) -> dict[str, int]:
-        """Raise Violation unless the store has all that is promised; `held`: the outboxes that have delivered it.
+        """Check that the store has all promised samples. Raises Violation.
 
-        counts    the server has told nodes its highest running number: then whole epochs are counted too
-        complete  everything was delivered to it; else only what it has is judged
+        Args:
+            name: Name of the server.
+            store: Its store.
+            held: The outboxes that have delivered their samples.
+            counts: True if the server sent its highest running number to the nodes, so that lost epochs are counted
+                too.
+            complete: True if everything was delivered; otherwise only the stored samples are checked.
+
+        Returns:
+            Figures.
         """
         for fault in store.verify():
             raise Violation(f"{name}: {fault}")
@@ -138,7 +147,7 @@ class Oracle:
         return {"stored": len(stored), "missing": sum(map(len, missing.values())), "damaged, and not stored": damaged}
 
     def _judge_reasons(self, name: str, store: MemoryStore, missing: dict[str, list[Identity]]) -> int:
-        """What is missing because it was damaged is in a gap that says that; returns how many it is."""
+        """Check that missing damaged samples are in a gap with that reason; return their number."""
         reasons = {
             (epoch, seq): gap.why for _, epoch, gap, _ in store.gap_rows for seq in range(gap.first, gap.last + 1)
         }
@@ -155,7 +164,7 @@ class Oracle:
         return count
 
     def _judge_stored(self, name: str, store: MemoryStore) -> set[Identity]:
-        """Each sample is one that a node took, under its name, as it was taken, and in its node's order."""
+        """Check that each stored sample was taken by a node, with its name, value and order."""
         stored = set()
         latest: dict[str, int] = {}
         for _, epoch, sample in store.samples:
@@ -173,7 +182,7 @@ class Oracle:
         return stored
 
     def _missing(self, name: str, store: MemoryStore, stored: set[Identity]) -> dict[str, list[Identity]]:
-        """What was accepted and is not stored, by card; only what was overwritten may be."""
+        """Return the accepted samples that are not stored, by card. Only overwritten ones may be missing."""
         missing: dict[str, list[Identity]] = {}
         for identity, entries in self.accepted.items():
             if identity in stored:
@@ -189,7 +198,7 @@ class Oracle:
         self, name: str, store: MemoryStore, stored: set[Identity], silent: dict[str, list[Identity]],
         outboxes: dict[str, Outbox],
     ) -> None:  # fmt: skip
-        """What is missing is in a gap, or counted by one; and gaps count nothing else."""
+        """Check that missing samples are in a gap or counted by one, and that gaps count nothing else."""
         before: dict[str, int] = {}
         for _, epoch, gap, _ in store.gap_rows:
             card = self._cards.get(epoch, "")

@@ -1,16 +1,16 @@
-"""Both ends in one thread, under a disk, a network and clocks that do their worst. One seed is one run, exactly.
+"""Deterministic simulation of both ends in one thread, with faults of disk, network and clocks. One seed is one run.
 
     python3 -m tests.faults.simulate                     20,000 seeds, on all cores
-    python3 -m tests.faults.simulate --seed 4711         the story of one
+    python3 -m tests.faults.simulate --seed 4711         the events of one seed
 
-The real modules run: ring, outbox, session_node, session_server, intake. What is played is what they stand on: the
-node's disk (it forgets, in any order and torn at any byte, what was not synced; it fills up and fails; the process dies
-in the middle of a call), the bytes between them (cut, delayed, chopped, sent again), the clocks (stepping, unset), the
-server's store (full, killed around a commit, damaged, deleted, set back to an old copy), and the cards (rotten, with
-writes that go astray, rolled back, wiped, copied, running twice). Programs and files of other versions take part, and
-one part may be broken for ever. Each seed draws which faults it has, and how often. Two servers collect. At the end
-the faults stop, everything is delivered, and the oracle (sim_oracle) judges each store. A run is small and its limits
-are, so that rare things happen often.
+The real modules run: ring file, outbox, TCP sessions of node and server, Ingestor. Simulated are the things below them:
+the node's disk (it loses unsynced bytes in any order and torn at any byte, is full, fails; the process dies in a call),
+the bytes between the ends (cut, delayed, split, repeated), the clocks (stepping, unset), the server's store (full,
+killed around a commit, damaged, deleted, set back to an old copy), and the cards (corrupted, misdirected writes, set
+back, wiped, copied, used twice). Programs and files of other versions take part, and one component may fail
+permanently. Each seed draws its kinds of faults and their frequencies. Two servers collect. At the end the faults stop,
+everything is delivered, and the oracle (sim_oracle) checks each store. A run and its limits are small, so that rare
+events are frequent.
 """
 
 from __future__ import annotations
@@ -41,22 +41,25 @@ from tests.faults.sim_oracle import Oracle, Violation
 from tests.storage.memory_store import MemoryStore
 
 EVENTS = 600
-_PORTIONS = (1, 40, 400, *[100_000] * 5)  # bytes that arrive together
+_PORTIONS = (1, 40, 400, *[100_000] * 5)  # bytes that arrive at the same time
 MOST_NODES = 3
 
 Tell = Callable[[str], Any]
 
 
 class World:
-    """Everything, and what happens to it."""
+    """The state of a run, and its events."""
 
     def __init__(
         self, seed: int, tell: Tell | None = None, lies: bool = False, intake_type: type[Ingestor] = Ingestor
     ) -> None:
-        """
-        tell         is told the story, a line at a time
-        lies         the nodes' disks confirm what they do not keep  } negative
-        intake_type  what the servers run                            } controls
+        """Prepare a run.
+
+        Args:
+            seed: Seed of all randomness.
+            tell: Receives the description of each event.
+            lies: The nodes' disks confirm bytes that they do not keep (a negative control).
+            intake_type: Class of the servers' Ingestor (for negative controls).
         """
         self.chance = random.Random(seed)
         self.tell = tell
@@ -64,8 +67,8 @@ class World:
         self.oracle = Oracle()
         self.intake_type = intake_type
         self.connections: list[Connection] = []
-        self.recorded: list[tuple[NodeMachine, ServerMachine, bool, bytes]] = []  # lines under way when it was cut
-        self.key = LinkKey("a secret of the house") if self.chance.random() < 0.3 else None
+        self.recorded: list[tuple[NodeMachine, ServerMachine, bool, bytes]] = []  # lines in transit at the cut
+        self.key = LinkKey("a secret of the tests") if self.chance.random() < 0.3 else None
         self.mischief = self.chance.random() < 0.3  # with cards
         self.mix = self.chance.choice((0, 0, 0.3, 0.6))  # of versions
         self.damage = Damage(self.chance, self.oracle)
@@ -90,22 +93,22 @@ class World:
         self.check()
 
     def _weights(self) -> list[float]:
-        """Of each kind of fault how often it happens in this run, if at all; what usually happens does so in all."""
+        """Return the frequency of each kind of event in this run. The usual events happen in all runs."""
         factors = (0, 0.3, 1, 1, 1, 3)
         return [w if event in _USUAL else w * self.chance.choice(factors) for event, w in _TABLE.items()]
 
     # ------------------------------------------------------------------------------------ what usually happens
 
     def take(self) -> None:
-        """The sampler takes a sample, or wakes up late and takes some."""
+        """Let the sampler take a sample, or several after a delay."""
         self.chance.choice(self.nodes).take(1 if self.chance.random() < 0.93 else self.chance.randrange(1, 25))
 
     def write(self) -> None:
-        """The outbox's thread makes durable what is queued."""
+        """Let the outbox's thread commit the queued samples."""
         self.chance.choice(self.nodes).commit()
 
     def node_reads(self) -> None:
-        """What is under way to a node arrives, or some of it; the node answers, and sends what is due."""
+        """Let some of the bytes in transit arrive at a node, which replies and sends what is due."""
         if not self.connections:
             self.connect()
             return
@@ -114,7 +117,7 @@ class World:
         self._drop_if_over(connection)
 
     def server_reads(self) -> None:
-        """The same the other way."""
+        """Let some of the bytes in transit arrive at a server."""
         if self.connections:
             connection = self.chance.choice(self.connections)
             if connection.to_server:
@@ -136,7 +139,7 @@ class World:
     def commit(self) -> None:
         server = self.chance.choice(self.servers)
         fate = self.chance.random()
-        if server in self.doomed_first_commit and server.ingestor._batches:  # ended again before it has recovered
+        if server in self.doomed_first_commit and server.ingestor._batches:  # ended again before it recovered
             self.doomed_first_commit.discard(server)
             self.counts["server: ended again in its first commit"] += 1
             fate = 0.0
@@ -154,7 +157,7 @@ class World:
             self.counts["session closed by an end"] += 1
             self.connections.remove(connection)
 
-    # ---------------------------------------------------------------------------------------- what goes wrong
+    # ---------------------------------------------------------------------------------------- the faults
 
     def cut(self) -> None:
         if self.connections:
@@ -167,11 +170,11 @@ class World:
         for to_server, content in ((True, connection.to_server), (False, connection.to_node)):
             lines = content.split(b"\n")[:-1]
             self.recorded += [(connection.node, connection.server, to_server, line) for line in lines[:3]]
-        if self.chance.random() < 0.5:  # what was under way arrives all the same, in part
+        if self.chance.random() < 0.5:  # part of the bytes in transit still arrives
             connection.deliver_to_server(self.chance.randrange(1 + len(connection.to_server)))
 
     def replay(self) -> None:
-        """A line of an earlier session comes again in a later one of the same two."""
+        """Repeat a line of an earlier session in a later one between the same two programs."""
         if not self.connections or not self.recorded:
             return
         connection = self.chance.choice(self.connections)
@@ -179,9 +182,9 @@ class World:
         if (node, server) != (connection.node, connection.server) or not connection.is_between_lines:
             return
         if not connection.server_end.collecting or not connection.node_end.server:
-            return  # an opening is said once, and with a token it is fresh
+            return  # opening messages are not repeated; with a token they are unique
         if to_server and _goes_on(line, connection.server_end):
-            return  # with an epoch out of turn: no connection brings that
+            return  # with an epoch out of order, which no connection delivers
         self.say(f"said again to {'server' if to_server else 'node'}: {line[:60]!r}")
         self.counts["line of an earlier session"] += 1
         if to_server:
@@ -202,7 +205,7 @@ class World:
         self.counts["node: power cut" if power else "node: killed"] += 1
         node.die(power)
         started = node.start(doomed=True)
-        while self.chance.random() < 0.2:  # again, before it has recovered from that
+        while self.chance.random() < 0.2:  # again, before it recovered
             self.counts["node: ended again at once"] += 1
             node.die(power=started and self.chance.random() < 0.5)
             started = node.start(doomed=True)
@@ -260,7 +263,7 @@ class World:
                 connection.take_server_output()
 
     def widen(self) -> None:
-        """The node gets another sensor: its slots must be wider."""
+        """Give the node one more sensor, so that its slots must become wider."""
         node = self.chance.choice(self.nodes)
         if node.sensors < 4:
             node.sensors += 1
@@ -271,7 +274,7 @@ class World:
     # ------------------------------------------------------------------------------------- damage, and other versions
 
     def rot(self) -> None:
-        """Bytes of a card change; more often than not the node starts again before it has written more."""
+        """Change bytes of a card; usually the node starts again before its next write."""
         node = self.chance.choice(self.nodes)
         if node.outbox is None:
             return
@@ -291,7 +294,7 @@ class World:
                 self._end(node, power=self.chance.random() < 0.5)
 
     def upgrade(self) -> None:
-        """A node, which had the file of an earlier version until now, gets the present one."""
+        """Replace a node's program, which used a file of an earlier version, by the present one."""
         node = self.chance.choice(self.nodes)
         if self.damage.make_older(node):
             self.say("node: its file was one of version 1")
@@ -299,7 +302,7 @@ class World:
             node.start(doomed=True)
 
     def other_program(self) -> None:
-        """A program is replaced by one of another version."""
+        """Replace a program by one of another version."""
         machine = self.chance.choice([*self.nodes, *self.servers])
         machine.other_keys = self.chance.random() < self.mix
         self.counts["another version speaks"] += machine.other_keys
@@ -309,7 +312,10 @@ class World:
             self._end(machine, power=False)
 
     def rot_store(self) -> None:
-        """A page of a server's database is damaged: it says so and collects nothing, until its data is restored."""
+        """Damage a page of a server's database.
+
+        The server reports it and collects nothing until its data is restored.
+        """
         server = self.chance.choice(self.servers)
         if server.broken or not server.store.samples:
             return
@@ -324,7 +330,7 @@ class World:
                 self._restore(server)
 
     def _restore(self, server: ServerMachine) -> None:
-        """What is damaged is set back to the latest copy of it, or to nothing."""
+        """Set damaged data back to its latest copy, or to an empty store."""
         copies = [copy for of, copy in self.copies if of is server]
         self.counts["server: its data is restored"] += 1
         server.broken = ""
@@ -332,18 +338,18 @@ class World:
         self.say(f"{server.name}: its data is restored, {len(server.store.samples)} samples are left of it")
 
     def break_for_ever(self) -> None:
-        """One part is not mended any more. Everything else must go on."""
-        if self.counts["broken for ever"] or self.chance.random() < 0.7:
+        """Make one component fail permanently. Everything else must go on."""
+        if self.counts["broken permanently"] or self.chance.random() < 0.7:
             return
-        self.counts["broken for ever"] = 1
+        self.counts["broken permanently"] = 1
         if self.chance.random() < 0.5 or len(self.nodes) == 1:
             server = self.chance.choice(self.servers)
             server.broken, server.store.full = "full", True
-            self.say(f"{server.name}: its disk is full for ever")
+            self.say(f"{server.name}: its disk is full permanently")
             return
         node = self.chance.choice(self.nodes)
         if node.outbox is not None:
-            self.say("node: its disk fails for ever")
+            self.say("node: its disk fails permanently")
             self.oracle.ended.add(node.card)
             node.disk.dead = True
             node.die(power=False)
@@ -357,7 +363,7 @@ class World:
             self.images.append(image)
 
     def roll_back(self) -> None:
-        """A card is replaced by an older image of it, or of another."""
+        """Replace a card by an older image of it, or of another one."""
         if self.mischief and self.images:
             node = self.chance.choice(self.nodes)
             self._lose_card(node)
@@ -366,7 +372,7 @@ class World:
             self.counts["card set back"] += 1
 
     def clone(self) -> None:
-        """A second Pi starts from an image, with the same name, beside the first."""
+        """Start a second Pi from an image, with the same name, while the first one runs."""
         if self.mischief and self.images and len(self.nodes) < MOST_NODES:
             self.say("a copy of a card starts beside it")
             self.counts["card copied"] += 1
@@ -375,7 +381,7 @@ class World:
             self._put_in(other, self.chance.choice(self.images).copy())
 
     def clone_alive(self) -> None:
-        """A machine is copied while it runs, memory and all: only then two use the same epoch."""
+        """Copy a running machine with its memory. Only then two machines use the same epoch."""
         node = self.chance.choice(self.nodes)
         if self.mischief and node.outbox is not None and len(self.nodes) < MOST_NODES:
             self.say("a running node is copied, and both go on")
@@ -391,7 +397,7 @@ class World:
             self._lose_card(node)
             node.disk = SimDisk(self.chance, self.counts, node.disk.lies)
             node.start()
-            self.say("node: its card is made anew")
+            self.say("node: its card is wiped")
             self.counts["card wiped"] += 1
 
     def _lose_card(self, node: NodeMachine) -> None:
@@ -399,7 +405,7 @@ class World:
         node.die(power=True)
 
     def _put_in(self, node: NodeMachine, card: SimDisk) -> None:
-        """Start it with this image of a card, which another may use, or once used for longer."""
+        """Start the machine with this image of a card, which another machine may use or have used longer."""
         node.disk = card
         while not node.start():
             card.full = False
@@ -412,7 +418,7 @@ class World:
         self.copies.append((server, server.store.backup()))
 
     def lose_store(self) -> None:
-        """The server's data is deleted, or set back to an older copy."""
+        """Delete the server's data, or set it back to an older copy."""
         server, copy = self.chance.choice(self.servers), None
         if self.copies and self.chance.random() < 0.7:
             server, copy = self.chance.choice(self.copies)
@@ -427,7 +433,7 @@ class World:
     # ----------------------------------------------------------------------------------------------- the end
 
     def settle(self) -> None:
-        """No more faults: what is due is delivered."""
+        """Stop all faults and deliver everything that is due."""
         self.say("the faults stop")
         self.restore()
         for server in self.servers:
@@ -437,7 +443,7 @@ class World:
             if node.outbox is None and not node.start():
                 raise Violation("a node does not start any more")
             node.commit()
-        for _ in range(3):  # what one server makes a node call anew, another does not have under that name yet
+        for _ in range(3):  # a fork caused by one server gives samples a name that another server does not have
             forks = self.counts["fork"]
             for node in [node for node in self.nodes if not node.disk.dead]:
                 for server in [server for server in self.servers if not server.broken]:
@@ -447,7 +453,7 @@ class World:
 
     def _deliver_all(self, node: NodeMachine, server: ServerMachine) -> None:
         self.connections = []
-        for _ in range(5):  # a session may still be closed for what went before
+        for _ in range(5):  # a session may still be closed because of earlier events
             connection = Connection(self, node, server)
             idle = 0
             for _ in range(2000):
@@ -476,7 +482,7 @@ class World:
 
 
 def _goes_on(line: bytes, end: ServerSession) -> bool:
-    """Whether a line of samples, or of missing ones, is neither a repeat nor leaves a hole in what the server has."""
+    """Return True if a SENSORS or GAP line neither repeats samples nor leaves a hole in the server's data."""
     try:
         message = decode(line)
     except WireError:
@@ -503,7 +509,7 @@ _USUAL = (World.take, World.write, World.node_reads, World.server_reads, World.c
 
 
 def first_seed() -> int:
-    """Returns the first of the seeds that a test plays: PIGEONPOST_TEST_FIRST_SEED, or a random one."""
+    """Return the first seed that a test plays: PIGEONPOST_TEST_FIRST_SEED, or a random one."""
     return int(os.environ.get("PIGEONPOST_TEST_FIRST_SEED", random.randrange(1 << 40)))
 
 
@@ -514,7 +520,7 @@ def play(
     lies: bool = False,
     intake_type: type[Ingestor] = Ingestor,
 ) -> Counter[str]:
-    """One run; what happened in it, counted. Raises Violation."""
+    """Play one seed. Returns the number of each kind of event. Raises Violation."""
     with _small_limits(random.Random(seed ^ 0x5EED)):
         world = World(seed, tell, lies, intake_type)
         world.run(events)
@@ -523,7 +529,7 @@ def play(
 
 @contextlib.contextmanager
 def _small_limits(chance: random.Random) -> Iterator[None]:
-    """Randomness from the seed, and small windows, batches and lists, so that their ends are met."""
+    """Set randomness from the seed, and small windows, batches and lists, so that their limits are reached."""
     with (
         mock.patch("os.urandom", chance.randbytes),
         mock.patch("pigeonpost.node.send_cursor.WINDOW_SAMPLES", chance.choice((10, 40, 5_000))),
@@ -548,7 +554,7 @@ def _play(seed: int) -> Counter[str] | str:
 
 
 def play_many(seeds: range) -> tuple[Counter[str], list[str]]:
-    """Many runs, on all cores: what happened in all of them, and what was violated."""
+    """Play many seeds on all cores. Returns the numbers of events, and the violations."""
     totals: Counter[str] = Counter()
     faults = []
     at_once = min(25, max(1, len(seeds) // 20))

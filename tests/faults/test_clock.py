@@ -1,6 +1,6 @@
-"""Dates that step while both programs run, each by itself: to 1970, by a year, by seconds, both ways.
+"""Dates that step while both programs run, independently: to 1970, by a year, by seconds, forwards and backwards.
 
-A few lines of C, loaded before libc, shift what the kernel says of the date, and leave the other clocks alone.
+A few lines of C, loaded before libc, shift the date that the kernel returns, and leave the other clocks unchanged.
 """
 
 import mmap
@@ -61,18 +61,18 @@ time_t time(time_t *now)
 
 class Steps(unittest.TestCase):
     def setUp(self):
-        self.enterContext(mock.patch("tests.faults.house.IS_FORKED", False))  # what it loads comes before libc
+        self.enterContext(mock.patch("tests.faults.house.IS_FORKED", False))  # loaded before libc
         compiler = shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
             (self.fail if os.environ.get("CI") else self.skipTest)("there is no C compiler (Debian package gcc)")
         self.folder = temp_folder(self)
         self.shim = os.path.join(self.folder, "shim.so")
         command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", self.shim]
-        environment = {"PATH": os.defpath, **os.environ}  # the compiler looks for its linker there
+        environment = {"PATH": os.defpath, **os.environ}  # the compiler finds its linker there
         subprocess.run(command, input=SHIM.encode(), check=True, env=environment)
 
     def shifted(self, folder, **options):
-        """A house whose programs' dates can be shifted; its `shifts` are the memory in which the seconds stand."""
+        """Yield a House whose programs' dates can be shifted. Its `shifts` are the shared memory with the seconds."""
         house = House(folder, **options)
         house.shifts = []
         for program in (house.node, house.server):
@@ -84,19 +84,21 @@ class Steps(unittest.TestCase):
         return house
 
     def years_between(self, house):
-        """Returns how many years lie between the earliest and the latest sample stored."""
+        """Return the number of years between the earliest and the latest stored sample."""
         dates = [time_ms / 1000 for (time_ms,) in house.query("SELECT time_ms FROM samples")]
         return (max(dates) - min(dates)) / YEAR_S
 
     def test_a_date_that_steps_loses_and_repeats_nothing(self):
         with trial(f"{STEPS} steps of the date", kind=self.shifted, every_s=0.01) as (house, chance):
             wait_until(lambda: house.is_stored(1), "samples are stored")
-            house.shifts[0][:8] = struct.pack("q", YEAR_S)  # the node's, and so far that it must be seen
+            house.shifts[0][:8] = struct.pack("q", YEAR_S)  # the node's date, by a visible amount
             wait_until(lambda: self.years_between(house) > 0.5, "the step is seen")
             for number in range(1, STEPS):
                 step_s = chance.choice((-int(time.time()), YEAR_S, -YEAR_S, 0, 3600, -3600, -5, 1))
                 chance.choice(house.shifts)[:8] = struct.pack("q", step_s)
-                if number % 10 == 9 or number == STEPS - 1:  # it starts with a wrong date, as a Pi without a battery
+                if (
+                    number % 10 == 9 or number == STEPS - 1
+                ):  # it starts with a wrong date, like a Pi without a real-time clock
                     victim = chance.choice((house.node, house.server))
                     victim.kill()
                     victim.start()

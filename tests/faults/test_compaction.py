@@ -1,10 +1,9 @@
-"""Compaction, rollups and retention of the SQLite store: whatever comes in whatever order, and wherever they are
-killed, nothing is lost, nothing is there twice, and the CSV log gets what it is owed.
+"""Compaction, rollups and retention of the SQLite store, killed at any point: nothing is lost or stored twice.
 
-The quick suite kills at some statements and plays short histories. With PIGEONPOST_TEST_LONG=1 it is killed at every
-statement and, by strace, at every write and sync of the file. PIGEONPOST_TEST_HISTORIES says how many histories are
-played, PIGEONPOST_TEST_KILL_STRIDE at each how-manieth statement it is killed, PIGEONPOST_TEST_MOVES how often samples
-are moved beside readers.
+Samples arrive in any order, and the CSV log gets each row that it is owed. The quick suite kills at some statements and
+plays short histories. With PIGEONPOST_TEST_LONG=1 the process is killed at every statement and, by strace, at every
+write and sync of the file. PIGEONPOST_TEST_HISTORIES is the number of histories, PIGEONPOST_TEST_KILL_STRIDE the step
+between the statements at which it is killed, PIGEONPOST_TEST_MOVES the number of moves of samples while they are read.
 """
 
 import os
@@ -35,7 +34,7 @@ from tests.support import LIMIT_S, ROOT, long, memory_disk, rounds, temp_folder
 
 HISTORIES = rounds("PIGEONPOST_TEST_HISTORIES", 5, 200)
 STRIDE = rounds("PIGEONPOST_TEST_KILL_STRIDE", 17, 1)
-NOON = 1_795_003_200_000  # an hour begins
+NOON = 1_795_003_200_000  # a full hour
 OUTBOX = "00000000000000aa"
 EPOCHS = {"a": ("00000000000000e1", "00000000000000e2"), "b": ("00000000000000e3",)}
 DAY_MS = 24 * HOUR_MS
@@ -44,19 +43,19 @@ SETS = (("temperature", "light"), ("temperature",), ("light", "temperature", "wi
 
 
 def maintain(store, now_ms, keep_days=0.0):
-    """Do all that there is to do at a time."""
+    """Do all maintenance that is due at a time."""
     worker = MaintenanceWorker(store, Direct(store), FakeClock(now_ms), keep_days)
     while worker.work():
         pass
 
 
 def plain(item):
-    """What the CSV log needs of an item."""
+    """Return the part of a log entry that the CSV log needs."""
     return item if isinstance(item, Gap) else (item.seq, item.times, repr(item.values), item.clock)
 
 
 class History:
-    """What was accepted, in a store and beside it."""
+    """Accepted samples, in a store and in memory."""
 
     def __init__(self, folder, seed, batches=25):
         self.chance = random.Random(seed)
@@ -72,7 +71,7 @@ class History:
     # ------------------------------------------------------------------------------------- what happens
 
     def step(self):
-        """Let something happen."""
+        """Carry out a random event."""
         happens = self.chance.choices((self.commit, self.wait, self.tidy, self.start_again), (12, 3, 4, 1))[0]
         happens()
 
@@ -95,7 +94,7 @@ class History:
         mark = self.logged if chance.random() < 0.8 else None
         self.put(commits, mark)
         if chance.random() < 0.8:
-            self.logged = self.filed  # recorded with the next commit
+            self.logged = self.filed  # recorded in the next commit
 
     def put(self, commits, logged):
         mark = None if logged is None else LogMark("a.csv", logged + 1, 0, logged)
@@ -110,7 +109,10 @@ class History:
             self.items = {filed: item for filed, item in self.items.items() if filed > mark.filed}
 
     def commit_some(self, node, first_ms, count):
-        """Commit samples of one node, one every ten seconds, each of which is a row; the log has what was before."""
+        """Commit samples of one node, one every ten seconds and each in its own row.
+
+        The log then has all earlier ones.
+        """
         epoch = EPOCHS[node][0]
         for n in range(count):
             self.last[epoch] += 1
@@ -134,7 +136,7 @@ class History:
                 at_ms += chance.choice((-HOUR_MS, HOUR_MS, -7000))
             at_ms += every_ms + chance.choice((0, 0, 1, -1))
             if chance.random() < 0.1:
-                at_ms = at_ms // 600_000 * 600_000  # on an edge
+                at_ms = at_ms // 600_000 * 600_000  # at the boundary of a window
             values = {name: chance.choice((None, 20.5, 21, -0.0, 1e-300)) for name in names}
             errors = {name: "no response" for name, value in values.items() if value is None}
             taken = Sample(self.last[epoch], at_ms, at_ms, values, errors, clock)
@@ -156,7 +158,7 @@ class History:
     # ------------------------------------------------------------------------------------- what must be
 
     def check(self, test):
-        """Everything that was accepted is there once, or was deleted after it was summed up."""
+        """Check that every accepted sample is stored once, or was deleted after its rollup."""
         store = self.store
         test.assertEqual(list(store.verify()), [])
         nodes = {about["name"]: about for about in store.nodes()}
@@ -202,7 +204,10 @@ class History:
         })  # fmt: skip
 
     def check_rollups(self, test):
-        """All rollups are those of a recount: also of what was deleted, and of what came after that."""
+        """Check that all rollups equal those of a recount.
+
+        The recount includes deleted samples, and those that arrived after the deletion.
+        """
         for node in EPOCHS:
             for sensor in ("temperature", "light", "wind"):
                 values: dict[int, list[float]] = {}
@@ -229,7 +234,7 @@ class Histories(unittest.TestCase):
                 history.logged = history.filed
                 history.now_ms += 40 * HOUR_MS
                 with mock.patch.object(history.chance, "random", lambda: 0.5):
-                    history.commit()  # records what the log has
+                    history.commit()  # records the log's mark
                 history.now_ms += 60 * HOUR_MS
                 maintain(history.store, history.now_ms, 1.0)
                 history.check(self)
@@ -294,7 +299,10 @@ class Killing(sqlite3.Connection):
 
 
 def killed_at(k, folder, now_ms):
-    """Do what there is to do in a process that is killed at its k-th statement; False when there was none."""
+    """Run the maintenance in a process that is killed at its k-th statement.
+
+    Returns False if it made fewer statements.
+    """
     pid = os.fork()
     if not pid:
         try:
@@ -311,8 +319,11 @@ def killed_at(k, folder, now_ms):
 
 
 class Kills(unittest.TestCase):
-    """A store in which there is something of everything to do: hours to compact, some of them beside chunks that are
-    there, samples to delete, and samples that came after theirs were deleted."""
+    """A store in which every kind of maintenance is due.
+
+    There are hours to compact, some of them next to existing chunks, samples to delete, and samples that arrived after
+    others of their hour were deleted.
+    """
 
     @classmethod
     def setUpClass(cls):
@@ -325,10 +336,10 @@ class Kills(unittest.TestCase):
             for node in "ab":
                 history.commit_some(node, history.now_ms, 7)
         with mock.patch.object(compaction, "_MOST_FRESH", 0):
-            maintain(history.store, history.now_ms)  # also the hour that goes on
+            maintain(history.store, history.now_ms)  # also the current hour
         history.commit_some("a", history.now_ms + 600_000, 6)
         history.now_ms = NOON + 25 * HOUR_MS
-        maintain(history.store, history.now_ms, 1.0)  # deletes the first hour, which a sample comes for then
+        maintain(history.store, history.now_ms, 1.0)  # deletes the first hour; a sample for it arrives afterwards
         history.commit_some("b", NOON + HOUR_MS - 40_000, 6)
         history.commit_some("a", history.now_ms, 5)
         history.now_ms += HOUR_MS
@@ -337,7 +348,10 @@ class Kills(unittest.TestCase):
         history.store.close()
 
     def round(self, kill):
-        """Kill it in a copy of the store, and let it go on; False when it was done before that."""
+        """Kill the process in a copy of the store, and continue.
+
+        Returns False if the maintenance was finished before.
+        """
         folder = temp_folder(self, memory_disk())
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         was_killed = kill(folder)

@@ -1,4 +1,4 @@
-"""Would the tests notice? Programs and files that break the promise, as the same checks must find."""
+"""Negative controls: programs and files that break the promise, which the same checks must find."""
 
 import contextlib
 import io
@@ -32,9 +32,9 @@ sqlite3.connect = lambda *a, **more: connect(*a, **more, factory=Lax)
 
 class Controls(unittest.TestCase):
     def assert_caught(self, what):
-        """A context in which a trial must end with an AssertionError that says `what`."""
+        """Return a context in which a trial must end with an AssertionError that contains `what`."""
         stack = contextlib.ExitStack()
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # of the logs that a failure shows
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))  # instead of the logs that a failure prints
         stack.enter_context(self.assertRaisesRegex(AssertionError, what))
         return stack
 
@@ -53,7 +53,7 @@ class Controls(unittest.TestCase):
             cut(house, disk, chance)
 
     def house_of(self, count):
-        """A house with `count` samples in the node's ring, the server's store and its log; no program ran."""
+        """Return a House with `count` samples in the node's ring file, the server's store and its log."""
         house = House(temp_folder(self))
         samples = [Sample(seq, WALL_MS + seq, seq, {"temperature": seq / 4}, {}, "") for seq in range(1, count + 1)]
         for name in ("node", "server"):
@@ -85,7 +85,7 @@ class Controls(unittest.TestCase):
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             self.assertEqual(control.main(["--data", str(house.data / "server"), "verify"]), 1)
-        self.assertIn("they are not the same (was a log changed?)", said.getvalue())
+        self.assertIn("they differ (was a log changed?)", said.getvalue())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cards and databases that are copied, rolled back, wiped: what people do to them between two starts."""
+"""Cards and databases that are copied, set back or wiped between two starts, as users do."""
 
 import random
 import shutil
@@ -24,12 +24,12 @@ class Copies(unittest.TestCase):
         self.collect()
 
     def collect(self):
-        """Some more samples, all of them stored."""
+        """Let some more samples be stored."""
         wanted = len(self.house.heard) + self.chance.randrange(2, 15)
         wait_until(lambda: self.house.is_stored(wanted), "samples are stored")
 
     def take(self, folder):
-        """A copy of a folder, as a backup has it that was made while nobody wrote."""
+        """Copy a folder, as a backup does while no program writes."""
         shutil.rmtree(self.backup, ignore_errors=True)
         shutil.copytree(folder, self.backup)
 
@@ -72,7 +72,7 @@ class Copies(unittest.TestCase):
             self.take(self.node)
             self.house.node.start()
             self.collect()
-            self.house.drain()  # what is on the card alone goes with it
+            self.house.drain()  # samples that are only on the card are lost with it
             self.put_back(self.node)
             self.house.node.start()
             self.collect()
@@ -81,7 +81,7 @@ class Copies(unittest.TestCase):
     @long
     def test_a_card_that_was_wiped_begins_anew(self):
         for _ in range(TIMES):
-            self.house.drain()  # what is on the card alone goes with it
+            self.house.drain()  # samples that are only on the card are lost with it
             shutil.rmtree(self.node)
             self.house.node.start()
             self.collect()

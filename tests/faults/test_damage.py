@@ -1,7 +1,8 @@
-"""Damage of the database and the logs: a server in this process whose files were changed before it started.
+"""Damage of the database and the logs: a server in this process whose files were changed before its start.
 
-Allowed is: served right, or the fault named. Never: 500, an acknowledgement of what is not stored readable afterwards,
-samples that are missing without a fault, or a value of which a digit was replaced: each row of samples has a checksum.
+Allowed: correct responses, or a fault that names the damage. Never allowed: status 500, an acknowledgement of a sample
+that cannot be read afterwards, missing samples without a fault, or a value with a changed digit (each row of samples
+has a checksum).
 """
 
 import argparse
@@ -36,7 +37,7 @@ from tests.web import support
 from tests.web.support import WebHouse
 
 EPOCH, OUTBOX = "0123456789abcdef", "00000000000000aa"
-COUNT = 1500  # samples of each node: some pages of each kind
+COUNT = 1500  # samples per node: several pages of each kind
 PAGES = (
     "/", "/about", "/metrics", "/gaps", "/api/v1/nodes", "/api/v1/nodes/a", "/api/v1/samples?node=a", "/log.csv",
     f"/api/v1/samples?node=b&sensor=t&from={WALL_MS // 1000 - 600}&to={WALL_MS // 1000 + 18_000}&step=600",
@@ -55,7 +56,7 @@ def sample(seq, value):
 
 @functools.cache
 def origin():
-    """A data folder as a server leaves it: two nodes, chunks and fresh rows, gaps, failures, rollups, a log."""
+    """Return a data folder as a server leaves it: two nodes, chunks and fresh rows, gaps, failures, rollups, a log."""
     folder = temp_folder(_Module)
     with house_on(folder) as house:
         for node in ("a", "b"):
@@ -78,7 +79,7 @@ def origin():
 
 @contextlib.contextmanager
 def house_on(folder):
-    """A server in this process, with its data in `folder`."""
+    """Return a server in this process with its data in `folder`."""
     test = unittest.TestCase()
     with mock.patch.object(support, "temp_folder", lambda *_: folder):
         house = WebHouse(test)
@@ -93,7 +94,7 @@ class _Module:
 
 
 def bring(house, node, samples, gap=None):
-    """Bring samples; returns whether they were acknowledged."""
+    """Submit samples. Returns True if they were acknowledged."""
     acked = []
     made = SampleBatch.of(samples) if samples else None
     house.ingestor.submit(
@@ -104,14 +105,14 @@ def bring(house, node, samples, gap=None):
 
 
 def stored(folder):
-    """Everything that can be read: (node, epoch, seq) to values."""
+    """Return all readable samples: (node, epoch, seq) to values."""
     with contextlib.closing(SqliteStore(folder, look_only=True)) as store:
         found = stored_samples(store.every_batch())
         return {(one.node, one.epoch, one.seq): (one.time_ms, one.values) for one in found}
 
 
 class Damage(unittest.TestCase):
-    """A copy of the folder of `origin`, to be damaged."""
+    """A copy of the folder of `origin`, for damage."""
 
     def setUp(self):
         self.folder = os.path.join(temp_folder(self), "data")
@@ -130,7 +131,7 @@ class Damage(unittest.TestCase):
 
     @contextlib.contextmanager
     def house(self):
-        """The server on the damaged folder."""
+        """Run the server on the damaged folder."""
         test = unittest.TestCase()
 
         def open_store(folder):
@@ -162,7 +163,7 @@ class Damage(unittest.TestCase):
 
 
 class AtTheStart(Damage):
-    """What a start makes of a file that is no store, or not that of its logs."""
+    """Starts with a file that is not a store, or not the store of its logs."""
 
     def refused(self, words):
         with self.house() as house:
@@ -177,7 +178,7 @@ class AtTheStart(Damage):
             self.assertIn("damaged", house.ingestor.fault)
 
     def unchanged(self):
-        """Returns a function that compares database and logs with what they are now."""
+        """Return a function that compares database and logs with their present state."""
         logs = os.path.join(self.folder, "logs")
 
         def now():
@@ -232,7 +233,7 @@ class AtTheStart(Damage):
 
     def test_a_damaged_index(self):
         content = self.read()
-        at = content.rindex(EPOCH.encode())  # in the index of epochs, or in their table
+        at = content.rindex(EPOCH.encode())  # in the index or the table of epochs
         content[at] ^= 1
         self.write(content)
         self.refused("epochs")
@@ -270,10 +271,10 @@ def damages(content, seed=4711):
 
 
 class WalOfAnother(Damage):
-    """A WAL that was left from another database, or from an older state of this one, is not taken for this one's."""
+    """A WAL left from another database, or from an older state of this one, is not accepted as this one's."""
 
     def crashed(self, folder, first, last):
-        """Store samples in `folder`. Returns a copy, as `kill -9` would have left it: with a WAL."""
+        """Store samples in `folder`. Returns a copy as `kill -9` leaves it, with a WAL."""
         copy = os.path.join(temp_folder(self), "data")
         with contextlib.closing(SqliteStore(folder)) as store:
             for seq in range(first, last + 1):
@@ -284,22 +285,22 @@ class WalOfAnother(Damage):
     def refused(self, wal):
         shutil.copy(os.path.join(wal, DATABASE + "-wal"), self.path + "-wal")
         before = self.read()
-        with self.assertRaisesRegex(StoreDamaged, "-wal is that of another file.*restore"):
+        with self.assertRaisesRegex(StoreDamaged, "-wal belongs to another file.*restore"):
             SqliteStore(self.folder)
         self.assertEqual(self.read(), before)
 
-    def test_its_own_is_taken(self):
+    def test_own_wal_is_accepted(self):
         crashed = self.crashed(self.folder, COUNT + 7, COUNT + 11)
         with contextlib.closing(SqliteStore(crashed)) as store:
             self.assertEqual(store.damage, "")
             self.assertEqual(store.marks("a", OUTBOX, [EPOCH])[1][EPOCH].seq, COUNT + 11)
 
-    def test_that_of_an_older_state_is_not(self):
+    def test_wal_of_an_older_state_is_refused(self):
         older = self.crashed(self.folder, COUNT + 7, COUNT + 11)
         self.crashed(self.folder, COUNT + 12, COUNT + 50)
         self.refused(older)
 
-    def test_that_of_another_file_is_not(self):
+    def test_wal_of_another_file_is_refused(self):
         self.refused(self.crashed(temp_folder(self), 1, 50))
 
     def test_commits_behind_a_damaged_place_are_told_and_brought_again(self):
@@ -312,7 +313,9 @@ class WalOfAnother(Damage):
         settings = load(SERVER, argparse.Namespace(config=None), "", SERVER_ARRAYS, environment={})
         with contextlib.closing(damage_check.open_despite_damage(settings, crashed, faults)) as store:
             damage_check.show_lost_rows(store, SimpleNamespace(beyond_store=""), faults)
-            self.assertRegex(faults.present()[LOST_FAULT], "WAL, whose last [0-9]+ transactions are lost.*restore")
+            self.assertRegex(
+                faults.present()[LOST_FAULT], "WAL, whose last [0-9]+ transactions cannot be read.*restore"
+            )
             seq = store.marks("a", OUTBOX, [EPOCH])[1][EPOCH].seq
             self.assertTrue(COUNT + 7 <= seq < COUNT + 30)
             file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq + 1, 1.0)]), None, {}, print, print))
@@ -328,7 +331,7 @@ class WalOfAnother(Damage):
             self.assertEqual(store.marks("a", OUTBOX, [EPOCH])[1][EPOCH].seq, COUNT + 29)
 
     def test_a_damaged_head_is_told_at_the_start(self):
-        """SQLite takes such a WAL for an empty one, and says nothing."""
+        """SQLite treats such a WAL as an empty one, without an error."""
         whole = self.crashed(self.folder, COUNT + 7, COUNT + 30)
         for at in (0, 8, 12, 16, 20, 24, 31):
             with self.subTest(at=at):
@@ -339,7 +342,9 @@ class WalOfAnother(Damage):
                     wal.seek(at)
                     wal.write(bytes([byte ^ 0x10]))
                 with contextlib.closing(SqliteStore(crashed)) as store:
-                    self.assertRegex(store.found_at_start, "WAL, whose last [0-9]+ transactions are lost.*restore")
+                    self.assertRegex(
+                        store.found_at_start, "WAL, whose last [0-9]+ transactions cannot be read.*restore"
+                    )
 
     def test_a_head_that_is_damaged_while_it_is_in_use_loses_nothing(self):
         crashed = self.crashed(self.folder, COUNT + 7, COUNT + 30)
@@ -353,12 +358,12 @@ class WalOfAnother(Damage):
                     wal.write(b"\xff\xff")
             file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(seq + 1, 1.0)]), None, {}, print, print))
             killed = shutil.copytree(crashed, os.path.join(temp_folder(self), "data"))  # as kill -9 leaves it
-        self.assertIn("the head of its WAL; its content was saved", told[0])
+        self.assertIn("the header of its WAL; the content of the WAL was saved", told[0])
         with contextlib.closing(SqliteStore(killed)) as store:
             self.assertEqual(store.found_at_start, "")
             self.assertEqual(store.marks("a", OUTBOX, [EPOCH])[1][EPOCH].seq, COUNT + 33)
 
-    def test_nothing_is_stored_into_one_that_was_removed(self):
+    def test_samples_are_not_stored_in_a_removed_file(self):
         crashed = self.crashed(self.folder, COUNT + 7, COUNT + 30)
         with contextlib.closing(SqliteStore(crashed)) as store:
             file(store, Batch("a", OUTBOX, EPOCH, 0, SampleBatch.of([sample(COUNT + 31, 1.0)]), None, {}, print, print))
@@ -378,13 +383,13 @@ class WalOfAnother(Damage):
 
 
 class Commands(Damage):
-    """What control.py makes of damaged files."""
+    """Commands of control.py on damaged files."""
 
     def control(self, *arguments):
         return control_here("--data", self.folder, *arguments)
 
     def damage_a_page_of_samples(self):
-        """Damage a page on which the rest of one chunk is."""
+        """Damage a page that contains the rest of one chunk."""
         content = self.read()
         pages = [at for at in range(0, len(content), PAGE) if content[at] == 0 and b",20.5," in content[at : at + PAGE]]
         at = pages[len(pages) // 2]
@@ -397,7 +402,7 @@ class Commands(Damage):
         path = os.path.join(temp_folder(self), "all.csv")
         status, _, told = self.control("export", "--out", path)
         self.assertEqual(status, 1)
-        self.assertRegex(told, "not readable: node [ab], from 2026-.* to 2026-.*\n")
+        self.assertRegex(told, "node [ab]: 2026-.* to 2026-.* cannot be read\n")
         self.assertIn("restore", told)
         with open(path, encoding="utf-8") as written:
             rows, all_rows = written.read().splitlines(), whole.splitlines()
@@ -412,7 +417,7 @@ class Commands(Damage):
         self.write(content)
         status, out, told = self.control("export", "--format", "wide")
         self.assertEqual(status, 1)
-        self.assertIn("not readable: node ", told)
+        self.assertIn(" cannot be read\n", told)
         self.assertGreater(out.count("\n"), COUNT)
 
     def test_backup_refuses_and_leaves_the_good_one(self):
@@ -448,7 +453,7 @@ class Commands(Damage):
                 self.assertRegex(out, f"wrong .*{DATABASE} is damaged")
                 self.assertIn("restore", out)
         self.write(content)
-        self.assertIn("no damage is seen", self.control("doctor", "server")[1])
+        self.assertIn("no damage found", self.control("doctor", "server")[1])
         self.damage_a_page_of_samples()
         status, out, told = self.control("verify")
         self.assertEqual(status, 1)
@@ -465,7 +470,7 @@ class Commands(Damage):
 
 
 class WhileItRuns(Damage):
-    """Files that change under a running server."""
+    """Files that change while a server runs."""
 
     def overwrite(self, at, data):
         with open(self.path, "r+b") as file:
@@ -525,7 +530,9 @@ class WhileItRuns(Damage):
                 log.seek(1000)
                 log.write(b"9")
             self.check(house)
-            self.assertRegex(house.faults.present()["logs"], f"{name} is not what it was.*control.py --data .* export")
+            self.assertRegex(
+                house.faults.present()["logs"], f"{name} has changed since it was closed.*control.py --data .* export"
+            )
             self.assertTrue(bring(house, "a", [sample(COUNT + 7, 1.0)]))
 
     def test_the_log_that_is_written_now(self):
@@ -538,7 +545,7 @@ class WhileItRuns(Damage):
                 log.seek(50)
                 log.write(b"9")
             self.check(house)
-            self.assertIn("is not what was written to it", house.faults.present()["logs"])
+            self.assertIn("differs from what was written to it", house.faults.present()["logs"])
 
     def test_a_sector_that_cannot_be_read(self):
         with self.house() as house:
@@ -555,7 +562,7 @@ class WhileItRuns(Damage):
 class Program(Damage):
     """The server as a process."""
 
-    def test_it_stays_and_says_what_is_wrong(self):
+    def test_server_keeps_running_and_reports_the_damage(self):
         content = self.read()
         content[:100] = bytes(100)
         self.write(content)
@@ -573,10 +580,13 @@ class Program(Damage):
 
 
 class Attack(Damage):
-    """Each kind of damage anywhere in the file, before the start; then requests, samples, and a check of everything."""
+    """Each kind of damage at any position of the file before the start.
+
+    Then requests, samples, and a complete check.
+    """
 
     def attack(self, name, content):
-        """Returns "whole", or "named": a fault says so."""
+        """Return "whole" if nothing is missing, or "named" if a fault reports the damage."""
         self.write(content)
         for rest in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
@@ -596,7 +606,7 @@ class Attack(Damage):
         try:
             found = stored(self.folder)
         except (StoreDamaged, KeyError) as error:
-            self.assertTrue(fault, f"{name}: cannot be read, and nothing says so: {error}")
+            self.assertTrue(fault, f"{name}: cannot be read, and no fault reports it: {error}")
             found = None
         if was_acked:
             self.assertFalse(found is None and not fault, name)
@@ -606,8 +616,8 @@ class Attack(Damage):
         if fault:
             return "named"
         found = {key: value for key, value in found.items() if key[2] < COUNT + 7}
-        self.assertEqual(found.keys(), self.expected.keys(), f"{name}: samples are missing, and nothing says so")
-        self.assertEqual(found, self.expected, f"{name}: a value is another, and nothing says so")
+        self.assertEqual(found.keys(), self.expected.keys(), f"{name}: samples are missing, and no fault reports it")
+        self.assertEqual(found, self.expected, f"{name}: a value has changed, and no fault reports it")
         return "whole"
 
     @classmethod
@@ -622,14 +632,14 @@ class Attack(Damage):
                 results[result] = results.get(result, 0) + 1
         return results
 
-    def test_some(self):
+    def test_random_damages_are_named(self):
         content = bytes(self.read())
         every = list(damages(content))
         results = self.run_all(random.Random(7).sample(every, 6))
         self.assertGreater(results.get("named", 0), 1)
 
     @long
-    def test_all(self):
+    def test_damages_at_every_position_are_named(self):
         print(self.run_all(damages(bytes(self.read()))))
 
 

@@ -1,7 +1,7 @@
-"""The file drop through kill -9, power cuts and full disks: what was answered for is there, once, and nothing half.
+"""File drop through kill -9, power cuts and full disks: acknowledged files are complete and stored once.
 
-The oracle is what the senders were told. Every file that has its name must be whole at any moment, also behind a kill
-and before the next start; behind the start nothing half is left.
+The oracle is the responses that the senders received. Every file with its final name must be complete at any time, also
+after a kill and before the next start. After the start no partial file is left.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Depot:
         return True
 
     def check(self, told, started):
-        """Everything in `told` (name to content) is there, once; every file is whole; nothing half is left."""
+        """Check that all files in `told` (name to content) are stored once, and all files are complete."""
         folder = os.path.join(self.data, "files")
         for name in os.listdir(folder):
             if name.startswith("."):
@@ -70,13 +70,13 @@ class Depot:
 
 
 def content(chance):
-    """A file, and the name under which it is sent: so a file tells by itself whether it is whole."""
+    """Return the content of a file, and the name under which it is sent. The content shows whether it is complete."""
     data = chance.randbytes(chance.choice((16, 1000, 100_000, 3_000_000)))
     return f"{hashlib.sha256(data).hexdigest()[:40]}.txt", data
 
 
 class Senders:
-    """Threads that send one file after the other, each again and again until they are told that it is stored."""
+    """Threads that send one file after another, each repeatedly until it is acknowledged as stored."""
 
     def __init__(self, depot, seed):
         self.depot, self.told, self.tries = depot, [], 0
@@ -130,7 +130,7 @@ class Kills(unittest.TestCase):
                 for _ in range(KILLS):
                     wanted = len(senders.told) + 1
                     wait_until(lambda wanted=wanted: len(senders.told) >= wanted or senders.failed, "a file is stored")
-                    time.sleep(chance.uniform(0, 0.2))  # the moment is random: nothing is waited for here
+                    time.sleep(chance.uniform(0, 0.2))  # a random time, not a wait for an event
                     told = list(senders.told)
                     depot.server.kill()
                     depot.check(told, started=False)
@@ -140,7 +140,7 @@ class Kills(unittest.TestCase):
             depot.server.stop()
             depot.start()
             depot.check(senders.told, started=True)
-            files(depot.data)  # with the right line for each
+            files(depot.data)  # with the right line for each file
             self.assertEqual(len(senders.told), len(set(senders.told)))
             self.assertGreater(senders.tries, len(senders.told), "no transfer was cut")
 
@@ -196,7 +196,7 @@ class Disks(unittest.TestCase):
             self.assertEqual(link.getresponse().read(), b"500")
             link.close()
             self.assertEqual(os.listdir(coming), [])
-            self.assertEqual(sender.send(data, "log.txt"), "500")  # and there is no room to begin
+            self.assertEqual(sender.send(data, "log.txt"), "500")  # and no space is left to begin
             self.assertEqual(os.listdir(coming), [])
             disk.free()
             self.assertEqual(sender.send(data, "log.txt"), "200")

@@ -1,4 +1,7 @@
-"""A full disk: the server acknowledges nothing that it cannot store, goes on, and gets it all when there is room."""
+"""A full disk.
+
+The server acknowledges only what it stores, continues to run, and collects everything once there is space.
+"""
 
 import random
 import time
@@ -23,13 +26,16 @@ class FullDisk(unittest.TestCase):
 
 
 def fill_and_free(house: House, disk: LoopDisk, chance: random.Random) -> None:
-    """Fill the disk while samples come; the node accepts on, and what it holds is stored when there is room."""
+    """Fill the disk while samples arrive. The node keeps accepting; all its samples are stored once there is space."""
     disk.fill()
     wanted = len(house.heard) + chance.randrange(5, 40)
     wait_until(lambda: len(house.heard) >= wanted, "the node accepts samples on a full disk")
-    # Only once: later the database may have room in what it has taken already.
-    wait_until(lambda: "nothing can be stored, the nodes keep everything" in house.server.log.read_text(), "it says so")
-    time.sleep(chance.uniform(0, 0.05))  # the moment is random: nothing is waited for here
+    # Only once: later the database may have free pages in its file.
+    wait_until(
+        lambda: "nothing can be stored, and the nodes keep their samples" in house.server.log.read_text(),
+        "it reports the full disk",
+    )
+    time.sleep(chance.uniform(0, 0.05))  # a random time, not a wait for an event
     disk.free()
     wait_until(lambda: house.is_stored(wanted), "what was held back is stored")
 

@@ -1,6 +1,6 @@
-"""A network that loses packets, and one that swallows all of them for a while: the kernel's TCP under the link.
+"""A network that loses some packets, or all of them for some time: the kernel's TCP under the link.
 
-Everything runs in a network namespace of its own, in which nftables drops what passes between node and server.
+Everything runs in its own network namespace, in which nftables drops packets between node and server.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ class Loss(unittest.TestCase):
         self.libc = ctypes.CDLL(None, use_errno=True)
         before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         self.addCleanup(os.close, before)
-        if self.libc.unshare(_CLONE_NEWNET):  # this thread, and what it starts
+        if self.libc.unshare(_CLONE_NEWNET):  # this thread and its child processes
             raise OSError(ctypes.get_errno(), "unshare")
         self.addCleanup(self.libc.setns, before, _CLONE_NEWNET)
         self.enterContext(mock.patch("tests.faults.house.IS_FORKED", False))
@@ -44,21 +44,21 @@ class Loss(unittest.TestCase):
             wait_until(lambda: house.is_stored(1), "samples are stored")
             for number in range(ROUNDS):
                 lose(house, chance, share=100 if number % 2 else 30, seconds=chance.uniform(0.2, LONGEST_S))
-            if LONG:  # an outage so long that both ends give the connection up
+            if LONG:  # long enough for both ends to close the connection
                 lose(house, chance, share=100, seconds=100.0)
-                self.assertIn("heard nothing for 45 s", house.server.log.read_text())
-                self.assertIn("heard nothing for 45 s", house.node.log.read_text())
+                self.assertIn("received nothing for 45 s", house.server.log.read_text())
+                self.assertIn("received nothing for 45 s", house.node.log.read_text())
 
 
 def lose(house: House, chance: random.Random, share: int, seconds: float) -> None:
-    """Drop `share` % of the packets for so long; then everything arrives."""
+    """Drop `share` % of the packets for some time; then deliver all."""
     lost = "drop" if share == 100 else f"numgen random mod 100 < {share} drop"
     nft(f"add rule inet t link {_FROM_SERVER_OR_NODE} dport {house.port} {lost}")
     nft(f"add rule inet t link {_FROM_SERVER_OR_NODE} sport {house.port} {lost}")
     time.sleep(seconds)
     wanted = len(house.heard)
     nft("flush chain inet t link")
-    # The server tries again ever less often, up to once a minute.
+    # The server's pauses between attempts grow to one minute.
     wait_until(lambda: house.is_stored(wanted), "what was held up is stored", 3 * LIMIT_S)
 
 

@@ -1,8 +1,8 @@
-"""Migration killed in its k-th write, sync, rename and the like, for every k: the next start goes on, and everything is
-there once.
+"""Migration killed in its k-th write, sync, rename and similar calls, for every k.
 
-strace does it, as in test_syscalls. The quick suite kills it once; PIGEONPOST_TEST_MIGRATION_CALLS says how far k
-goes.
+The next start completes it without loss.
+
+strace does it, as in test_syscalls. The quick suite kills once; PIGEONPOST_TEST_MIGRATION_CALLS is the highest k.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class KilledInACall(unittest.TestCase):
             old.record("a.csv", 100, 7, sum(len(items) for _, _, items in commits[:-8]))
             for node, epoch, items in commits[-5:]:
                 old.put(node, epoch, *items, units=UNITS)
-            for end in ("", "-wal"):  # as after a kill: some is in the WAL only
+            for end in ("", "-wal"):  # as after a kill: some rows are in the WAL only
                 shutil.copy(old.path + end, self.folder)
         shutil.rmtree(self.origin)
         shutil.copytree(self.folder, self.origin)
@@ -53,7 +53,7 @@ class KilledInACall(unittest.TestCase):
         )  # fmt: skip
 
     def is_reached(self, call, k, how):
-        """Kill it in the k-th call. Returns False where it ended before."""
+        """Kill the process in the k-th call. Returns False if it ended before."""
         shutil.rmtree(self.folder)
         shutil.copytree(self.origin, self.folder)
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Node, server and broker of the MQTT transport are killed at random instants: nothing lost, nothing twice.
+"""Node, server and broker of the MQTT transport are killed at random times: no sample is lost or stored twice.
 
-PIGEONPOST_TEST_MQTT says how many kills (8). Needs Mosquitto and paho-mqtt; .ci/run has a Python with it.
+PIGEONPOST_TEST_MQTT is the number of kills (8). Requires Mosquitto and paho-mqtt; .ci/run has a Python with it.
 """
 
 import csv
@@ -26,7 +26,7 @@ def setUpModule():
 
 
 def held(card):
-    """What a node's outbox holds: every sample that it accepted. Read from a copy: the node may run."""
+    """Return the samples in a node's outbox, read from a copy, since the node may be running."""
     copy = os.path.join(card, "copy")
     os.makedirs(copy, exist_ok=True)
     shutil.copy(os.path.join(card, "outbox.ring"), copy)
@@ -50,11 +50,11 @@ class Kills(MqttCase):
                 logged.update((parse_rfc3339(row["time"]), row["sensor"]) for row in csv.DictReader(file))
         with sqlite3.connect(f"file:{data}/pigeonpost.sqlite3?mode=ro", uri=True) as database:
             times = [time_ms for (time_ms,) in database.execute("SELECT time_ms FROM samples")]
-        # Not each time once: after a stall two samples may be taken within a millisecond.
+        # Times may repeat: after a stall two samples may be taken within a millisecond.
         self.assertEqual(logged, Counter((time_ms, name) for time_ms in times for name in ("temperature", "light")))
         return len(rows)
 
-    def test_nothing_is_lost_and_nothing_comes_twice(self):
+    def test_no_sample_is_lost_or_stored_twice(self):
         seed = random.randrange(1 << 32)
         rng = random.Random(seed)
         print(f"seed {seed}, {KILLS} kills", end=" ", flush=True)

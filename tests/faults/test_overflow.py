@@ -1,4 +1,4 @@
-"""Outages that last longer than the outbox: what is missing is said, exactly."""
+"""Outages that last longer than the outbox: the missing samples are reported exactly."""
 
 import unittest
 
@@ -17,7 +17,7 @@ class Overflow(unittest.TestCase):
             for _ in range(TIMES):
                 house.server.kill()
                 before = newest(house)
-                for _ in range(chance.randint(1, MOST_EPOCHS)):  # of which the server may never see one
+                for _ in range(chance.randint(1, MOST_EPOCHS)):  # some of them may never reach the server
                     wanted = len(house.heard) + chance.randrange(1, MOST_SAMPLES)
                     wait_until(lambda wanted=wanted: len(house.heard) >= wanted, "samples flow")
                     house.node.kill()
@@ -31,7 +31,7 @@ class Overflow(unittest.TestCase):
 
 
 def newest(house):
-    """Returns the running number of the newest sample in the node's ring."""
+    """Return the running number of the newest sample in the node's ring file."""
     ring = house.ring()
     ring.close()
     return ring.last

@@ -1,4 +1,4 @@
-"""Power cuts, with the real kernel: what ext4 had not written is gone, for both programs at once."""
+"""Power cuts with the real kernel: unsynced data of both programs are lost at the same time."""
 
 import random
 import time
@@ -12,7 +12,7 @@ CUTS = rounds("PIGEONPOST_TEST_CUTS", 1, 200)
 
 
 class PowerCuts(unittest.TestCase):
-    def test_what_was_accepted_outlives_every_power_cut(self):
+    def test_accepted_samples_outlive_every_power_cut(self):
         disk = LoopDisk(self, 48)
         with trial(f"{CUTS} power cuts", data=disk.path, every_s=0.01, slots=4096) as (house, chance):
             for number in range(1, CUTS + 1):
@@ -21,10 +21,10 @@ class PowerCuts(unittest.TestCase):
 
 
 def cut(house: House, disk: LoopDisk, chance: random.Random) -> None:
-    """Let some samples come, cut the power at any moment, and begin again."""
+    """Let some samples arrive, cut the power at a random time, and start again."""
     wanted = len(house.heard) + chance.randrange(1, 20)
     wait_until(lambda: len(house.heard) >= wanted, "samples flow again")
-    time.sleep(chance.uniform(0, 0.05))  # the moment is random: nothing is waited for here
+    time.sleep(chance.uniform(0, 0.05))  # a random time, not a wait for an event
     disk.cut_power()
     house.node.kill()
     house.server.kill()

@@ -1,7 +1,7 @@
-"""A network that cuts, stalls, dribbles and repeats, between the real ends of the link: every byte is in its hands.
+"""A network that cuts, stalls, slows down and repeats, between the real ends of the link.
 
-Both ends run in this process over real sockets, so that a thousand connections take seconds: the server's pause before
-it tries again is the only thing that is shortened.
+Both ends run in this process over real sockets, so that a thousand connections take seconds. Only the server's pause
+before it reconnects is shortened.
 """
 
 import logging
@@ -34,7 +34,7 @@ CUTS = rounds("PIGEONPOST_TEST_NET_CUTS", 6, 1000)
 
 
 class BadNetwork:
-    """A proxy: each connection gets so many bytes through, in one way or another, and is then cut."""
+    """A proxy that carries a limited number of bytes on each connection, in one of several ways, and then cuts it."""
 
     def __init__(self, to: tuple[str, int], chance: random.Random) -> None:
         self._to, self._chance = to, chance
@@ -43,7 +43,7 @@ class BadNetwork:
         self.cuts = self.replays = self.stalls = 0
         self.ends: Counter[str] = Counter()  # of connections, and how often
         self.is_kind = False
-        self._said: list[bytes] = []  # whole SENSORS lines of earlier sessions, to be said again
+        self._said: list[bytes] = []  # complete SENSORS lines of earlier sessions, for repetition
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class BadNetwork:
             self.cuts += 1
 
     def _carry(self, near: socket.socket, far: socket.socket) -> str:
-        """Bytes both ways, until the connection has had its share; what ended it."""
+        """Carry bytes in both directions up to the connection's limit. Returns the reason for the end."""
         left = 1 << 60 if self.is_kind else int(self._chance.expovariate(1 / 4000))
         pace = 1 << 16 if self.is_kind else self._chance.choice((1, 7, 100, 1 << 16))  # bytes at a time
         replays = self._chance.random() < 0.6 and not self.is_kind
@@ -72,7 +72,7 @@ class BadNetwork:
         while left > 0:
             ready, _, _ = select.select([near, far], [], [], 0.5)
             if not ready and not self.is_kind:
-                return "silence"  # nothing more is said: a stall ends as people end it
+                return "silence"  # nothing more arrives: a stall ends with the test's cut
             for one, other in ((near, far), (far, near)):
                 if one not in ready:
                     continue
@@ -83,7 +83,7 @@ class BadNetwork:
                 if one is far:
                     seen = (seen + data)[-(1 << 16) :]
                     if replays and self._said and b"SENSORS" in seen and b"\n" in data:
-                        whole = data.rindex(b"\n") + 1  # an old line, whole, in a new session, between two of its own
+                        whole = data.rindex(b"\n") + 1  # a complete old line in a new session, between two new lines
                         data = data[:whole] + self._chance.choice(self._said) + data[whole:]
                         self.replays += 1
                         replays = False
@@ -100,7 +100,7 @@ class Network(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory(dir=DISK)
         self.addCleanup(folder.cleanup)
-        logging.getLogger("pigeonpost.transports.tcp_server").setLevel(logging.CRITICAL)  # it tells of every cut
+        logging.getLogger("pigeonpost.transports.tcp_server").setLevel(logging.CRITICAL)  # it logs every cut
         self.addCleanup(logging.getLogger("pigeonpost.transports.tcp_server").setLevel, logging.NOTSET)
         self.seed = random.randrange(1 << 32)
         self.clock = Clock()

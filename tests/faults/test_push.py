@@ -1,4 +1,4 @@
-"""A node that pushes over HTTP: killed again and again, its server too, on a network that cuts what it carries."""
+"""A node that pushes over HTTP: node and server are killed repeatedly, on a network that cuts connections."""
 
 import logging
 import random
@@ -22,7 +22,7 @@ TOKEN = "0123456789abcdef" * 2
 
 
 class Network:
-    """Carries bytes to the server: of each connection only so many, while it is not kind."""
+    """Carries bytes to the server. Unless it is healthy, it cuts each connection after a limited number of bytes."""
 
     def __init__(self, port):
         self.sock = socket.create_server(("127.0.0.1", 0))
@@ -53,10 +53,10 @@ class Network:
                 self._copy(near, far, left)
                 back.join()
         except OSError:
-            pass  # the server is being killed just now
+            pass  # the server is being killed
 
     def _copy(self, come, go, left):
-        """Both ways together carry so many bytes; then the connection is cut, in the middle of whatever it says."""
+        """Carry a limited number of bytes in both directions together, then cut the connection."""
         try:
             while data := come.recv(1 << 16):
                 go.sendall(data[: left[0]])
@@ -74,7 +74,7 @@ class Network:
 
 
 class PushHouse(House):
-    """The server collects from nobody; the node brings its samples, through the network."""
+    """The server collects from no node; the node pushes its samples through the network."""
 
     def __init__(self, folder, **options):
         super().__init__(folder, **options)
@@ -107,10 +107,10 @@ class Push(unittest.TestCase):
 
 
 class Cut(NodeCase):
-    """Both real ends in this process, where the node's pause before it tries again is short."""
+    """Both real ends in this process, with a shorter pause before the node tries again."""
 
     def few_are_due(self):
-        """Returns True if what is due fits a connection that is cut early; else nothing would ever get through."""
+        """Return True if the samples due fit a connection that is cut early. Otherwise none would ever get through."""
         return self.outbox.ring.last - self.web.ingestor.stored < 10
 
     def test_cut_again_and_again(self):

@@ -1,9 +1,9 @@
-"""No descriptors, no threads, no memory: nothing that was accepted is lost or repeated, and each program goes on.
+"""No descriptors, no threads, no memory: no accepted sample is lost or repeated, and each program continues.
 
-A program that runs out of something either goes on, or ends with a status and a reason in its log, so that its
-supervisor starts it again. It never stays as one that looks well and does nothing, or that spins. The quick suite fails
-two calls; with PIGEONPOST_TEST_LONG every start of a thread fails once, and PIGEONPOST_TEST_MEMORY calls of functions
-of each program, and a quarter as many of each kind of work, have no memory.
+A program that lacks a resource either continues, or ends with a status and a reason in its log, so that its supervisor
+starts it again. It never appears healthy while doing nothing, and never runs in a busy loop. The quick suite makes two
+calls fail. With PIGEONPOST_TEST_LONG every start of a thread fails once; PIGEONPOST_TEST_MEMORY function calls of each
+program, and a quarter as many of each other kind, run out of memory.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from tests.support import LIMIT_S, LONG, long, rounds, wait_until
 FAILING = str(Path(__file__).with_name("failing.py"))
 MEMORY = rounds("PIGEONPOST_TEST_MEMORY", 1, 6)
 STARVED_S = 0.3
-STATUSES = (1, 70, 74)  # of a program that has ended by itself: unhandled at the start, internal error, disk
+STATUSES = (1, 70, 74)  # exit status of a program that ended: unhandled at the start, internal error, disk
 REASONS = ("MemoryError", "can't start new thread", "the page")
-CALLS_MOST = 20_000  # of our functions: some seconds of a program's life
+CALLS_MOST = 20_000  # function calls: some seconds of a program's run time
 
 
 def log_after(program: Program, size: int) -> str:
-    """What a program has logged beyond the first `size` bytes."""
+    """Return the part of a program's log after the first `size` bytes."""
     with open(program.log, "rb") as file:
         file.seek(size)
         return file.read().decode(errors="replace")
 
 
 def page_answers(house: House, limit_s: float = LIMIT_S) -> bool:
-    """Whether the server's page says that it is well."""
+    """Return True if the server's page reports that it is healthy."""
     try:
         with open(house.data / "server" / "running.json", encoding="utf-8") as file:
             link = http.client.HTTPConnection(*json.load(file)["web"][0], timeout=limit_s)
@@ -58,16 +58,16 @@ def flows(house: House) -> None:
             assert program.is_running(), f"it has ended; its log: {log_after(program, 0)[-2000:]}"
         return house.has_stored_after(count)
 
-    wait_until(has_stored, "samples are heard and stored")
+    wait_until(has_stored, "samples arrive and are stored")
     wait_until(lambda: page_answers(house), "the page answers")
     wait_until(lambda: house.try_ask("CHECK").startswith("STATUS"), "the node answers")
 
 
 class OneCall(unittest.TestCase):
     def fail_call(self, house: House, program: Program, kind: str, at: int) -> bool:
-        """Run a program whose `at`-th call fails. Returns False if it has made no such call.
+        """Run a program whose `at`-th call fails. Returns False if it made no such call.
 
-        Ends when the program does its work again: by itself, or started again where it has ended.
+        Waits until the program works again: it recovers, or is started again after its end.
         """
         program.kill()
         size, count = program.log.stat().st_size, len(house.heard)
@@ -75,7 +75,7 @@ class OneCall(unittest.TestCase):
         program.command = [sys.executable, FAILING, kind, str(at), *as_usual[2:]]
         program.start()
         program.command = as_usual
-        most = 40 if kind == "thread" else 400  # samples in which the call is made, if ever
+        most = 40 if kind == "thread" else 400  # samples until the call is made at the latest
 
         def came() -> bool:
             return (
@@ -103,7 +103,7 @@ class OneCall(unittest.TestCase):
         return house.has_stored_after(count) and page_answers(house) and house.try_ask("CHECK").startswith("STATUS")
 
     def trial(self, which: str, kind: str, places: list[int] | None = None) -> None:
-        """Fail calls of one program, one after the other: those at `places`, or all until there is none."""
+        """Make calls of one program fail, one after another: those at `places`, or all of them."""
         done = 0
         with trial(f"{which}: {kind} fails") as (house, _):
             program = house.server if which == "server" else house.node
@@ -115,7 +115,7 @@ class OneCall(unittest.TestCase):
         print(f"{which}: {done} calls failed ({kind})")
         self.assertGreater(done, 0)
 
-    def test_one_call_of_each_kind(self):
+    def test_failure_of_one_call_of_each_kind_loses_nothing(self):
         with trial("one call fails") as (house, _):
             self.assertTrue(self.fail_call(house, house.server, "thread", random.randrange(1, 6)))
             self.assertTrue(self.fail_call(house, house.node, "call", random.randrange(1, 2000)))
@@ -142,24 +142,24 @@ class OneCall(unittest.TestCase):
 
 
 class NoDescriptors(unittest.TestCase):
-    """RLIMIT_NOFILE of a running program is set to what it has open, and raised again."""
+    """Sets RLIMIT_NOFILE of a running program to its number of open descriptors, and raises it again."""
 
     @staticmethod
     def connect(house: House) -> None:
-        """Have a connection wait for the node for a moment."""
+        """Let a connection wait for the node for a short time."""
         try:
             with socket.create_connection(("127.0.0.1", house.port), 0.1) as link:
                 link.sendall(b"CHECK\n")
                 link.recv(1)
         except OSError:
-            pass  # what is expected of it now
+            pass  # the expected state
 
     def starve(self, house: House, program: Program, more: int) -> None:
-        """Leave a program `more` descriptors for a while, in which others connect to it again and again."""
+        """Leave a program `more` descriptors for some time, in which clients repeatedly connect to it."""
         process = program.process
         assert process is not None
         opened = {int(fd) for fd in os.listdir(f"/proc/{process.pid}/fd")}
-        descriptors = min(set(range(len(opened) + 1)) - opened) + more  # no number from there on is given
+        descriptors = min(set(range(len(opened) + 1)) - opened) + more  # descriptors from there on are not available
         size = program.log.stat().st_size
         usual = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (descriptors, usual[1]))
@@ -182,14 +182,14 @@ class NoDescriptors(unittest.TestCase):
             for program, other in ((house.server, house.node), (house.node, house.server)):
                 flows(house)
                 for more in range(4) if LONG else (chance.randrange(3),):
-                    if LONG and chance.random() < 0.5:  # it also has to connect again, meanwhile
+                    if LONG and chance.random() < 0.5:  # it must also reconnect in this time
                         other.kill()
                         other.start()
                     self.starve(house, program, more)
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time that a process has used, in seconds (proc(5), stat)."""
+    """Return the processor time that a process has used, in seconds (proc(5), stat)."""
     with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
         user, system = file.read().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

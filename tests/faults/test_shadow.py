@@ -1,6 +1,6 @@
-"""The simulation on SQLite itself; tests/libraries has the same on PostgreSQL.
+"""The simulation with SQLite itself; tests/libraries has the same with PostgreSQL.
 
-PIGEONPOST_TEST_SHADOW_SEEDS says how many seeds are played.
+PIGEONPOST_TEST_SHADOW_SEEDS is the number of seeds.
 """
 
 import unittest
@@ -20,7 +20,7 @@ class OnSqlite(unittest.TestCase):
     def make(self):
         return SqliteStore(temp_folder(self))
 
-    def test_seeds(self):
+    def test_random_histories_equal_the_model(self):
         counts = {}
         first = first_seed()
         for number in range(20 * SEEDS):
@@ -32,8 +32,8 @@ class OnSqlite(unittest.TestCase):
         self.assertGreater(counts["samples"], 10 * SEEDS)
         print(f"{number} seeds:", ", ".join(f"{what} {count}" for what, count in counts.items()))
 
-    def test_it_would_notice(self):
-        """A store that forgets gaps, or to move a mark as far as it should."""
+    def test_broken_stores_are_noticed(self):
+        """One store forgets gaps, another one fails to raise a high-water mark."""
         put = SqliteStore.put
 
         def forgets_a_gap(store, epoch_commits, noted_ms, log):

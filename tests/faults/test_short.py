@@ -1,4 +1,4 @@
-"""Writes that fall short: the kernel lets a file reach so many bytes, takes that much of a write, and no more."""
+"""Short writes: the kernel limits the size of a file, and writes only the part that fits."""
 
 import resource
 import unittest
@@ -17,14 +17,14 @@ class ShortWrites(unittest.TestCase):
         with trial(what, every_s=0.01) as (house, chance):
             for _ in range(TIMES):
                 ring = house.ring()
-                limit = ring._place(ring.last + chance.randrange(5, 20)) + chance.randrange(1, ring.slot_bytes)
+                limit = ring._position(ring.last + chance.randrange(5, 20)) + chance.randrange(1, ring.slot_bytes)
                 ring.close()
                 self.cut_short(house, house.node, limit)
                 wal = house.data / "server" / f"{DATABASE}-wal"
                 self.cut_short(house, house.server, wal.stat().st_size + chance.randrange(1, 20_000))
 
     def cut_short(self, house, program, limit):
-        """Let no file of a program reach more than `limit` bytes from now on; start it again when it has ended."""
+        """Limit the files of a program to `limit` bytes from now on; start it again once it has ended."""
         resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         wait_until(lambda: not program.is_running(), f"{program.log.name} meets its limit of {limit} bytes")
         self.assertEqual(program.process.returncode, _DISK_ERROR)

@@ -1,7 +1,7 @@
-"""The simulation of both ends: many seeds, proof that it would notice, and what it once found.
+"""The simulation of both ends: many seeds, negative controls, and faults that it once found.
 
-PIGEONPOST_TEST_SEEDS says how many seeds are played, of 600 events each; PIGEONPOST_TEST_FIRST_SEED from which on,
-else they are others in every run.
+PIGEONPOST_TEST_SEEDS is the number of seeds, with 600 events each. PIGEONPOST_TEST_FIRST_SEED is the first one; without
+it every run plays other seeds.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ SEEDS = rounds("PIGEONPOST_TEST_SEEDS", 10, 8_000)
 UNCOUNTED = (8045, 15419)
 BOOT = "00000000000000b0"
 
-# What must really happen in so many runs, or they prove nothing.
+# Events that must happen in this number of runs; otherwise they prove nothing.
 HAPPENS = [
     "accepted", "stored", "missing", "two servers", "ring overrun", "gap", "gap with `before`", "gap: damaged",
     "connection cut", "session replaced", "session closed by an end", "line of an earlier session", "resume with more",
@@ -46,7 +46,7 @@ HAPPENS = [
     "server: not stored, its disk is full", "ledger deleted", "ledger restored",
     "damaged, and not stored", "node: rotten newest sample", "node: rotten sample", "node: rotten mark",
     "node: rotten newest mark", "node: rotten header", "node: rotten state", "node: a write to another slot",
-    "node: file of version 1", "node: ended again at once", "another version speaks", "broken for ever",
+    "node: file of version 1", "node: ended again at once", "another version speaks", "broken permanently",
     "server: its data is damaged", "server: its data is restored", "server: ended again in its first commit",
 ]  # fmt: skip
 
@@ -60,8 +60,8 @@ class Seeds(unittest.TestCase):
             rare = [name for name in HAPPENS if not counts[name]]
             self.assertEqual(rare, [], f"never happened in the {SEEDS} seeds from {first} on")
 
-    def test_what_is_not_counted_yet(self):
-        """Fails as soon as these seeds pass: then delete it, and play 20,000 seeds in CI."""
+    def test_known_seeds_still_miss_a_count(self):
+        """If these seeds pass, delete this test and play 20,000 seeds in CI."""
         for seed in UNCOUNTED if LONG else UNCOUNTED[:1]:
             with self.assertRaisesRegex(Violation, "are missing, [0-9]+ counted"):
                 play(seed)
@@ -82,7 +82,7 @@ class Seeds(unittest.TestCase):
 
 
 class HastyIntake(Ingestor):
-    """Acknowledges what it has not stored."""
+    """Acknowledges samples that it has not stored."""
 
     def submit(self, batch):
         super().submit(batch)
@@ -90,7 +90,7 @@ class HastyIntake(Ingestor):
 
 
 class ForgetfulIntake(Ingestor):
-    """Takes everything for new, as if nothing were stored."""
+    """Accepts every sample as new, as if none were stored."""
 
     def commit(self):
         with mock.patch("pigeonpost.server.ingest.plan_commit", _plan_for_all):
@@ -106,14 +106,14 @@ def _plan_for_all(batches, marks, *rest, real=ingest.plan_commit):
 
 
 class Controls(unittest.TestCase):
-    """Things that break the promise: the oracle must say so, and of nothing else."""
+    """Negative controls: changes that break the promise, which the oracle must find with the right message."""
 
     def setUp(self):
         logging.disable(logging.CRITICAL)
         self.addCleanup(logging.disable, logging.NOTSET)
 
     def violation(self, **options):
-        """What the oracle says of the first seed in which it notices; without what is wrong it says nothing."""
+        """Return the oracle's message for the first seed with a violation. Without the change there is none."""
         for seed in range(40):
             play(seed)
             try:
@@ -132,15 +132,15 @@ class Controls(unittest.TestCase):
         self.assertRegex(self.violation(intake_type=ForgetfulIntake), "do not make up its mark|stands after")
 
     def test_a_node_that_keeps_silent_about_older_epochs(self):
-        real = SendCursor._lost
+        real = SendCursor._gap
 
         def lost(stream, run, first, last, before, why):
             return real(stream, run, first, last, 0, why)
 
-        self.assert_noticed("are (missing|num)", mock.patch.object(SendCursor, "_lost", lost))
+        self.assert_noticed("are (missing|num)", mock.patch.object(SendCursor, "_gap", lost))
 
     def assert_noticed(self, what, *patches):
-        """Within some seeds the oracle says `what`, if the program is patched so."""
+        """Check that the oracle reports `what` within some seeds if the program is patched."""
         with contextlib.ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
@@ -149,13 +149,13 @@ class Controls(unittest.TestCase):
                 play(seed)
 
     def test_a_ring_that_keeps_its_last_number_once_only(self):
-        """Without the marks the newest sample is told by its own slot alone."""
+        """Without the marks only its own slot shows that the newest sample exists."""
         patch = mock.patch("pigeonpost.node.ring_format.parse_mark", lambda *_: None)
         self.assert_noticed("are missing|are numbered|is lost", patch)
 
     def test_a_ring_that_takes_no_notice_of_a_sample_in_a_wrong_slot(self):
-        real = ring_scan._whole_slots
-        patch = mock.patch("pigeonpost.node.ring_scan._whole_slots", lambda *args: (real(*args)[0], {}))
+        real = ring_scan._undamaged_slots
+        patch = mock.patch("pigeonpost.node.ring_scan._undamaged_slots", lambda *args: (real(*args)[0], {}))
         self.assert_noticed("are missing|are numbered|is lost", patch)
 
     def test_a_ring_with_one_header(self):
@@ -166,12 +166,12 @@ class Controls(unittest.TestCase):
         )
 
     def test_a_node_that_calls_what_is_damaged_overwritten(self):
-        real = SendCursor._lost
+        real = SendCursor._gap
 
         def lost(stream, run, first, last, before, why):
             return real(stream, run, first, last, before, "overwritten")
 
-        self.assert_noticed("was damaged; said was", mock.patch.object(SendCursor, "_lost", lost))
+        self.assert_noticed("was damaged; said was", mock.patch.object(SendCursor, "_gap", lost))
 
 
 def taken(value):
@@ -179,7 +179,7 @@ def taken(value):
 
 
 class Chance(random.Random):
-    """A power cut keeps nothing that was not synced."""
+    """A power cut keeps no unsynced write."""
 
     def random(self):
         return 0.1
@@ -197,11 +197,11 @@ class Found(unittest.TestCase):
     def open(self, slots=64):
         return Ring(FOLDER, slots, 128, self.disk)
 
-    def test_what_a_killed_node_had_written_is_durable_before_anybody_sees_it(self):
-        """Else a server could get it, a power cut take it from the card, and its number be given to another sample."""
+    def test_sample_of_a_killed_node_is_durable_before_a_server_gets_it(self):
+        """Otherwise a power cut could remove a sent sample from the card, and its number be given to another sample."""
         outbox = Outbox(self.open(), BOOT)
         outbox.put(taken(1))
-        self.disk.dies_in = 2  # it is written, and not synced
+        self.disk.dies_in = 2  # written, but not synced
         with self.assertRaises(Died):
             outbox.commit()
         self.disk.killed()
@@ -209,13 +209,13 @@ class Found(unittest.TestCase):
         self.disk.crash()
         self.assertEqual((seen, self.open().last), (1, 1))
 
-    def test_what_a_failed_sync_left_in_the_cache_is_durable_before_anybody_sees_it(self):
-        """The kernel forgets that it is not on the card; a later sample would be written over one that was accepted."""
+    def test_sample_left_in_the_cache_by_a_failed_sync_is_durable_before_a_server_gets_it(self):
+        """The kernel forgets that it is not on the card. A later sample would overwrite an accepted one."""
         for does in (Outbox.commit, lambda outbox: outbox.switch(False)):
             outbox = Outbox(self.open(), BOOT)
             outbox.put(taken(1))
             before = outbox.ring.last, outbox.ring.state["on"]
-            self.disk.fails_in = 2  # it is written, and the sync fails
+            self.disk.fails_in = 2  # written, but the sync fails
             with self.assertRaises(DiskError):
                 does(outbox)
             self.disk.killed()
@@ -226,7 +226,7 @@ class Found(unittest.TestCase):
             self.assertNotEqual(seen, before)
             self.assertEqual((ring.last, ring.state["on"]), seen)
 
-    def test_whatever_fails_while_the_file_is_made_it_is_not_lost_later(self):
+    def test_file_survives_any_failure_during_its_creation(self):
         calls = 0
         while not self.disk.fails_in:
             calls += 1
@@ -243,7 +243,7 @@ class Found(unittest.TestCase):
         self.assertGreater(calls, 5)
 
     def test_a_power_cut_in_a_batch_leaves_the_newest_that_were_accepted(self):
-        """Else the numbers begin anew, and nobody knows that anything is missing."""
+        """Otherwise the numbers would start again, and the loss would remain unknown."""
         outbox = Outbox(self.open(slots=8), BOOT)
         for value in range(1, 101):
             outbox.put(taken(value))
@@ -255,7 +255,7 @@ class Found(unittest.TestCase):
         with self.assertRaises(Died):
             outbox.commit()
         self.disk.dies_in = 0
-        for file in self.disk.names.values():  # of each write only the first byte reaches the card
+        for file in self.disk.names.values():  # only the first byte of each write reaches the card
             for at, data in file.pending:
                 for slot in range(0, len(data), 128):
                     file.durable[at + slot] ^= 255
@@ -266,7 +266,7 @@ class Found(unittest.TestCase):
         self.assertEqual(ring.runs[-1].last, 100)
 
     def test_a_switch_that_the_disk_refuses_ends_the_program(self):
-        """The session that asked for it cannot tell that from a broken connection, and would go on."""
+        """The session that requested it cannot distinguish this from a broken connection, and would continue."""
         failures = []
         outbox = Outbox(self.open(), BOOT, failed=failures.append)
         self.disk.fails_in = 1

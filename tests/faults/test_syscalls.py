@@ -1,9 +1,9 @@
-"""Node and server killed in their k-th pwrite, fdatasync, fsync, ftruncate and send, for every k, and told of a broken
-or full disk by the k-th of them: nothing that was accepted is lost, and they say why they end.
+"""Node and server killed in, or given an error by, their k-th pwrite, fdatasync, fsync, ftruncate or send, for every k.
 
-strace does it (`--inject`), so this runs where strace may trace. The quick suite kills each of them once, and fails one
-call of the node. PIGEONPOST_TEST_SYSCALLS says how many samples a run of the node takes, and so how far k goes,
-PIGEONPOST_TEST_STRIDE in which steps; PIGEONPOST_TEST_SERVER_CALLS how far it goes for the server.
+No accepted sample is lost, and the programs log why they end. strace does it (`--inject`), so these tests run where
+strace may trace. The quick suite kills each program once, and makes one call of the node fail. PIGEONPOST_TEST_SYSCALLS
+is the number of samples that a run of the node takes, which limits k, and PIGEONPOST_TEST_STRIDE the step of k;
+PIGEONPOST_TEST_SERVER_CALLS limits k for the server.
 """
 
 import json
@@ -25,7 +25,7 @@ SAMPLES = rounds("PIGEONPOST_TEST_SYSCALLS", 2, 10)
 STRIDE = rounds("PIGEONPOST_TEST_STRIDE", 4, 1)
 SERVER_CALLS = rounds("PIGEONPOST_TEST_SERVER_CALLS", 1, 40)
 SLOTS = 64
-HELD = 20  # samples that are in the ring before
+HELD = 20  # samples in the ring file before
 BOOT, EPOCH = "00000000000000b0", "00000000000000e1"
 DISK_ERROR = 74
 
@@ -40,7 +40,7 @@ def may_trace() -> bool:
 
 
 def injecting(fault: str, *only: str) -> tuple[str, ...]:
-    """What goes before a command, so that strace injects `fault` (`pwrite64:error=EIO:when=3`) into it."""
+    """Return the prefix of a command that makes strace inject `fault` (`pwrite64:error=EIO:when=3`)."""
     # --seccomp-bpf stops the program at these calls only, not at each; but with it strace 6.1 injects no signals.
     quick = () if ":signal=" in fault else ("--seccomp-bpf",)
     trace = ("strace", "-D", "-f", "-q", "-o", "/dev/null", *quick, *only)
@@ -76,7 +76,7 @@ class OfTheNode(unittest.TestCase):
         return program
 
     def hear(self, program, count):
-        """Listen as the oracle does, until `count` samples have come; then switch sampling off and on.
+        """Receive samples as the oracle does, until `count` have arrived; then turn sampling off and on.
 
         Returns True when the node has done that, False when it has ended.
         """
@@ -98,12 +98,15 @@ class OfTheNode(unittest.TestCase):
                                     return True
                                 break
             except OSError:
-                pass  # not there yet, or not there any more
+                pass  # not yet started, or ended
             time.sleep(0.005)
         return False
 
     def run_with(self, injected, fresh):
-        """One node with a fault injected, on new data or on old; its exit status, or None when it went on."""
+        """Run a node with an injected fault, on new or existing data.
+
+        Returns its exit status, or None if it kept running.
+        """
         self.heard = {}
         self.data = self.folder / "node"
         shutil.rmtree(self.data, ignore_errors=True)
@@ -119,7 +122,7 @@ class OfTheNode(unittest.TestCase):
         return program.end()
 
     def check(self):
-        """Start it again, without a fault: everything accepted is there, and it goes on."""
+        """Start the node again without a fault: all accepted samples are there, and it continues."""
         before = dict(self.heard)
         program = self.node()
         self.hear(program, 2)
@@ -137,7 +140,10 @@ class OfTheNode(unittest.TestCase):
         return held
 
     def every(self, call, fault, fresh, expected):
-        """Inject at the 1st, 2nd ... `call` (of any one thread) until that is not reached any more; how many it was."""
+        """Inject a fault at the first, second, ... `call` of any one thread until it is no longer reached.
+
+        Returns their number.
+        """
         k, status = 1 - STRIDE, expected
         while status is not None:
             k += STRIDE
@@ -153,7 +159,7 @@ class OfTheNode(unittest.TestCase):
 
     # ---------------------------------------------------------------------------------------- one of each kind
 
-    def test_one_fault_of_each_kind(self):
+    def test_fault_of_each_kind_loses_nothing(self):
         for fault, fresh, status, said in (
             ("pwrite64:signal=KILL", False, -9, ""),
             ("fdatasync:error=EIO", True, DISK_ERROR, "Input/output error"),
@@ -202,10 +208,10 @@ class OfTheNode(unittest.TestCase):
 
 @unittest.skipUnless(may_trace(), "strace is not here, or may not trace")
 class OfTheServer(unittest.TestCase):
-    """One server after another collects from a node that goes on; each has a fault in the k-th call of one thread."""
+    """Servers that collect from a running node, one after another, each with a fault in the k-th call of one thread."""
 
     def every(self, what, faults, calls=SERVER_CALLS):
-        """Inject each fault at the 1st, 2nd ... of so many calls. faults: what is injected to the exit status"""
+        """Inject each fault at the first, second, ... call. `faults` maps them to the expected exit status."""
         reached = 0
         with trial(f"the server {what}") as (house, _):
             wait_until(house.is_up, "the server has started")
@@ -221,9 +227,9 @@ class OfTheServer(unittest.TestCase):
         print(f"in {reached} of {len(faults) * calls} runs that ended it")
 
     def run_with(self, house, injected):
-        """A server with a fault injected; its exit status when it has ended by itself, or was told to after a while."""
+        """Run a server with an injected fault. Returns its exit status, after it ended or was stopped."""
         database = house.data / "server" / DATABASE
-        # What ld.so reads is not meant: a broken loader says nothing of this program.
+        # Reads by ld.so are excluded: they are not made by this program.
         only = ("-P", str(database), "-P", f"{database}-wal") if injected.startswith("pread") else ()
         house.server.wrapper = injecting(injected, *only)
         read = house.server.log.stat().st_size
@@ -237,7 +243,7 @@ class OfTheServer(unittest.TestCase):
             stays = b"is damaged (" in said and b"the page is at " in said
             return stays or not house.server.is_running() or house.has_stored_after(wanted)
 
-        wait_until(is_settled, "it works, ends, or says why it does not")
+        wait_until(is_settled, "it works, ends, or reports a fault")
         status = house.server.stop() if house.server.is_running() else house.server.end()
         house.server.kills += status == -9
         return status

@@ -12,7 +12,7 @@ KILLS = rounds("PIGEONPOST_TEST_TLS_KILLS", 3, 100)
 
 
 class TlsHouse(House):
-    """Both programs with a token and TLS; the oracle is on the node's machine, and speaks plain text."""
+    """Both programs with a token and TLS. The oracle is on the node's machine, and uses plain TCP."""
 
     def __init__(self, folder, **options):
         super().__init__(folder, **options)
@@ -32,7 +32,7 @@ class Kills(unittest.TestCase):
     def test_killed_again_and_again_with_tls(self):
         with trial(f"{KILLS} times killed, with TLS", kind=TlsHouse, every_s=0.01) as (house, chance):
             kill_at_random(house, KILLS, chance)
-            self.assertIn("the link speaks TLS", house.node.log.read_text())
+            self.assertIn("the link uses TLS", house.node.log.read_text())
 
 
 if __name__ == "__main__":

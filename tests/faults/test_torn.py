@@ -1,6 +1,6 @@
-"""A write of the ring that a power cut tore, at every byte, in a real file: a sample is whole or is none.
+"""A write of the ring file torn at every byte by a power cut, in a real file: a sample is complete or absent.
 
-And bytes that are changed later, each alone: a sample is whole, or a gap says that it is damaged.
+Also single bytes changed later: a sample is complete, or a gap reports that it is damaged.
 """
 
 import contextlib
@@ -47,14 +47,17 @@ class RingCase(unittest.TestCase):
 
 class Torn(RingCase):
     def mixtures(self, old, new, at, size):
-        """Every file of which a write of `size` bytes at `at` got to the disk in part: its beginning, or its end."""
+        """Yield every file in which a write of `size` bytes at `at` reached the disk in part.
+
+        Its beginning, or its end.
+        """
         for cut in range(size + 1):
             middle = at + cut
             yield f"the first {cut} bytes are new", new[:middle] + old[middle:]
             yield f"the first {cut} bytes are old", old[:middle] + new[middle:]
 
     def samples(self, ring):
-        """Running number to value, of all that the ring gives."""
+        """Return running number to value of all samples that the ring file returns."""
         found = {}
         for run in ring.runs:
             for number in range(run.number, run.last_number + 1):
@@ -65,7 +68,7 @@ class Torn(RingCase):
         return found
 
     def tear(self, count):
-        """Write `count` samples, tear the writing of one more at every byte, and look at what is left."""
+        """Write `count` samples, tear the write of one more at every byte, and check the result."""
         ring = self.ring()
         ring.append(EPOCH, 1, BOOT, [taken(value) for value in range(1, min(count, SLOTS) + 1)])
         for value in range(SLOTS + 1, count + 1):
@@ -110,7 +113,7 @@ class Torn(RingCase):
         self.tear(14)
 
     def test_the_state(self):
-        """Torn, it is the one before or the new one, in either of its two places."""
+        """A torn state is the one before or the new one, in either of its two copies."""
         for times in (1, 2):
             ring = self.ring()
             ring.append(EPOCH, 1, BOOT, [taken(1)])
@@ -137,10 +140,10 @@ class Torn(RingCase):
 
 
 class Rotten(RingCase):
-    """Bytes of a real file changed, one at a time, and the real outbox started on it: nothing is missing in silence."""
+    """Single bytes of a real file changed, and the real outbox started on it: every missing sample is reported."""
 
     def numbers_told(self):
-        """Of an outbox that starts on the file what it would send to a server that has nothing: samples, and gaps."""
+        """Return what an outbox that starts on the file would send to an empty server: samples and gaps."""
         ring = self.ring()
         cursor = SendCursor(Outbox(ring, BOOT), FakeClock())
         cursor.begin(0, {})
@@ -161,7 +164,9 @@ class Rotten(RingCase):
                 os.remove(self.path)
             ring = self.ring()
             for value in range(1, count + 1):
-                epoch, first = (EPOCH, 0) if value < count else (LATER, count - 1)  # the newest is alone in its epoch
+                epoch, first = (
+                    (EPOCH, 0) if value < count else (LATER, count - 1)
+                )  # the newest sample is the only one of its epoch
                 ring.append(epoch, value - first, BOOT, [taken(value)])
             ring.close()
             whole = self.content()

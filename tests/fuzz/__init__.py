@@ -1,11 +1,11 @@
-"""Inputs that nobody would write, by the thousand, and those that once did harm: nothing crashes, hangs or grows.
+"""Fuzz tests: thousands of unusual inputs, and those that failed once; no input may crash, hang or exhaust memory.
 
-python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install hypothesis
-PIGEONPOST_TEST_FUZZ=1000 /tmp/fuzz/bin/python -m unittest discover -t . -s tests/fuzz
+    python3 -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install hypothesis
+    PIGEONPOST_TEST_FUZZ=1000 /tmp/fuzz/bin/python -m unittest discover -t . -s tests/fuzz
 
-PIGEONPOST_TEST_FUZZ sets the number of inputs that each test makes up (50; 1,000 with PIGEONPOST_TEST_LONG=1). Without
-hypothesis only those in corpus/ are tried: a folder for each target, a file for each input, named by what it is.
-hypothesis keeps what failed in the folder for temporary files, and tries it first the next time. Where
+PIGEONPOST_TEST_FUZZ is the number of inputs that each test generates (50; 1,000 with PIGEONPOST_TEST_LONG=1). Without
+hypothesis only the inputs in corpus/ are tried: one folder per target, one file per input, with a descriptive name.
+hypothesis stores failing inputs in the folder for temporary files and tries them first the next time. If
 PIGEONPOST_TEST_FIRST_SEED is set, as in .ci/run, every run has the same inputs.
 """
 
@@ -31,12 +31,12 @@ else:
 
     _REPEATS = "PIGEONPOST_TEST_FIRST_SEED" in os.environ
     _home = os.path.join(tempfile.gettempdir(), f"pigeonpost-fuzz-{os.getuid()}")
-    set_hypothesis_home_dir(_home)  # nothing is written into the tree
+    set_hypothesis_home_dir(_home)  # no files in the source tree
     _PROFILE = hypothesis.settings(
         max_examples=rounds("PIGEONPOST_TEST_FUZZ", 50, 1000), deadline=None, print_blob=True,
         derandomize=_REPEATS,
         database=None if _REPEATS else DirectoryBasedExampleDatabase(os.path.join(_home, "examples")),
-        # Lists of right lines, changed here and there, are slow to draw on a slow machine: that is no fault of ours.
+        # Mutated lists of valid lines are slow to generate on a slow machine, which is not an error.
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )  # fmt: skip
 
@@ -44,17 +44,20 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 def fuzzed(inputs):
-    """A test method that is called with what the strategy `inputs()` makes up; skipped without hypothesis."""
+    """Return a test method that is called with inputs of the strategy `inputs()`; it is skipped without hypothesis."""
     if hypothesis is None:
         return unittest.skip("hypothesis is not installed")
     return lambda test: _PROFILE(hypothesis.given(inputs())(test))
 
 
 class Target:
-    """What takes strangers' bytes. A test case names its folder of the corpus, and says in `check` what must hold."""
+    """Base of tests of code that reads untrusted bytes.
+
+    A subclass names its folder of the corpus, and checks one input in `check`.
+    """
 
     corpus = ""
-    CPU_S = 1.0  # for one input, which takes milliseconds; the processor's time, since others may use it too
+    CPU_S = 1.0  # per input, which takes milliseconds; processor time, since other programs may run too
     MEMORY_BYTES = 4 << 20
 
     def setUp(self):
@@ -71,7 +74,7 @@ class Target:
 
     @contextlib.contextmanager
     def bounded(self):
-        """The block ends within CPU_S and MEMORY_BYTES."""
+        """Return a context that fails if the block takes more than CPU_S of processor time or MEMORY_BYTES."""
 
         def hangs(*_):
             raise AssertionError(f"not done within {self.CPU_S} s of the processor's time")
@@ -90,7 +93,10 @@ class Target:
 
 
 def mutated(right, pieces, most):
-    """A strategy: bytes that the strategy `right` makes, with up to four changes; or any bytes. At most `most`."""
+    """Return a strategy for bytes made by the strategy `right` with up to four changes, or any bytes.
+
+    At most `most`.
+    """
 
     @st.composite
     def changed(draw):
@@ -98,7 +104,7 @@ def mutated(right, pieces, most):
         for _ in range(draw(st.integers(0, 4))):
             at = draw(st.integers(0, len(data)))
             end = at + draw(st.integers(0, 20))
-            own = bytes(data[at : at + 30])  # doubled, or moved
+            own = bytes(data[at : at + 30])  # repeated, or moved
             piece = draw(st.sampled_from((*pieces, own)) | st.binary(max_size=4))
             data[at:end] = piece * draw(st.sampled_from((1, 1, 1, 0, 2, 12, 5000)))
             del data[most:]

@@ -1,4 +1,7 @@
-"""A tar file that is said to be a backup: it is one, or BadBackup; nothing is written but where it was told to."""
+"""Untrusted tar files as backups: each is accepted or raises BadBackup.
+
+Nothing is written outside the target folder.
+"""
 
 import functools
 import hashlib
@@ -22,7 +25,7 @@ PIECES = [
 
 @functools.cache
 def made(form):
-    """A right backup, of little."""
+    """Return a small valid backup."""
     content = {DATABASE: b"SQLite format 3\0" + bytes(600), "logs/a.csv": b"time,node\n", "tokens.json": b"{}"}
     content["SHA256SUMS"] = b"".join(
         f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode() for name, data in content.items()
@@ -39,7 +42,7 @@ def made(form):
 
 
 def signed():
-    """Right ones, in which the sum of a head is made right again after a change: so that the change is looked at."""
+    """Return a strategy for changed backups whose heads have correct checksums, so that the change is examined."""
 
     @st.composite
     def changed(draw):
@@ -83,7 +86,7 @@ class Backups(Target, unittest.TestCase):
             self.assertLess(sum(map(os.path.getsize, there)), len(data) + 1)
 
     def assert_as_others_read_it(self, archive, inside, names):
-        """What is accepted has one meaning only: Python's own reader sees the same files."""
+        """Check that an accepted file is unambiguous: Python's own reader finds the same files."""
         with tarfile.open(archive) as tar:
             self.assertEqual(sorted(tar.getnames()), sorted([*names, "SHA256SUMS"]))
             for name in names:
@@ -100,7 +103,7 @@ class Backups(Target, unittest.TestCase):
                 self.assertEqual(names, ["logs/a.csv", DATABASE, "tokens.json"])
 
     @fuzzed(lambda: mutated(st.sampled_from([made(form) for form in (0, 1, 2)]), PIECES, 30_000))
-    def test_changed(self, data):
+    def test_changed_backups_are_refused_or_restored(self, data):
         self.check(data)
 
     @fuzzed(signed)

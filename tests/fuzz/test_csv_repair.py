@@ -1,4 +1,4 @@
-"""The CSV log after a crash and whatever was done to it: mended, or left alone with the rest in a new one."""
+"""The CSV log after a crash and any change: it is repaired, or left unchanged and continued in a new file."""
 
 import csv
 import json
@@ -15,12 +15,15 @@ from tests.storage.test_contract import batch, file, gap
 from tests.support import temp_folder
 from tests.test_csvbuffer import LogCase
 
-END = 1 << 40  # behind all that is there
+END = 1 << 40  # after the end
 PIECES = ["my own note\n", "\n", "\r\n", '"', ",", "x", "°", "\ufeff", "+00:00", HEADER]
 
 
 def damages():
-    """Changes of the log, one after the other, as JSON: [place from where it was synced, bytes that go, what comes]."""
+    """Return a strategy for successive changes of the log as JSON.
+
+    [offset after the synced part, bytes removed, bytes inserted].
+    """
     place = st.integers(-60, 900) | st.integers(-60, 900) | st.integers(-10_000, 0) | st.just(END)
     count = st.sampled_from([0, 0, 1, END]) | st.integers(0, 400)
     piece = st.sampled_from(["", *PIECES]).map(str.encode) | st.integers(1, 600).map(bytes) | st.binary(max_size=4)
@@ -33,12 +36,12 @@ class Repair(Target, LogCase):
     def setUp(self):
         self.store = MemoryStore()
         super().setUp()
-        self.addCleanup(lambda: self.log._sums.stop())  # of the last one; a crash ends those before
+        self.addCleanup(lambda: self.log._sums.stop())  # of the last one; the earlier ones end with a crash
         self.commit(batch(1, 50))
         self.log.record()
         self.commit(batch(51, 52), batch(1, 3, node="b", units={"temperature": '°"C', "light": ""}))
         self.commit(batch(53, 54, temperature=None), gap(55, 57, why='a "long", gap'), batch(58, 59))
-        file(self.store, batch(60, 60))  # stored, and the rows were not written any more
+        file(self.store, batch(60, 60))  # stored, but the rows were not written
         self.note()
 
     def open(self):
@@ -46,7 +49,7 @@ class Repair(Target, LogCase):
         self.log.start()
 
     def note(self):
-        """The server is killed, and what belongs into its log is noted."""
+        """Kill the server and record the rows that belong into its log."""
         self.crash()
         mark, self.name = self.store.log_mark(), self.log.name
         self.there = Path(self.path()).read_bytes()
@@ -69,8 +72,8 @@ class Repair(Target, LogCase):
             same = next(
                 n for n, row in enumerate([*rows, b""]) if [meaning(row)] != meanings(b"".join(right[n : n + 1]))
             )
-            self.assertTrue(is_torn(b"".join(rows[same:]), b"".join(right[same:])), "somebody's text is gone")
-        else:  # it was left alone: the new file begins with what this one lacks
+            self.assertTrue(is_torn(b"".join(rows[same:]), b"".join(right[same:])), "foreign text was deleted")
+        else:  # unchanged: the new file begins with the rows that this one lacks
             missing = next(k for k in range(len(self.owed) + 1) if new == meanings(b"".join(self.owed[k:])))
             has = meanings(b"".join(self.owed[:missing]))
             self.assertEqual(meanings(behind)[: len(has)], has, "lost")
@@ -79,7 +82,7 @@ class Repair(Target, LogCase):
                 self.assertFalse(rest.startswith(self.owed[missing]), "doubled")
 
     def started_on(self, there):
-        """The log is `there` when the server starts, twice: what it has then, and the rows of the new one."""
+        """Start the server twice with the log `there`. Returns its content afterwards, and the rows of the new log."""
         store, self.store = self.store, self.store.backup()
         path = Path(self.path(self.name))
         path.write_bytes(there)
@@ -98,7 +101,7 @@ class Repair(Target, LogCase):
                 os.unlink(self.path(name))
 
     @fuzzed(damages)
-    def test_damages(self, data):
+    def test_damaged_logs_are_repaired(self, data):
         self.check(data)
 
     def test_long_blocks_that_were_never_written(self):
@@ -111,12 +114,12 @@ class Repair(Target, LogCase):
 
 
 def is_torn(text, wanted):
-    """Whether a crash left it: it breaks off, or has zeros where something was to be written."""
+    """Return True if a crash can have left this content: it breaks off, or has zeros in place of unwritten bytes."""
     return all(byte in (0, right) for byte, right in zip(text, wanted.ljust(len(text), b"\0")))
 
 
 def meanings(text):
-    """The rows, but for their units and how their times are written, which may have changed since."""
+    """Return the rows without their units and the form of their times, which may have changed in the meantime."""
     return list(map(meaning, text.splitlines(keepends=True)))
 
 

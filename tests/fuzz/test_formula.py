@@ -1,4 +1,7 @@
-"""Formulas: a finite number, a SettingsError with its column, or a SensorError - soon, and in little memory."""
+"""Formulas.
+
+Each gives a finite number, a SettingsError with its column, or a SensorError, in bounded time and memory.
+"""
 
 import math
 import unittest
@@ -20,7 +23,7 @@ PIECES = [
 
 
 def formulas():
-    """Texts that are formulas, but for a name or a number now and then."""
+    """Return a strategy for texts that are formulas, sometimes with an invalid name or number."""
     leaves = st.sampled_from((*VALUES, *NUMBERS[:6], "pi", "e"))
 
     def larger(inner):
@@ -48,7 +51,7 @@ class Formulas(Target, unittest.TestCase):
                 return
             self.assertLessEqual(made.uses.keys(), VALUES.keys())
             for name, column in made.uses.items():
-                if text.isascii():  # of other letters the parser may make plain ones
+                if text.isascii():  # the parser may normalise other letters to plain ones
                     self.assertEqual(text[column - 1 : column - 1 + len(name)], name)
             try:
                 value = made.evaluate(VALUES)
@@ -60,7 +63,7 @@ class Formulas(Target, unittest.TestCase):
                 self.assertTrue(math.isfinite(value))
 
     @fuzzed(formulas)
-    def test_formulas(self, data):
+    def test_random_formulas_are_refused_or_calculated(self, data):
         self.check(data)
 
     @fuzzed(lambda: mutated(formulas(), PIECES, 4 * formula.LONGEST_TEXT))

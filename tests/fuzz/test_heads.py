@@ -1,4 +1,4 @@
-"""Heads of requests: refused, or right to the last byte, and read in a time that grows with their length."""
+"""Request heads: each is refused, or parsed correctly to the last byte, in time proportional to its length."""
 
 import re
 import unittest
@@ -34,7 +34,7 @@ HEADER = re.compile(rb"[^\x00-\x20()<>@,;:\\\"/\[\]?={}\x7f-\xff]+:[^\x00-\x08\x
 
 class Heads(Target, unittest.TestCase):
     corpus = "heads"
-    CPU_S = 0.25  # of 8 KiB; what grows with the square of that takes four times as long
+    CPU_S = 0.25  # for 8 KiB; quadratic parsing takes four times as long
 
     def check(self, data):
         early = next((cut for cut in range(0, len(data), len(data) // 20 + 1) if self.is_refused(data[:cut])), None)
@@ -61,7 +61,7 @@ class Heads(Target, unittest.TestCase):
         return False
 
     def read(self, data):
-        """All that the server makes of it; where the head ends, 0 where that is still to come."""
+        """Return the server's parse of the bytes, and the position where the head ends (0 if it is incomplete)."""
         end = head_end(bytearray(data))
         if end:
             request = parse_head(data[:end])
@@ -75,7 +75,7 @@ class Heads(Target, unittest.TestCase):
         return end
 
     def check_head(self, head):
-        """Nothing in it that another program could read otherwise (RFC 9112, sections 2.2, 3, 5 and 6)."""
+        """Check that no other program can read the head differently (RFC 9112, sections 2.2, 3, 5 and 6)."""
         self.assertEqual((head.count(b"\r"), head.count(b"\n")), (head.count(b"\r\n"),) * 2)
         first, *headers = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
         self.assertRegex(first, rb"\A[!-~]+ /[!-~]* HTTP/1\.[01]\Z")
@@ -88,7 +88,7 @@ class Heads(Target, unittest.TestCase):
         self.assertNotIn(b"transfer-encoding", names)
 
     @fuzzed(lambda: mutated(st.sampled_from(SEEDS), PIECES, HEAD_BYTES + 500))
-    def test_heads(self, data):
+    def test_random_heads_are_refused_or_parsed(self, data):
         self.check(data)
 
 

@@ -1,4 +1,4 @@
-"""What a web server answers to a source: a finite number, or a SensorError - soon, and in little memory."""
+"""Responses of a web server to a source: each gives a finite number or a SensorError, in bounded time and memory."""
 
 import json
 import math
@@ -36,7 +36,7 @@ HEAD_PIECES = [
 
 class JsonAnswers(Target, unittest.TestCase):
     corpus = "json_answers"
-    MEMORY_BYTES = 16 << 20  # an array in each of a thousand arrays is a thousand lists
+    MEMORY_BYTES = 16 << 20  # a thousand nested arrays are a thousand lists
 
     def check(self, data):
         with self.bounded():
@@ -66,19 +66,19 @@ class JsonAnswers(Target, unittest.TestCase):
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(("a", "b", "a.b", "0")), inner),
         max_leaves=20).map(json.dumps).map(str.encode))  # fmt: skip
-    def test_answers(self, data):
+    def test_random_json_is_refused_or_parsed(self, data):
         self.check(data)
 
 
 class PairedSocket(socket.socket):
-    """One of a pair, which has no options of TCP."""
+    """One of a pair of sockets, without the options of TCP."""
 
     def setsockopt(self, *_):
         pass
 
 
 class HttpAnswers(JsonAnswers):
-    """The bytes of the whole answer; after them the server is silent, or has closed."""
+    """The bytes of the complete response; after them the server is silent, or has closed the connection."""
 
     corpus = "http_answers"
 
@@ -89,7 +89,7 @@ class HttpAnswers(JsonAnswers):
             ours, theirs = socket.socketpair()
             sockets.append(theirs)
             theirs.setblocking(False)
-            theirs.send(data)  # what fits into the socket's buffer
+            theirs.send(data)  # at most the socket's buffer
             if len(data) % 2:
                 theirs.shutdown(socket.SHUT_WR)
             return PairedSocket(fileno=ours.detach())
@@ -111,10 +111,10 @@ class HttpAnswers(JsonAnswers):
         self.check(data)
 
     @fuzzed(lambda: mutated(st.sampled_from(HEADS), HEAD_PIECES, 10_000))
-    def test_answers(self, data):
+    def test_random_json_is_refused_or_parsed(self, data):
         self.check(data)
 
-    def test_one_without_end(self):
+    def test_endless_response_is_refused(self):
         self.check(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * min(LONGEST_ANSWER, 150_000))
 
 

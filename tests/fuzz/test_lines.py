@@ -1,4 +1,4 @@
-"""Lines of the link: what reads, reads again when it is written; a session answers everything, and in few words."""
+"""Lines of the link: a decoded line is decoded the same after encoding; a session replies to everything, briefly."""
 
 import unittest
 
@@ -38,7 +38,7 @@ SEEDS = [line[:-1] for line in (
 
 
 def lines():
-    """A line of the link, without its end."""
+    """Return a strategy for lines of the link, without their ends."""
     simple = st.sampled_from(["ON", "off", "-", "15:36:10", EPOCH, "0", "9" * 18, "9" * 19, "bad-argument"])
     word = st.sampled_from([*WORDS, "SENDACK", "hello", "ſEND"])
     built = st.tuples(word, st.lists(simple, max_size=2), json_texts()).map(lambda p: " ".join((p[0], *p[1], p[2])))
@@ -47,17 +47,17 @@ def lines():
 
 
 def conversations():
-    """Lines one after the other, as a stream has them; a dot is time that passes."""
+    """Return a strategy for successive lines in a stream; a dot stands for elapsed time."""
     return st.lists(st.sampled_from(SEEDS[:3]) | st.sampled_from([*SEEDS, b"."]) | lines(), max_size=12).map(b"\n".join)
 
 
 def again(word, args):
-    """What is read of the line that says what was read."""
+    """Return the decoded form of a line that encodes this decoded line."""
     return decode(encode(word, *(texts(arg) if isinstance(arg, list) else arg for arg in args)))
 
 
 def texts(batches):
-    """What a line of these samples has: columns where they are alike, and more than one."""
+    """Return the content of a line with these samples: columns if there are several samples of the same kind."""
     if len(batches) == 1 and len(batches[0]) > 1:
         return write_columns(batches[0])
     return [text(sample) for batch in batches for sample in batch]
@@ -85,15 +85,15 @@ class Lines(Target, unittest.TestCase):
             self.assertTrue(all(arg <= LARGEST_SEQ for arg in message.args if type(arg) is int))
 
     @fuzzed(lines)
-    def test_lines(self, data):
+    def test_random_lines_are_refused_or_decoded(self, data):
         self.check(data)
 
 
-MOST_LINES = 1000  # of a conversation: a repeated piece with a line's end in it makes 5,000, each of 0.2 ms (measured)
+MOST_LINES = 1000  # of a session: a repeated part with a line's end gives 5,000 lines of 0.2 ms each (measured)
 
 
 class Sessions(Target, unittest.TestCase):
-    """Both ends, each with and without a token, hear the same lines."""
+    """Both ends, each with and without a token, receive the same lines."""
 
     corpus = "sessions"
 
@@ -113,7 +113,7 @@ class Sessions(Target, unittest.TestCase):
             self.assertEqual([slot.up_ms for slot in outbox.read(1, 5)], [1, 2, 3, 4, 5])
 
     def talk(self, session, clock, data):
-        """The session hears every line, until it closes; what it says is lines of the link, and not many."""
+        """Pass every line to the session until it closes; check that its output consists of few valid lines."""
         with self.bounded():
             for line in data.split(b"\n")[:MOST_LINES]:
                 if line == b".":
@@ -131,7 +131,7 @@ class Sessions(Target, unittest.TestCase):
                     break
 
     def check_ledger(self, ledger, key):
-        """What came to be stored can be told on, stands there once, and is nothing where nothing was proved."""
+        """Check that stored samples can be encoded and are stored once, and that nothing is stored without a proof."""
         self.assertFalse(key and (ledger.rows or ledger.gaps))
         for _, epoch, sample in ledger.rows:
             self.assertEqual(again("SENSORS", (epoch, [SampleBatch.of([sample])])).args[1], [SampleBatch.of([sample])])
@@ -140,7 +140,7 @@ class Sessions(Target, unittest.TestCase):
             self.assertTrue(0 < first <= last + 1 <= LARGEST_SEQ + 1 and 0 <= before <= LARGEST_SEQ and len(why) <= 80)
 
     @fuzzed(conversations)
-    def test_conversations(self, data):
+    def test_random_sessions_end_with_an_error_code(self, data):
         self.check(data)
 
 

@@ -1,11 +1,11 @@
-"""Bodies of uploads: the same parts, or refused, however they are cut; bounded in time and memory."""
+"""Bodies of uploads: they give the same parts or are refused, however they are split, in bounded time and memory."""
 
 import unittest
 
 from pigeonpost.compat.file_drop.storage import STORED_NAME, plain_name
 from pigeonpost.http.multipart import MOST_PARTS, PART_HEAD_BYTES, BadMultipart, Multipart, boundary_of
 from tests.fuzz import Target, fuzzed, mutated, st
-from tests.http.test_multipart import FORM, Heard
+from tests.http.test_multipart import FORM, RecordingSink
 
 MOST_BYTES = 200_000
 SEEDS = (
@@ -26,12 +26,12 @@ PIECES = (
 class Bodies(Target, unittest.TestCase):
     corpus = "multipart"
     CPU_S = 1.0  # of 200 kB, read four times
-    MEMORY_BYTES = 8 << 20  # of which most is what the test itself writes down
+    MEMORY_BYTES = 8 << 20  # mostly the test's own records
 
     def check(self, data):
         whole = self.read([data])
         self.assertEqual(whole, self.read([data[at : at + 997] for at in range(0, len(data), 997)]))
-        if len(data) < 3000:  # byte by byte, and in two at every byte
+        if len(data) < 3000:  # byte by byte, and split in two at every byte
             self.assertEqual(whole, self.read([data[at : at + 1] for at in range(len(data))]))
         for at in range(0, len(data), max(1, len(data) // 50)):
             self.assertEqual(whole, self.read([data[:at], data[at:]]), at)
@@ -44,14 +44,14 @@ class Bodies(Target, unittest.TestCase):
                 self.assertTrue(STORED_NAME(f"0123456789abcdef_{name}"), name)
 
     def read(self, pieces):
-        """The parts, or None when it is refused."""
-        heard = Heard()
+        """Return the parts, or None if the body is refused."""
+        heard = RecordingSink()
         with self.bounded():
             form = Multipart(b"X-1", heard)
             try:
                 for piece in pieces:
                     form.take(piece)
-                    self.assertLessEqual(len(form._held), PART_HEAD_BYTES + len(piece) + 100)
+                    self.assertLessEqual(len(form._buffer), PART_HEAD_BYTES + len(piece) + 100)
                 form.finish()
             except BadMultipart as error:
                 self.assertLess(len(str(error)), 100)
@@ -61,7 +61,7 @@ class Bodies(Target, unittest.TestCase):
         return heard.parts
 
     @fuzzed(lambda: mutated(st.sampled_from(SEEDS), PIECES, MOST_BYTES))
-    def test_bodies(self, data):
+    def test_random_bodies_are_refused_or_parsed(self, data):
         self.check(data)
 
     @fuzzed(lambda: st.text(max_size=300))
@@ -74,7 +74,7 @@ class Bodies(Target, unittest.TestCase):
         self.assertTrue(found and len(found) <= 70)
 
     @fuzzed(lambda: st.text(max_size=2000))
-    def test_names(self, text):
+    def test_random_file_names_are_refused_or_safe(self, text):
         with self.bounded():
             for said in (text, f"{text}.csv"):
                 name = plain_name(said, (".csv", ".txt"))

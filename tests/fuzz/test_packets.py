@@ -1,4 +1,7 @@
-"""Datagrams of the bus: a packet that reads again when it is written, or BadPacket; and a state that stays small."""
+"""Datagrams of the bus: each is a packet that is decoded the same after encoding, or BadPacket.
+
+The state stays small.
+"""
 
 import json
 import math
@@ -22,7 +25,7 @@ PIECES = (b"\0", b"\xff" * 4, b"@@", b"\x1b[2J", b"[" * 70, b'{"value":', b'"val
 
 
 def datagrams():
-    """A packet, changed here and there; often with the lengths put right, so that what stands behind them is read."""
+    """Return a strategy for changed packets, often with corrected lengths, so that the rest is decoded."""
 
     @st.composite
     def mended(draw):
@@ -39,7 +42,7 @@ def datagrams():
 
 
 def conversations():
-    """Datagrams one after the other, each behind its length."""
+    """Return a strategy for successive datagrams, each after its length."""
     one = st.sampled_from(SEEDS) | datagrams()
     return st.lists(one.map(lambda data: struct.pack("<H", len(data)) + data), max_size=30).map(b"".join)
 
@@ -60,7 +63,7 @@ class Packets(Target, unittest.TestCase):
         self.assertEqual(repr(again), repr(packet))  # NaN is not equal to itself, but is written as itself
 
     @fuzzed(datagrams)
-    def test_datagrams(self, data):
+    def test_random_datagrams_are_refused_or_decoded(self, data):
         self.check(data)
 
 
@@ -88,7 +91,7 @@ class States(Target, unittest.TestCase):
             self.assertGreaterEqual(fields["DPacketsLost"], 0)
 
     @fuzzed(conversations)
-    def test_conversations(self, data):
+    def test_random_packets_keep_the_state_valid(self, data):
         self.check(data)
 
 

@@ -1,4 +1,7 @@
-"""Bodies of push and MQTT, announcements, and what a broker hands to a node: read or refused, and nothing besides."""
+"""Bodies of push and MQTT, announcements, and messages from a broker to a node.
+
+Accepted or refused, without side effects.
+"""
 
 import unittest
 from itertools import pairwise
@@ -12,7 +15,12 @@ from pigeonpost.node.node_info import NodeInfo
 from pigeonpost.node.outbox import Outbox
 from pigeonpost.node.ring_file import Ring
 from pigeonpost.transports import mqtt_node
-from pigeonpost.transports.discovery_datagram import DATAGRAM_BYTES, MOST_PLACES, read_announcement, write_announcement
+from pigeonpost.transports.discovery_datagram import (
+    DATAGRAM_BYTES,
+    MOST_ADDRESSES,
+    read_announcement,
+    write_announcement,
+)
 from pigeonpost.transports.discovery_server import DiscoveryServerTransport
 from pigeonpost.transports.mqtt_states import State
 from pigeonpost.transports.payload import PAYLOAD_BYTES, read_body, sign, split_signature, write_body
@@ -81,7 +89,7 @@ class Parcels(Target, unittest.TestCase):
         self.assertEqual(len(batches), len(batch_payload.pieces))
 
     @fuzzed(lambda: mutated(st.sampled_from(BODIES), PIECES, PAYLOAD_BYTES + 100))
-    def test_bodies(self, data):
+    def test_random_bodies_are_refused_or_decoded(self, data):
         self.check(data)
 
 
@@ -101,24 +109,24 @@ class Announcements(Target, unittest.TestCase):
         with self.bounded():
             why = end.receive(data[: DATAGRAM_BYTES + 1], "192.168.1.20")
         self.assertEqual(context.collect.called, not why)
-        if not why:  # then it is one that the token's owner made
-            self.assertTrue(LinkKey(TOKEN).is_seal(split_signature(data)[0], "announce", split_signature(data)[1]))
+        if not why:  # then the token's owner made it
+            self.assertTrue(LinkKey(TOKEN).is_signature(split_signature(data)[0], "announce", split_signature(data)[1]))
         try:
             call = read_announcement(split_signature(data)[1])
         except BadArgument:
             return
-        self.assertTrue(0 < len(call.places) <= MOST_PLACES)
+        self.assertTrue(0 < len(call.addresses) <= MOST_ADDRESSES)
 
     @fuzzed(lambda: mutated(
         st.builds(lambda: write_announcement(LinkKey(TOKEN), "basement", [("192.168.1.20", 5003)], FakeClock())),
         (*INSERTS, b'"at":["1.2.3.4:5"]', b"0.0.0.0:1", b"\xff", b'"clock":"set"', b"9999-12-31T23:59:59Z"), 2000,
     ))  # fmt: skip
-    def test_datagrams(self, data):
+    def test_random_announcements_are_refused_or_decoded(self, data):
         self.check(data)
 
 
 class Answers(Target, unittest.TestCase):
-    """What comes to a node on its topic, in the middle of a conversation."""
+    """Messages that a node receives on its topic during a session."""
 
     corpus = "answers"
     CPU_S = 3.0
@@ -136,23 +144,23 @@ class Answers(Target, unittest.TestCase):
                 pass
             info = NodeInfo("basement", SENSORS, 10.0, None, outbox.switch, dict)
             node = mqtt_node.MqttNodeTransport({("mqtt", "signed"): True}, info, outbox, FakeClock())
-            node.conversation.go_on()
-            node.conversation._bodies.session = self.SESSION
+            node.conversation.publish_due()
+            node.conversation._publisher.session = self.SESSION
             with self.bounded():
-                node.conversation.take(data)
+                node.conversation.receive(data)
         node.conversation._clock.sleep(10_000)
         before = len(sent)
-        node.conversation.go_on()
+        node.conversation.publish_due()
         node.conversation._clock.sleep(10_000)
-        node.conversation.go_on()
+        node.conversation.publish_due()
         acked = max((seq for epoch, seq in node.conversation.acked.items() if epoch == EPOCH), default=0)
-        # Whatever it was told: unless that was an answer, it asks again, and sends what it holds.
+        # After any message that is not a valid answer, the node asks again and sends its samples.
         self.assertTrue(len(sent) > before or acked == 5 or node.conversation.state is not State.ASKED)
 
     @fuzzed(
         lambda: mutated(st.sampled_from(ANSWERS), (*INSERTS, b"[3,3]", b'"id":', b'"re":7', b"1e400"), PAYLOAD_BYTES)
     )
-    def test_answers(self, data):
+    def test_random_answers_are_refused_or_decoded(self, data):
         self.check(data)
 
 

@@ -1,4 +1,4 @@
-"""What tmon's and pimonitor's clients post, and what is none of it: stored as it says, or refused in words."""
+"""Posts of tmon's and pimonitor's clients, and invalid ones: stored as posted, or refused with a message."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ PIECES = (
 
 
 class Reports(Target, unittest.TestCase):
-    """Both readers get each input: each must live through what the other's clients say."""
+    """Both readers get each input: each must survive posts of the other system's clients."""
 
     corpus = "reports"
 
@@ -71,7 +71,10 @@ class Reports(Target, unittest.TestCase):
                 self.is_storable(*reading)
 
     def is_storable(self, claim, values, units, time_ms, errors=None):
-        """As the ingestor and the log expect it: names that are some, finite numbers, a date that can be written."""
+        """Return True if a reading is valid for the Ingestor and the log.
+
+        Valid names, finite numbers, a date that can be written.
+        """
         self.assertTrue(NODE_NAME(claim.node) and values)
         self.assertTrue(all(map(SENSOR_NAME, values)), values)
         self.assertTrue(all(map(UNIT, units.values())))
@@ -85,12 +88,12 @@ class Reports(Target, unittest.TestCase):
             self.assertTrue(-62_135_596_800_000 <= time_ms <= 253_402_300_799_999, time_ms)
 
     @fuzzed(lambda: mutated(st.sampled_from(REPORTS), PIECES, 20_000))
-    def test_reports(self, data):
+    def test_random_reports_are_refused_or_stored(self, data):
         self.check(data)
 
 
 class _Settings(dict):
-    """As core.config.Settings has them."""
+    """Replaces core.config.Settings."""
 
     tables: dict = {}
     file = "server.toml"

@@ -1,4 +1,4 @@
-"""JSON of samples: right ones or BadArgument, and the fast way never takes what the strict one refuses."""
+"""JSON of samples: valid, or BadArgument; the fast decoder accepts only what the strict one accepts."""
 
 import json
 import unittest
@@ -35,7 +35,7 @@ PIECES = (*INSERTS, *(text.encode() for text in (*NUMBERS, *TIMES)))
 
 
 def json_texts():
-    """JSON as text: names twice, escapes, numbers that are none, brackets in brackets."""
+    """Return a strategy for JSON texts: repeated names, escapes, invalid numbers, nested brackets."""
     strings = (st.sampled_from(TEXTS) | st.text(max_size=5).map(lambda text: json.dumps(text)[1:-1])).map('"{}"'.format)
     single = st.sampled_from(("null", "true", "[" * 9 + "]" * 9, *NUMBERS)) | strings | st.integers().map(str)
     return st.recursive(single, lambda inner: array(inner, 4) | objects(inner), max_leaves=8)
@@ -54,7 +54,7 @@ def as_object(pairs):
 
 
 def sample_texts():
-    """An array of samples: right ones but for a key or two more, which may stand twice then."""
+    """Return a strategy for an array of samples, valid except for a key or two, which may be repeated."""
     values = st.sampled_from(('{"a":1}', '{"a":1.5,"light":null}', '{"a":1,"a":2}', '{"a":1e999}'))
     errors = st.sampled_from(("{}", "null", '{"a":"x"}', '{"a":"\\""}', '{"a":"x","\\u0061":"y"}'))
     known = st.sampled_from(("values", "errors")).flatmap(
@@ -72,7 +72,7 @@ def sample_texts():
 
 
 def column_texts():
-    """An object of columns of two samples: right ones but for a key or two more."""
+    """Return a strategy for an object of columns of two samples, valid except for a key or two."""
     values = st.sampled_from(('{"a":[1,2]}', '{"a":[1.5,null],"light":[0,-3]}', '{"a":[1,1e999]}', '{"a":[1]}'))
     errors = st.sampled_from(("{}", "null", '{"a":{"1":"x"}}', '{"a":{"2":"x"}}', '{"a":{"0":"x","\\u0030":"y"}}'))
     ups = st.sampled_from(("5", "[5,10]", "[5,-6]", "[5]", "null"))
@@ -85,7 +85,7 @@ def column_texts():
 
 
 def joined_texts():
-    """Arrays of one sample each, one per line, which follow each other."""
+    """Return a strategy for successive lines, each an array of one sample."""
     sample = f'[{{"seq":{{}},"time":"{TIME}","up":5,"values":{{"a":1.5,"b":null}}}}]'
     return st.integers(2, 4).map(lambda count: "\n".join(sample.replace("{}", str(seq)) for seq in range(1, count + 1)))
 
@@ -103,7 +103,7 @@ class Samples(Target, unittest.TestCase):
         if value is not None:
             self.assertEqual(value, json.loads(text, object_pairs_hook=self.no_name_twice))
             self.assertLessEqual(self.depth(value), DEEPEST_JSON)
-            write_json(value).encode()  # no NaN, no half of a pair
+            write_json(value).encode()  # no NaN, no lone surrogate
         for seq, sample in enumerate(strict or (), strict[0].seq if strict else 0):
             self.assertEqual(sample.seq, seq)
             self.assertTrue(0 < seq <= LARGEST_SEQ and 0 <= sample.up_ms < 1 << 63 and sample.values)
@@ -111,7 +111,7 @@ class Samples(Target, unittest.TestCase):
             self.assertTrue(all(value is None or abs(value) < 1.8e308 for value in sample.values.values()))
 
     def decoded(self, text):
-        """What a line with this array says; of columns, which are no array, nothing."""
+        """Return the samples of a line with this array; nothing for columns, which are not an array."""
         batches = decode(f"SENSORS {EPOCH} {text}".encode()).args[1]
         return None if text.startswith("{") else [sample for batch in batches for sample in batch]
 
@@ -130,16 +130,16 @@ class Samples(Target, unittest.TestCase):
         return 0 if inner is None else 1 + max(map(self.depth, inner), default=0)
 
     @fuzzed(lambda: (json_texts() | sample_texts()).map(str.encode))
-    def test_built(self, data):
+    def test_valid_samples_are_decoded_exactly(self, data):
         self.check(data)
 
     @fuzzed(lambda: mutated(sample_texts().map(str.encode), PIECES, LINE_BYTES))
-    def test_mutated(self, data):
+    def test_mutated_samples_are_refused_or_decoded(self, data):
         self.check(data)
 
 
 class Columns(Target, unittest.TestCase):
-    """Columns say what the same samples say one by one, or are refused."""
+    """Columns are decoded to the same samples as the single form, or are refused."""
 
     corpus = "columns"
 
@@ -163,12 +163,12 @@ class Columns(Target, unittest.TestCase):
         self.assertEqual(decode(encode("SENSORS", EPOCH, write_columns(batch))).args[1], [batch])
 
     @fuzzed(lambda: mutated(column_texts().map(str.encode), (*PIECES, b"],[", b",", b"null,"), LINE_BYTES))
-    def test_mutated(self, data):
+    def test_mutated_columns_are_refused_or_decoded(self, data):
         self.check(data)
 
 
 class JoinedLines(Target, unittest.TestCase):
-    """Lines that are decoded together say what each says alone: no halves of broken JSON are joined."""
+    """Lines decoded together give the same samples as line by line: parts of broken JSON are not joined."""
 
     corpus = "joined"
 
@@ -185,7 +185,7 @@ class JoinedLines(Target, unittest.TestCase):
             self.assertEqual(list(message.args[1][0]), [batch[0] for batch in batches])
 
     @fuzzed(lambda: mutated(joined_texts().map(str.encode), (*PIECES, *HALVES), LINE_BYTES))
-    def test_mutated(self, data):
+    def test_mutated_lines_are_decoded_as_one_by_one(self, data):
         self.check(data)
 
 

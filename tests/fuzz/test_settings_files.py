@@ -1,4 +1,4 @@
-"""Settings files and environments: settings in force, or an error that says where what was wrong."""
+"""Settings files and environments: valid settings, or an error that names the place of the fault."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from pigeonpost.settings import NODE, SERVER
 from tests.fuzz import Target, fuzzed, mutated, st
 from tests.support import ROOT, temp_folder
 
-ENVIRONMENT = "#env "  # begins a line of the file that sets a variable: another program sees a comment
+ENVIRONMENT = "#env "  # begins a line of the generated file that sets a variable; TOML reads it as a comment
 DEFAULTS = [Path(ROOT, name).read_bytes() for name in ("node.default.toml", "server.default.toml")]
 SEEDS = [b"".join(line for line in text.splitlines(True) if not line.startswith(b"#")) for text in DEFAULTS]
 VALUES = (
@@ -46,7 +46,7 @@ PIECES = [
 
 
 def files():
-    """Settings of one of the programs as TOML; perhaps one from the environment, and what does not belong there."""
+    """Return a strategy for a program's settings as TOML, possibly with an environment and unknown keys."""
     numbers = st.sampled_from(("nan", "inf", "-inf", "9" * 400, "0x" + "f" * 5000, "true", "-1")) | st.integers().map(
         str
     )
@@ -67,7 +67,7 @@ def files():
 
 class SettingsFiles(Target, unittest.TestCase):
     corpus = "settings"
-    MEMORY_BYTES = 16 << 20  # an array in each of a thousand arrays is a thousand lists
+    MEMORY_BYTES = 16 << 20  # a thousand nested arrays are a thousand lists
 
     def setUp(self):
         super().setUp()
@@ -93,7 +93,7 @@ class SettingsFiles(Target, unittest.TestCase):
                     self.assertIn(found.origin(row.table, row.key), ("default", self.path, row.variable))
 
     def check_value(self, row, value):
-        """It is what the setting takes, in words of this test."""
+        """Check that a value is in the range of its setting, by rules written for this test."""
         if (row.table, row.key) in RANGES:
             low, high = RANGES[row.table, row.key]
             self.assertTrue(low <= value <= high, (row.key, value))
@@ -106,7 +106,7 @@ class SettingsFiles(Target, unittest.TestCase):
             self.assertFalse(0 < len(value) < 16)
 
     @fuzzed(files)
-    def test_files(self, data):
+    def test_random_settings_files_are_refused_or_read(self, data):
         self.check(data)
 
     @fuzzed(lambda: mutated(st.sampled_from(SEEDS) | files(), PIECES, 20_000))

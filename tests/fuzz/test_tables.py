@@ -1,4 +1,4 @@
-"""Files to import: readings that can be stored, or faults that say where; bounded in time and memory."""
+"""Files for import: readings that can be stored, or faults with their place, in bounded time and memory."""
 
 import io
 import unittest
@@ -30,7 +30,7 @@ PIECES = (
 class Files(Target, unittest.TestCase):
     corpus = "tables"
     CPU_S = 2.0
-    MEMORY_BYTES = 32 << 20  # of JSON about ten times its size, and what the test itself keeps
+    MEMORY_BYTES = 32 << 20  # about ten times the size of the JSON, and the test's own records
 
     def check(self, data):
         for name in ("x.csv", "x.json", "x.jsonl"):
@@ -72,7 +72,7 @@ class Files(Target, unittest.TestCase):
             self.assertTrue(UNIT(unit), unit)
 
     @fuzzed(lambda: mutated(st.sampled_from(SEEDS), PIECES, MOST_BYTES))
-    def test_files(self, data):
+    def test_random_tables_are_refused_or_imported(self, data):
         self.check(data)
 
 

@@ -1,4 +1,4 @@
-"""Values and limits of strangers: a payload is a number or a SensorError, and no limits make the judge fail."""
+"""Untrusted payloads and limits: a payload is a number or a SensorError, and no limits make the quality checks fail."""
 
 import json
 import math
@@ -57,7 +57,7 @@ class Payloads(Target, unittest.TestCase):
                     self.assertTrue(math.isfinite(value))
 
     @fuzzed(lambda: mutated(st.sampled_from(PAYLOADS), PIECES, 100_000) | json_texts().map(str.encode))
-    def test_whatever_comes(self, data):
+    def test_random_payloads_are_judged_without_an_error(self, data):
         self.check(data)
 
 
@@ -83,7 +83,7 @@ class Limits(Target, unittest.TestCase):
             self.assertTrue(judged is None or set(judged.counts) == set(KINDS))
 
     @fuzzed(lambda: mutated(st.sampled_from(LIMITS), PIECES, 60_000) | json_texts().map(str.encode))
-    def test_whatever_is_told(self, data):
+    def test_random_limits_are_refused_or_applied(self, data):
         self.check(data)
 
 

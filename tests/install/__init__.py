@@ -1,7 +1,7 @@
-"""Tests of the ways in which users install it: booted systemd machines, containers, packages, proxies, Prometheus.
+"""Tests of the ways to install the program: booted systemd machines, containers, packages, proxies, Prometheus.
 
-They need root, Debian's tools and a Debian mirror, and run with PIGEONPOST_TEST_LONG=1 only; `.ci/run` installs what
-they need. Elsewhere they are skipped with the reason; where CI is set, what is missing is a failure.
+They require root, Debian's tools and a Debian mirror, and run with PIGEONPOST_TEST_LONG=1 only; `.ci/run` installs the
+tools. Elsewhere they are skipped with the reason; in CI a missing tool is a failure.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ _PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def need_install(**packages: str) -> None:
-    """Skip the module's tests, or the test's, where they cannot run. Called in setUpModule or setUp.
+    """Skip the tests of the module, or the test, where they cannot run. Called in setUpModule or setUp.
 
-    packages  a command that the tests use, with underscores for dashes, and the Debian package that brings it
+    Args:
+        packages: Commands that the tests use (with underscores for dashes), and the Debian package of each.
     """
     if not LONG:
         raise unittest.SkipTest("runs with PIGEONPOST_TEST_LONG=1, as .ci/run does")
@@ -35,5 +36,5 @@ def need_install(**packages: str) -> None:
 
 
 def find_command(name: str) -> str | None:
-    """Return the path of a command, also of an administrator's; None where it is not installed."""
+    """Return the path of a command, also of an administrator's one, or None if it is not installed."""
     return shutil.which(name, path=_PATH)

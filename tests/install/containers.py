@@ -1,6 +1,8 @@
-"""A machine with Docker, made of this one: namespaces of its own for network, mounts, /dev and host name; Podman behind
-Docker's socket; and Docker's own Compose, as Debian packages it. A second network namespace is another machine beside
-it. The image is built on a root of debootstrap, so that no registry is needed.
+"""A machine with Docker, simulated on this one, and a neighbour on the same network.
+
+It has its own namespaces for network, mounts, /dev and host name; Podman with Docker's socket; and Docker's own Compose
+from Debian's package. A second network namespace is the neighbour. The image is built on a root made by debootstrap, so
+that no registry is needed.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ from tests.support import LIMIT_S, ROOT, wait_until
 
 Result = subprocess.CompletedProcess[str]
 IMAGE = "localhost/pigeonpost"
-EXTRA = "python3-paho-mqtt"  # the smallest of those that docs/containers.md names
-ADDRESS, NEIGHBOUR = "192.0.2.1", "192.0.2.2"  # TEST-NET-1 (RFC 5737): in these namespaces alone
+EXTRA = "python3-paho-mqtt"  # the smallest one in docs/containers.md
+ADDRESS, NEIGHBOUR = "192.0.2.1", "192.0.2.2"  # TEST-NET-1 (RFC 5737), used only in these namespaces
 NAME = "raspberrypi"
 _BASE = "localhost/debian:trixie-slim"
 _BUILD_S = 300.0
-# What the base image does not need of a root; it is copied twice.
+# Parts of a root that the base image does not need; it is copied twice.
 _LEFT_OUT = ("./var/cache", "./var/lib/apt/lists", "./usr/share/doc", "./usr/share/locale", "./usr/share/man",
              "./usr/lib/modules", "./dev")  # fmt: skip
-# Without CAP_SYS_RESOURCE no limit can be raised, and Podman's own defaults are higher than those of a sandbox.
+# Without CAP_SYS_RESOURCE limits cannot be raised, and Podman's defaults are higher than those of a sandbox.
 _LIMITS = 'default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]'
 _OVERRIDE = "services:\n" + "".join(
     f"  {name}:\n    ulimits: {{nofile: {{soft: 4096, hard: 4096}}, nproc: {{soft: 4096, hard: 4096}}}}\n"
     for name in ("server", "node")
 )
-# A /dev of its own, so that devices can be made; and no second cgroup hierarchy, which crun refuses beside the first.
+# Its own /dev, for device nodes; and no second cgroup hierarchy, which crun refuses.
 _SET_UP = f"""
 hostname {NAME}
 ip link set lo up
@@ -90,7 +92,7 @@ class ContainerHost:
             raise
 
     def _hold(self, *namespaces: str) -> int:
-        """Start a process that holds new namespaces; its id."""
+        """Start a process that holds new namespaces, and return its id."""
         process = subprocess.Popen(["unshare", *namespaces, "sleep", "infinity"])
         self._processes.append(process)
 
@@ -106,7 +108,10 @@ class ContainerHost:
         self, *command: str, given: str = "", is_checked: bool = True, limit_s: float = LIMIT_S,
         variables: Mapping[str, str] | None = None, enter: list[str] | None = None, cwd: str = "/",
     ) -> Result:  # fmt: skip
-        """Run a command on the machine; its result. AssertionError with its output unless it ends with 0."""
+        """Run a command on the machine and return its result.
+
+        Raises AssertionError with its output unless it ends with 0.
+        """
         place = [*(self._enter if enter is None else enter), f"--wdns={cwd}", "--"]
         result = subprocess.run(
             [*place, *command], input=given, capture_output=True, text=True, timeout=limit_s,
@@ -118,42 +123,42 @@ class ContainerHost:
         return result
 
     def sh(self, script: str, *arguments: str) -> str:
-        """Run a script of sh on the machine; what it wrote."""
+        """Run a shell script on the machine and return its output."""
         return self.run("sh", "-ec", script, "sh", *arguments).stdout
 
     def neighbour(self, *command: str, is_checked: bool = True) -> Result:
-        """Run a command on the machine beside it, which shares nothing but the network."""
+        """Run a command on the neighbour, which shares only the network."""
         return self.run(*command, is_checked=is_checked, enter=self._enter_other)
 
     def start_on_neighbour(self, *command: str, **variables: str) -> subprocess.Popen[bytes]:
-        """Start a program on the machine beside it. The caller ends it."""
+        """Start a program on the neighbour. The caller ends it."""
         environment = {**self._environment, "PYTHONDONTWRITEBYTECODE": "1", **variables}
         quiet = subprocess.DEVNULL
         return subprocess.Popen([*self._enter_other, "--", *command], env=environment, stdout=quiet, stderr=quiet)
 
     def podman(self, *command: str, given: str = "", is_checked: bool = True, limit_s: float = LIMIT_S) -> Result:
-        """Run `podman`, which takes the place of `docker`."""
+        """Run `podman`, which replaces `docker`."""
         return self.run(*self._podman(), *command, given=given, is_checked=is_checked, limit_s=limit_s)
 
     def compose(
         self, *command: str, given: str = "", variables: Mapping[str, str] | None = None, env_file: str = "",
         cwd: str = "/",
     ) -> Result:  # fmt: skip
-        """Run `docker compose` with docker-compose.yml; the `variables` of the shell, or those in `env_file`."""
+        """Run `docker compose` with docker-compose.yml; `variables` are those of the shell, or of `env_file`."""
         files = ["--file", f"{ROOT}/docker-compose.yml", "--file", f"{self.folder}/limits.yml"]
         project = ["--project-name", "pigeonpost", "--progress", "quiet"]
         more = ["--env-file", env_file] if env_file else []
         return self.run(self._compose, *files, *project, *more, *command, given=given, variables=variables, cwd=cwd)
 
     def _podman(self) -> list[str]:
-        # /run is shared with this machine: another test's containers must not be seen.
+        # /run is shared with this machine: hide the containers of other tests.
         storage = [f"--root={self.folder}/storage", f"--runroot={self.folder}/run", f"--tmpdir={self.folder}/tmp"]
         return ["podman", "--log-level=fatal", "--storage-driver=overlay", *storage]
 
     # ------------------------------------------------------------------------------------------------ its parts
 
     def build(self) -> None:
-        """Build the image from the Dockerfile, under the names that Compose looks for, and start Docker."""
+        """Build the image from the Dockerfile with the names that Compose expects, and start Docker."""
         base = f"{self.folder}/base.tar"
         left_out = [f"--exclude={path}/*" for path in _LEFT_OUT]
         subprocess.run(["tar", "-C", root_of("trixie"), *left_out, "-cf", base, "."], check=True, timeout=_BUILD_S)
@@ -177,7 +182,7 @@ class ContainerHost:
         wait_until(lambda: os.path.exists(f"{self.folder}/docker.sock"), "Docker's socket")
 
     def wait_for_log(self, container: str, text: str) -> str:
-        """Wait until a container has logged a text; everything that it has logged."""
+        """Wait until a container has logged a text; return its complete log."""
 
         def logged() -> str:
             result = self.podman("logs", container, is_checked=False)
@@ -207,10 +212,10 @@ class ContainerHost:
         return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _network_of(pid) in ours]
 
     def stop(self) -> None:
-        """Remove its containers, and everything of it."""
+        """Remove the containers and everything else of the machine."""
         if os.path.exists(f"{self.folder}/storage"):
             self.podman("rm", "--all", "--force", "--time=0", "--volumes", is_checked=False)
-        for pid in self._inhabitants():  # Podman's monitors stay for minutes after a `docker exec`
+        for pid in self._inhabitants():  # Podman's monitors run for minutes after a `docker exec`
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -226,7 +231,7 @@ class ContainerHost:
 
 
 def _network_of(pid: int | str) -> str:
-    """Return the network namespace of a process; empty where it has ended."""
+    """Return the network namespace of a process, or an empty string if it has ended."""
     try:
         return os.readlink(f"/proc/{pid}/ns/net")
     except OSError:
@@ -234,7 +239,7 @@ def _network_of(pid: int | str) -> str:
 
 
 def docker_compose() -> str:
-    """Return the path of the program that `docker compose` is: Debian trixie's, which is Docker's with compose-go."""
+    """Return the path of the `docker compose` program of Debian trixie, which is Docker's with compose-go."""
     folder = os.path.join(FOLDER, "docker-compose")
     program = f"{folder}/usr/libexec/docker/cli-plugins/docker-compose"
     root = root_of("trixie")
@@ -246,7 +251,7 @@ def docker_compose() -> str:
 
 
 def _download_compose(root: str, folder: str) -> None:
-    """Fetch the package with a root's own apt, in a layer above the root, and unpack it."""
+    """Download the package with the apt of a root, in a layer on top of it, and unpack it."""
     with tempfile.TemporaryDirectory(prefix="pigeonpost-compose-", dir="/var/tmp") as place:
         for name in ("upper", "work", "root"):
             os.mkdir(f"{place}/{name}")

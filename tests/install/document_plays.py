@@ -1,6 +1,7 @@
-"""How each document is executed: what the text presumes, what a command waits for, what is not executed and why.
+"""Instructions for executing the commands of each document: preconditions, conditions to wait for, skipped commands.
 
-A command is found by words that it has. Without an entry it is executed as it is written and has to end with 0.
+An entry is found by text that the command contains. A command without an entry is executed unchanged and must exit with
+status 0.
 """
 
 from __future__ import annotations
@@ -8,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-HOME = "/home/pi/pigeonpost"  # the copy of the checkout, and the user's working folder
+HOME = "/home/pi/pigeonpost"  # copy of the checkout, and the user's working folder
 PASSWORD = "correct horse battery\n"
 _ONE_SAMPLE = "python3 control.py status | grep 'basement: .*last sample'"
 
 
 class Step(NamedTuple):
-    """One command of a document.
+    """Instructions for one command of a document.
 
-    skip     why it is not executed
-    first    a script of root's that is run before it, in the user's folder
-    given    its standard input
-    status   its exit status
-    shows    a regular expression that is found in its output
-    runs     it goes on in the background, once its log has this text
-    then     a script of root's that ends with 0 afterwards, within the limit of a test
-    replace  what is replaced in it
-    cwd      its working folder, from the user's
+    Attributes:
+        skip: Reason why the command is not executed; empty if it is executed.
+        first: Script that root runs before the command, in the user's folder.
+        given: Standard input of the command.
+        status: Expected exit status.
+        shows: Regular expression that the output must match.
+        runs: Text in the log after which the command continues in the background; empty for other commands.
+        then: Script of root that must exit with status 0 after the command, within the time limit of a test.
+        replace: Texts to replace in the command.
+        cwd: Working folder, relative to the user's folder.
     """
 
     skip: str = ""
@@ -39,12 +41,13 @@ class Step(NamedTuple):
 
 
 class Play(NamedTuple):
-    """One document.
+    """Instructions for one document.
 
-    setup        a script of root's, in the user's folder, that makes what the text presumes
-    environment  variables beside PIGEONPOST_NODE_SIMULATE
-    elsewhere    sections whose commands another test executes, with its file
-    steps        by words that the command has
+    Attributes:
+        setup: Script that root runs first, in the user's folder, to create the preconditions of the text.
+        environment: Variables in addition to PIGEONPOST_NODE_SIMULATE.
+        elsewhere: Sections whose commands another test executes, with the file of this test.
+        steps: Instructions by text that the command contains.
     """
 
     setup: str = ""
@@ -53,7 +56,7 @@ class Play(NamedTuple):
     steps: Mapping[str, Step] = {}
 
     def step_of(self, command: str) -> tuple[str, Step]:
-        """Return the words and the step of a command: the first whose words it has, with a line feed at its end."""
+        """Return the key and the step of the first entry whose key is in `command` (with a line feed at its end)."""
         for words, step in self.steps.items():
             if words in command + "\n":
                 return words, step
@@ -61,7 +64,7 @@ class Play(NamedTuple):
 
 
 def _start(program: str, arguments: str) -> str:
-    """Return a script that starts a program of ours as the user pi, and waits until it is ready."""
+    """Return a script that starts `program` as the user pi and waits until it is ready."""
     return (
         f"systemd-run --quiet --collect --unit=document-{program} --service-type=notify --uid=pi"
         f" --working-directory={HOME} --setenv=PIGEONPOST_NODE_SIMULATE=1 python3 {program}.py {arguments}\n"
@@ -80,10 +83,10 @@ rm node.toml server.toml
 until python3 control.py --data /var/lib/pigeonpost-server status | grep 'last sample'; do sleep 0.1; done
 """
 _STOP = "systemctl stop 'document-*'\n"
-_IN_CI = ".ci/run executes it, or what it stands for"
-_TAKES_MINUTES = "a measurement of minutes; tests/test_document_blocks.py looks whether the module exists"
+_IN_CI = ".ci/run executes it or an equivalent command"
+_TAKES_MINUTES = "takes minutes; tests/test_document_blocks.py checks that the module exists"
 
-# What a reader of the tutorial does in a text editor.
+# Changes that a reader of the tutorial makes in a text editor.
 _WITH_TLS = r"""
 cd /etc/pigeonpost
 made=/var/lib/pigeonpost-server/certificate
@@ -106,7 +109,7 @@ mkdir /home/pi/readings
 printf 'time,temperature\n2026-11-20T15:36:10Z,21.5\n' > /home/pi/readings/a.csv
 chown -R pi: /home/pi
 """
-# Component C4 of the multicast bus, and an old configuration with two.
+# Component C4 of the multicast bus, and an old configuration with two components.
 _BUS = r"""
 ip route add 224.0.0.0/4 dev lo
 for address in 192.168.136.4 192.168.0.225; do ip address add $address/24 dev lo; done
@@ -148,7 +151,7 @@ END
 printf 'time,temperature\n2023-01-02T10:00:00Z,20.8\n' > 2023.csv
 chown -R pi: old old.db 2023.csv
 '''
-# A reading of the month that the manual exports, whenever the test is run.
+# A reading in the month that docs/data.md exports, so that the test does not depend on the date.
 _NOVEMBER = r"""
 printf 'time,node,sensor,value,unit\n2026-11-20T15:36:10Z,basement,temperature,21.5,°C\n' > of-november.csv
 python3 control.py import of-november.csv
@@ -164,7 +167,7 @@ curl --silent --data '{"type": "temperature", "token": "'$(cat /home/pi/token)'"
     http://127.0.0.1:13117/temp | grep true
 """
 
-# Documents whose every command another test executes.
+# Documents whose commands are all executed by another test.
 ELSEWHERE = {
     "docs/install.md": "tests/install/test_systemd_page.py",
     "docs/containers.md": "tests/install/test_containers.py",
@@ -224,14 +227,14 @@ PLAYS = {
             "restart pigeonpost-server": Step(then=_HAS_PASSWORD_OF_MAIL),
             "pigeonpost-server check": Step(
                 first="systemctl stop pigeonpost-server", then="grep -q 'mail -s pigeonpost' /tmp/stubs"),
-            "docker compose exec server": Step(skip="in a container: tests/install/test_containers.py has its kind"),
+            "docker compose exec server": Step(skip="tests/install/test_containers.py runs a similar command"),
         },
     ),
     "docs/scale.md": Play(
         steps={
             "apt install postgresql": Step(skip="needs a mirror: .ci/run installs it for tests/libraries"),
             "createuser --pwprompt pigeon": Step(skip="asks for a password: tests/libraries/postgres.py"),
-            "createdb --owner pigeon": Step(skip="of the same PostgreSQL: tests/libraries/postgres.py"),
+            "createdb --owner pigeon": Step(skip="needs the same PostgreSQL: tests/libraries/postgres.py"),
             "apt install redis-server": Step(skip="needs a mirror: .ci/run installs it for tests/libraries"),
         },
     ),
@@ -267,16 +270,16 @@ PLAYS = {
             "restore /mnt/usb/pigeonpost.tar": Step(shows="samples"),
             "start pigeonpost-server": Step(then=_HAS_SAMPLES),
             "find * -type f": Step(first=_UNPACKED, cwd="unpacked", then="python3 control.py verify NEW.tar"),
-            "control.py verify": Step(first=_NOVEMBER, shows="all there, each once"),
+            "control.py verify": Step(first=_NOVEMBER, shows="none missing, none stored twice"),
             "--out all.csv": Step(then="grep -q ,basement,temperature, all.csv"),
             "--out november.csv": Step(then="grep -q 2026-11-20 november.csv"),
             "gzip > week.jsonl.gz": Step(then="gzip --test week.jsonl.gz"),
             "rename basement cellar": Step(then="python3 control.py export | grep -q ,cellar,"),
             "retire attic": Step(first=f"{_OLD_FILES}python3 control.py import --node attic 2023.csv"),
-            "import november.csv week.jsonl": Step(shows=r"november\.csv: \d+ readings"),
-            "old/tmon.sqlite3": Step(shows="1 readings, 1 of them new"),
-            "--table readings --node attic old.db": Step(shows="1 readings"),
-            "--query": Step(shows="readings, .* new"),
+            "import november.csv week.jsonl": Step(shows=r"november\.csv: [\d,]+ readings?"),
+            "old/tmon.sqlite3": Step(shows="1 reading, 1 new"),
+            "--table readings --node attic old.db": Step(shows="1 reading"),
+            "--query": Step(shows="readings?, .* new"),
             "postgresql://user@host/sensors": Step(skip="needs a PostgreSQL: tests/libraries/test_postgres_tables.py"),
             "export --out rescued.csv": Step(then="test -s rescued.csv"),
             "mkdir damaged": Step(then="test -s damaged/pigeonpost.sqlite3"),

@@ -1,4 +1,4 @@
-"""A booted Debian: systemd as process 1 in a container of systemd-nspawn, on a root that is thrown away afterwards."""
+"""A booted Debian: systemd as process 1 in a container of systemd-nspawn, on a temporary copy of a root."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = subprocess.CompletedProcess[str]
 _BOOT_S = 120.0
 _STOP_S = 10.0
 _CGROUPS = "/sys/fs/cgroup"
-_UNIFIED = f"{_CGROUPS}/unified"  # where the host has both hierarchies
+_UNIFIED = f"{_CGROUPS}/unified"  # exists if the host has both hierarchies
 
 
 class Machine:
@@ -27,7 +27,7 @@ class Machine:
         cls.addClassCleanup(machine.stop)      # or test.addCleanup
         machine.run("systemctl", "start", "pigeonpost-server")
 
-    It has loopback alone, or with `network` the network of the host.
+    Its only network is loopback, or with `network` that of the host.
     """
 
     def __init__(self, release: str, network: bool = False) -> None:
@@ -41,12 +41,12 @@ class Machine:
         name = os.path.basename(self._folder).replace("_", "0")  # a host name: no "_", and no "-" at its end
         command = ["systemd-nspawn", "--boot", f"--directory={self.root}", f"--machine={name}"]
         command += ["--register=no", "--keep-unit", "--console=pipe"]
-        # systemd gives units their devices by BPF programs; where it may load none, each unit has every device.
+        # systemd restricts the devices of units by BPF programs; if it may not load them, each unit has every device.
         command += ["--system-call-filter=bpf"]
         if not network:
             command += ["--private-network"]
         environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
-        # A control group of its own: machines that share one stop each other's services.
+        # A separate control group: machines in the same one stop each other's services.
         self._cgroup = os.path.join(_UNIFIED if os.path.isdir(_UNIFIED) else _CGROUPS, name)
         os.mkdir(self._cgroup)
         command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', self._cgroup, *command]
@@ -62,7 +62,7 @@ class Machine:
             raise
 
     def _find_init(self) -> int:
-        """Return the process id, here, of the machine's process 1; 0 while there is none."""
+        """Return the id of the machine's process 1 in this process namespace, or 0 if it does not exist yet."""
         if self._nspawn.poll() is not None:
             with open(os.path.join(self._folder, "console"), encoding="utf-8", errors="replace") as console:
                 raise AssertionError(f"systemd-nspawn ended with {self._nspawn.returncode}: {console.read()[-2000:]}")
@@ -72,8 +72,8 @@ class Machine:
                 with open(f"/proc/{pid}/comm", encoding="ascii", errors="replace") as file:
                     name = file.read().strip()
             except FileNotFoundError:
-                continue  # nspawn's own, which has just ended
-            if name == "systemd":  # before that it is nspawn's own, which prepares the root
+                continue  # nspawn's own process, which has just ended
+            if name == "systemd":  # before that it is nspawn's own process, which prepares the root
                 return pid
         return 0
 
@@ -91,11 +91,14 @@ class Machine:
         environment: Mapping[str, str] | None = None,
         cwd: str = "/",
     ) -> Result:
-        """Run a command in the machine, as root or `user`; its result, with output and errors as texts.
+        """Run a command in the machine as root or `user`, and return its result with output and errors as texts.
 
-        given       its standard input
-        is_checked  AssertionError with its output unless it ends with 0
-        cwd         its working folder in the machine
+        Args:
+            arguments: The command and its arguments.
+            user: User of the machine.
+            given: Standard input.
+            is_checked: Raise AssertionError with the output unless the command ends with 0.
+            cwd: Working folder in the machine.
         """
         variables = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
                      "LANG": "C.UTF-8", **(environment or {})}  # fmt: skip
@@ -112,11 +115,11 @@ class Machine:
         return result
 
     def sh(self, script: str, is_checked: bool = True, limit_s: float = LIMIT_S) -> Result:
-        """Run a script of sh in the machine, as root."""
+        """Run a shell script in the machine as root."""
         return self.run("sh", "-ec", script, is_checked=is_checked, limit_s=limit_s)
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file of the machine, with its folders."""
+        """Write a file of the machine; missing folders are created."""
         self.run("install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, given=text)
 
     def read(self, path: str) -> str:
@@ -126,7 +129,7 @@ class Machine:
     def copy_program(self, folder: str = "/opt/pigeonpost", revision: str = "") -> None:
         """Copy the program to a folder of the machine, as a user copies the checkout.
 
-        revision  a commit of the repository; without it, the files as they are here
+        `revision` is a commit of the repository; by default the present files are copied.
         """
         self.run("mkdir", "-p", folder)
         if revision:
@@ -141,11 +144,11 @@ class Machine:
         subprocess.run(unpack, input=packed, capture_output=True, check=True, timeout=LIMIT_S)
 
     def journal(self, unit: str) -> str:
-        """Return what a unit has logged."""
+        """Return the log of a unit."""
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}").stdout
 
     def wait_for_log(self, unit: str, text: str, limit_s: float = LIMIT_S) -> str:
-        """Wait until a unit has logged a text; what it has logged."""
+        """Wait until a unit has logged a text, and return its log."""
         try:
             wait_until(lambda: text in self.journal(unit), f"{text!r} in the log of {unit}", limit_s)
         except AssertionError as error:
@@ -154,10 +157,10 @@ class Machine:
         return self.journal(unit)
 
     def stop(self) -> None:
-        """Power off, and remove everything of it; nothing is done a second time."""
+        """Power off and remove the machine; safe to call again."""
         if not os.path.exists(self._folder):
             return
-        self._nspawn.terminate()  # an orderly power-off
+        self._nspawn.terminate()  # a regular power-off
         try:
             self._nspawn.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -171,7 +174,7 @@ class Machine:
 
 
 def machine_for(test: type[unittest.TestCase], release: str, network: bool = False) -> Machine:
-    """Boot a machine for a class of tests; it is stopped after the last of them."""
+    """Return a booted machine for a class of tests. It is stopped after the last of them."""
     machine = Machine(release, network)
     test.addClassCleanup(machine.stop)
     return machine

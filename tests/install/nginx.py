@@ -1,4 +1,7 @@
-"""Reverse proxies as processes of a test, and nginx, from Debian's package: no root needed, on ports of their own."""
+"""Reverse proxies as processes of a test, and nginx from Debian's package.
+
+They need no root, and use their own ports.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 from tests.install import find_command
 from tests.support import LIMIT_S, ROOT, free_port, temp_folder, wait_until
 
-_STOP_S = 1.0  # Apache waits for event streams that do not end
+_STOP_S = 1.0  # Apache waits for the end of event streams
 _CERTIFIED = "DNS:localhost,DNS:sensors.example.org,DNS:example.org,IP:127.0.0.1"
 _CONFIGURATION = """\
 {user}daemon off;
@@ -33,12 +36,15 @@ http {{
 
 
 class Proxy:
-    """A reverse proxy as a process, on a port of its own. It ends with the test.
+    """A reverse proxy as a process on its own port. It ends with the test.
 
-    A subclass has `configuration` and `command`.
+    A subclass defines `configuration` and `command`.
 
-    address      (host, port) where it listens       url     how a browser reaches it
-    certificate  file of its certificate and key, with is_tls       folder  its files
+    Attributes:
+        address: Its (host, port).
+        url: Its URL for a browser.
+        certificate: File with its certificate and key, with `is_tls`.
+        folder: Folder of its files.
     """
 
     def __init__(self, test: unittest.TestCase, is_tls: bool = False) -> None:
@@ -65,7 +71,7 @@ class Proxy:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End it; safe to call again."""
+        """End the process; safe to call again."""
         self._process.terminate()
         try:
             self._process.communicate(timeout=_STOP_S)
@@ -87,10 +93,13 @@ class Nginx(Proxy):
     """
 
     def __init__(self, test: unittest.TestCase, locations: str = "", is_tls: bool = False, server: str = "") -> None:
-        """
-        locations  within its `server` block
-        is_tls     it speaks TLS, with a certificate of its own for localhost and 127.0.0.1
-        server     a whole `server` block in place of all that, its port and files as {port} and {certificate}
+        """Start nginx.
+
+        Args:
+            test: The test after which it ends.
+            locations: Content of its `server` block.
+            is_tls: Use TLS, with its own certificate for localhost and 127.0.0.1.
+            server: A complete `server` block instead of these, with {port} and {certificate} in place of port and file.
         """
         self._locations, self._is_tls, self._server = locations, is_tls, server
         super().__init__(test, is_tls)
@@ -100,7 +109,7 @@ class Nginx(Proxy):
         tls = f"ssl_certificate {self.certificate}; ssl_certificate_key {self.certificate};" if self._is_tls else ""
         own = f"server {{ listen 127.0.0.1:{port}{' ssl' if self._is_tls else ''}; {tls} {self._locations} }}"
         given = self._server.replace("{port}", str(port)).replace("{certificate}", self.certificate)
-        user = "user root;\n" if os.geteuid() == 0 else ""  # else its workers cannot write into the test's folder
+        user = "user root;\n" if os.geteuid() == 0 else ""  # otherwise its workers cannot write to the test's folder
         return _CONFIGURATION.format(user=user, folder=self.folder, http=given or own)
 
     def command(self, path: str) -> list[str]:
@@ -108,7 +117,7 @@ class Nginx(Proxy):
 
 
 def documented(first: str) -> str:
-    """Return the block in docs/web.md that begins with this line, as it is written there, without its indentation."""
+    """Return the block of docs/web.md that begins with this line, without its indentation."""
     text = (Path(ROOT) / "docs" / "web.md").read_text(encoding="utf-8")
     found = re.search(rf"^    {re.escape(first)}\n(?:    .*\n|\n(?=    ))*", text, re.MULTILINE)
     if not found:

@@ -37,10 +37,10 @@ _CADDY = """\
 
 
 class Apache(Proxy):
-    """Apache with one virtual host, which speaks TLS."""
+    """Apache with one virtual host with TLS."""
 
     def __init__(self, test: unittest.TestCase, lines: str) -> None:
-        """lines: within its <VirtualHost>"""
+        """Start Apache; `lines` are the content of its <VirtualHost>."""
         self._lines = lines
         super().__init__(test, is_tls=True)
 
@@ -59,7 +59,7 @@ class Caddy(Proxy):
     """Caddy with the sites of a Caddyfile, all with TLS."""
 
     def __init__(self, test: unittest.TestCase, sites: str) -> None:
-        """sites: blocks whose first lines are `NAME {`"""
+        """Start Caddy; `sites` are blocks whose first lines are `NAME {`."""
         self._sites = sites
         super().__init__(test, is_tls=True)
 

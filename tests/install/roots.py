@@ -1,8 +1,8 @@
-"""Debian's releases as folders, made by debootstrap, each once; the tests of tests/install share them, and only read.
+"""Debian's releases as folders, made once by debootstrap; all tests of tests/install share them, read-only.
 
-    python3 -m tests.install.roots bookworm trixie      makes those that are not there, both at once
+    python3 -m tests.install.roots bookworm trixie      makes the missing ones, both at the same time
 
-They are in PIGEONPOST_TEST_ROOTS, else in a folder of /var/tmp that the next run finds. A release takes about 90 s and
+They are in PIGEONPOST_TEST_ROOTS, or in a folder of /var/tmp that the next run finds. A release takes about 90 s and
 360 MB.
 """
 
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 FOLDER = os.environ.get("PIGEONPOST_TEST_ROOTS", "/var/tmp/pigeonpost-test-roots")
 RELEASES = ("bookworm", "trixie")
-# What Raspberry Pi OS Lite has of what we use, so that nothing has to be installed while a test runs.
+# The packages of Raspberry Pi OS Lite that the program uses: tests install nothing.
 _PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "udev", "python3", "python3-spidev", "python3-venv", "openssl", "iproute2",
     "ca-certificates", "sudo", "curl", "netcat-openbsd",
@@ -28,7 +28,7 @@ _LIMIT_S = 900.0
 
 
 def root_of(release: str) -> str:
-    """Return the folder of a release, made first where it is not there; also beside other processes that want it."""
+    """Return the folder of a release. It is made first if it is missing, also while other processes wait for it."""
     folder = os.path.join(FOLDER, f"{release}-{hashlib.sha256(' '.join(_PACKAGES).encode()).hexdigest()[:8]}")
     os.makedirs(FOLDER, exist_ok=True)
     with open(os.path.join(FOLDER, f"{release}.lock"), "w", encoding="ascii") as lock:
@@ -54,7 +54,7 @@ def _make(release: str, folder: str) -> None:
 
 
 def main(releases: Sequence[str]) -> int:
-    """Make the roots of some releases, all of them without a name; the exit status."""
+    """Make the roots of some releases, or of all of them. Returns the exit status."""
     with ThreadPoolExecutor() as pool:
         for release, folder in zip(releases or RELEASES, pool.map(root_of, releases or RELEASES)):
             print(f"{release}: {folder}")

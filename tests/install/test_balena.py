@@ -1,7 +1,7 @@
 """docker-compose.yml and balena.yml, read by balena's own packages from npm.
 
-@balena/compose-parser brings compose-go as a program, which it fetches from where a test may not; Debian's
-docker-compose, which has the same compose-go, takes its place.
+@balena/compose-parser contains compose-go as a program, which it downloads from a place that tests may not use.
+Debian's docker-compose with the same compose-go replaces it.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.support import ROOT, temp_folder
 _NPM_S = 300.0
 _PACKAGES = ("@balena/compose-parser@0.2.6", "@balena/contrato@0.13.0", "js-yaml@4.1.0")
 _PARSER = "node_modules/@balena/compose-parser/bin/balena-compose-parser"
-# balena's names of the machines that Debian's image runs on: Raspberry Pis of all generations.
+# balena's names of the device types that Debian's image supports: all generations of Raspberry Pi.
 _MACHINES = ["raspberry-pi", "raspberry-pi2", "raspberrypi0-2w-64", "raspberrypi3", "raspberrypi3-64",
              "raspberrypi4-64", "raspberrypi400-64", "raspberrypi5"]  # fmt: skip
 FOLDER = ""
@@ -39,7 +39,7 @@ def setUpModule():
 
 
 def read_by_balena(compose, contract):
-    """What balena's packages make of the two files; AssertionError with their message."""
+    """Return the two files as balena's packages read them. Raises AssertionError with their message."""
     command = [
         "node",
         os.path.join(ROOT, "tests", "install", "balena_check.js"),
@@ -61,14 +61,14 @@ class Balena(unittest.TestCase):
         compose, contract = (os.path.join(ROOT, name) for name in ("docker-compose.yml", "balena.yml"))
         cls.found = read_by_balena(compose, contract)
 
-    def test_both_services_are_taken_with_what_they_need(self):
+    def test_both_services_are_accepted_with_their_devices(self):
         services = self.found["composition"]["services"]
         self.assertEqual(sorted(services), ["node", "server"])
         for name, service in services.items():
             with self.subTest(name):
                 self.assertEqual(service["network_mode"], "host")
                 self.assertIs(service["read_only"], True)
-                self.assertEqual(service["environment"]["TZ"], "")  # a variable without a value comes empty
+                self.assertEqual(service["environment"]["TZ"], "")  # a variable without a value is passed empty
                 self.assertIn(f"{name}-data:/data", service["volumes"])
                 self.assertNotIn("privileged", service)
         self.assertEqual(services["node"]["devices"], ["/dev/spidev0.0:/dev/spidev0.0:rwm"])
@@ -79,12 +79,12 @@ class Balena(unittest.TestCase):
         self.assertIn(self.found["contract"]["data"]["defaultDeviceType"], _MACHINES)
 
     def test_contract_leaves_i2c_on(self):
-        """A value of dtparam takes the place of balenaOS' own, which has I2C, SPI and sound on."""
+        """A value of dtparam would replace balenaOS' own value, which enables I2C, SPI and sound."""
         variables = self.found["contract"]["data"].get("applicationConfigVariables", [])
         self.assertNotIn("BALENA_HOST_CONFIG_dtparam", json.dumps(variables))
 
-    def test_what_balena_does_not_take_is_refused(self):
-        """Else the tests above would prove nothing."""
+    def test_unsupported_keys_are_refused(self):
+        """A negative control: otherwise the tests above would prove nothing."""
         for line in ("logging: {driver: none}", 'volumes: ["/etc:/etc"]'):
             folder = temp_folder(self)
             path = os.path.join(folder, "docker-compose.yml")

@@ -1,5 +1,8 @@
-"""The image and docker-compose.yml, with Docker's own Compose: node and server as a user runs them, asked from another
-machine, made again, stopped, backed up and restored; and single containers in a network of their own.
+"""The image and docker-compose.yml with Docker's own Compose.
+
+Node and server as a user runs them, and single containers.
+
+They are used from another machine, recreated, stopped, backed up and restored.
 """
 
 import os
@@ -47,13 +50,13 @@ def setUpModule():
 
 
 def status_of_process(container, *names):
-    """Lines of /proc/1/status of a container's program, by their names."""
+    """Return the lines of /proc/1/status of a container's program, by their names."""
     text = HOST.podman("exec", container, "cat", "/proc/1/status").stdout
     return [re.search(rf"(?m)^{name}:\t(.*)$", text)[1] for name in names]
 
 
 def page_code(host, port, *, path="/", address=ADDRESS):
-    """The HTTP status of a page for a browser on the neighbour that asks for `host`."""
+    """Return the HTTP status of a page for a browser on the neighbour that requests it from `host`."""
     url = f"http://{host}:{port}{path}"
     curl = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}",
             "--resolve", f"{host}:{port}:{address}"]  # fmt: skip
@@ -61,16 +64,16 @@ def page_code(host, port, *, path="/", address=ADDRESS):
 
 
 def samples_in(verified):
-    """How many samples `control.py verify` says are there, each once."""
-    return int(re.search(r"(\d+) samples of 1 nodes: all there, each once", verified)[1])
+    """Return the number of samples that `control.py verify` reports, each once."""
+    return int(re.search(r"(\d+) samples of 1 node: none missing, none stored twice", verified)[1])
 
 
 class Compose(unittest.TestCase):
-    """Node and server by `docker compose up -d`, one machine for both. Each test leaves both running."""
+    """Node and server by `docker compose up -d` on one machine. Each test leaves both running."""
 
     @classmethod
     def setUpClass(cls):
-        HOST.sh("test -e /dev/spidev0.0 || mknod /dev/spidev0.0 c 1 3")  # it is opened, and is no chip
+        HOST.sh("test -e /dev/spidev0.0 || mknod /dev/spidev0.0 c 1 3")  # it can be opened, but is not a chip
         cls.addClassCleanup(HOST.compose, "down", "--volumes", "--timeout=5", variables=VARIABLES)
         cls.up()
 
@@ -83,12 +86,12 @@ class Compose(unittest.TestCase):
 
     @staticmethod
     def server(*command, given=""):
-        """A command in the server's container, as a user gives it: what it wrote."""
+        """Run a command in the server's container, as a user does, and return its output."""
         return HOST.compose("exec", "-T", "server", *command, given=given, variables=VARIABLES).stdout
 
     @classmethod
     def status(cls):
-        """What `control.py status` says of the nodes, a line for each; nothing while the server starts."""
+        """Return the nodes' lines in `control.py status`; an empty list while the server starts."""
         return HOST.podman("exec", SERVER, "python3", "control.py", "status", is_checked=False).stdout
 
     def test_page_is_reached_from_another_machine_as_printed_and_by_name(self):
@@ -134,7 +137,7 @@ class Compose(unittest.TestCase):
         self.assertRegex(self.status(), rf"^{NAME}: on; last sample \S+\n$")  # one node, and nothing missing
         self.assertGreater(samples_in(self.server("python3", "control.py", "verify")), 0)
 
-    def test_both_end_in_time_when_they_are_stopped(self):
+    def test_stopped_containers_end_in_time(self):
         begin_s = time.monotonic()
         HOST.compose("stop", "--timeout=20", variables=VARIABLES)
         self.assertLess(time.monotonic() - begin_s, STOP_S)
@@ -156,7 +159,7 @@ class Compose(unittest.TestCase):
 
 
 class Documented(unittest.TestCase):
-    """docs/containers.md, executed as it is written; `docker` is Podman, and what is built is there already."""
+    """docs/containers.md, executed as written. `docker` is Podman, and the images are already built."""
 
     @classmethod
     def setUpClass(cls):
@@ -180,14 +183,14 @@ class Documented(unittest.TestCase):
             file.write(text)
 
     def blocks(self, section):
-        """The indented blocks of a section."""
+        """Return the indented blocks of a section."""
         return [
             textwrap.dedent(block).strip("\n") + "\n"
             for block in re.findall(r"(?m)(?:^    .*\n|^\n(?=    ))+", self.sections[section])
         ]
 
     def do(self, line, given=""):
-        """Run a line of the page; what it wrote."""
+        """Run a line of the page and return its output."""
         program, *words = shlex.split(line)
         if (program, words[0]) == ("docker", "compose"):
             words = [word for word in words[1:] if word != "--build"]
@@ -199,7 +202,7 @@ class Documented(unittest.TestCase):
         return result.stdout + result.stderr
 
     def do_section(self, section, given=""):
-        """Run the commands of a section that begin with docker or podman, but for those that build."""
+        """Run the commands of a section that begin with docker or podman, except for those that build."""
         lines = [line for block in self.blocks(section) for line in block.replace("\\\n", " ").splitlines()]
         lines = [line for line in lines if re.match(r"(docker|podman) (?!build|compose build)", line)]
         self.assertTrue(lines, section)
@@ -208,7 +211,7 @@ class Documented(unittest.TestCase):
     def test_docker_with_its_variables_settings_data_and_health(self):
         HOST.sh("test -e /dev/spidev0.0 || mknod /dev/spidev0.0 c 1 3")
         said = self.do_section("Docker", given="correct horse battery\n")
-        self.assertIn("page now asks for a password", said)
+        self.assertIn("page now asks for user name and password", said)
         HOST.wait_for_log(NODE, f"node {NAME}: ")
         (variables,) = [block for block in self.blocks("Docker") if block.startswith("TZ=")]
         (settings,) = [
@@ -220,7 +223,7 @@ class Documented(unittest.TestCase):
         self.assertIn("PIGEONPOST_NODE_TOML", logged)
         HOST.wait_for_log(SERVER, "the page is at ")
         self.do("docker compose exec server python3 control.py alive")
-        self.do_section("Where the data is")
+        self.do_section("Data volumes")
         HOST.wait_for_log(SERVER, "the page is at ")
 
     def test_node_of_another_machine_is_found_by_its_announcements(self):
@@ -240,11 +243,11 @@ class Documented(unittest.TestCase):
         wait_until(lambda: "basement: on; last sample " in self.do(status), "the node is found")
 
     def test_network_of_its_own(self):
-        self.do_section("A network of its own")
+        self.do_section("A separate network")
         HOST.wait_for_log("server", "the page is at ")
         self.assertNotEqual(page_code("raspberrypi.local", 8080), 421)
 
-    def test_podman(self):
+    def test_podman_runs_the_documented_commands(self):
         self.do_section("Podman")
         HOST.wait_for_log("server", "the page is at ")
         HOST.wait_for_log("node", "listening on ")
@@ -257,10 +260,10 @@ class Documented(unittest.TestCase):
 
 
 class Single(unittest.TestCase):
-    """Containers by `docker run`, each with its own network and host name, which is its id."""
+    """Containers by `docker run`, each with its own network and host name (its id)."""
 
     def run_(self, *arguments, volume="", variables=None, options=()):
-        """Start a container; its id."""
+        """Start a container and return its id."""
         given = [f"--env={name}={value}" for name, value in (variables or {}).items()]
         data = [f"--volume={volume}:/data"] if volume else []
         started = HOST.podman("run", "--detach", "--read-only", *given, *data, *options, IMAGE, *arguments)
@@ -325,7 +328,7 @@ class Single(unittest.TestCase):
         self.assertEqual(HOST.wait_for_log(node, "listening on 0.0.0.0:6003"), logged)  # it logs nothing
 
     def test_many_samples_are_verified_and_backed_up_with_a_read_only_root(self):
-        """SQLite sorts them in temporary files; a Pi collects as many in less than two days."""
+        """SQLite sorts them in temporary files. A Pi collects this number in less than two days."""
         make = (
             "from datetime import UTC, datetime as d; print('time,temperature'); [print(d.fromtimestamp("
             "1_750_000_000 + n, UTC).isoformat() + f',{n % 100}') for n in range(150_000)]"
@@ -336,7 +339,7 @@ class Single(unittest.TestCase):
         options = ["--read-only-tmpfs=false", f"--volume={self.volume('many')}:/backup"]  # as Docker, without tmpfs
         container = self.run_("sh", "-ec", steps, make, options=options)
         logged = HOST.wait_for_log(container, "done\n")
-        self.assertEqual(logged.count("150000 samples of 1 nodes: all there, each once"), 2)
+        self.assertEqual(logged.count("150000 samples of 1 node: none missing, none stored twice"), 2)
 
     def test_health_check_fails_where_no_program_answers(self):
         container = self.run_("sleep", "infinity")
@@ -353,7 +356,7 @@ class Single(unittest.TestCase):
 
     def test_node_without_the_device_names_the_line_of_compose(self):
         node = self.run_("python3", "node.py", variables={"PIGEONPOST_NODE_EVERY": "0.2"})
-        logged = HOST.wait_for_log(node, "/dev/spidev0.0 is not there")
+        logged = HOST.wait_for_log(node, "/dev/spidev0.0 does not exist")
         self.assertIn('devices: ["/dev/spidev0.0:/dev/spidev0.0"]', logged)
 
     def test_device_of_root_and_volume_of_root_are_opened_to_the_program(self):
@@ -375,7 +378,7 @@ class Single(unittest.TestCase):
         self.assertRegex(logged, r"crw-rw---- 1 root +pigeonpost 1, 3 .* /dev/spidev0.0")
         self.assertRegex(logged, r"pigeonpost pigeonpost .* pigeonpost.sqlite3-old")
         self.assertIn("opened", logged)
-        self.assertEqual(HOST.sh("stat -c %a:%g /dev/chip"), "600:0\n")  # the machine's own is unchanged
+        self.assertEqual(HOST.sh("stat -c %a:%g /dev/chip"), "600:0\n")  # the machine's own clock is unchanged
 
     def test_image_holds_its_libraries_and_neither_tests_nor_settings_nor_data(self):
         listed = HOST.podman("run", "--rm", IMAGE, "ls", "-a", "/app", "/app/docs").stdout.split()

@@ -1,5 +1,6 @@
-"""control.py doctor in booted machines of both releases: each fault of a service is found, and its remedy, typed as it
-stands there, repairs it.
+"""control.py doctor in booted machines of both releases.
+
+It finds each fault of a service, and its remedy works as printed.
 """
 
 import os
@@ -13,8 +14,8 @@ from tests.install.test_packages import build_package, put
 from tests.install.test_systemd_units import CURL, UNITS
 from tests.support import wait_until
 
-FIRST_REVISION = "1b8238e"  # its units had the faults that are found here
-LIMIT_S = 5.0  # of the processor, in which doctor is done
+FIRST_REVISION = "1b8238e"  # its units have the faults that doctor finds here
+LIMIT_S = 5.0  # of processor time for doctor
 NODE = '[node]\nname = "basement"\nsimulate = true\nevery = 0.2\n'
 SERVER = '[server]\nnodes = ["basement@127.0.0.1:5003"]\n[store]\ncommit = 0.1\n'
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -40,7 +41,7 @@ class OneRelease:
         cls.machine.run("useradd", "--create-home", "pi")
 
     def doctor(self, *arguments, user="", cwd="/", program="/opt/pigeonpost/control.py"):
-        """What doctor finds, but for the machine's disk, which is an overlay in each of these machines."""
+        """Return the findings of doctor, except for the disk, which is an overlay in each of these machines."""
         before = os.times()
         words = program.split() if program.startswith("pigeonpost") else ["python3", program]
         result = self.machine.run(*words, "doctor", *arguments, is_checked=False, user=user, cwd=cwd)
@@ -60,14 +61,14 @@ class OneRelease:
         return [one.about for one in self.doctor(*arguments, **options) if one.word == "wrong"]
 
     def remedy_of(self, words, *arguments, **options):
-        """The remedy of the one fault that matches."""
+        """Return the remedy of the only fault that matches."""
         found = self.doctor(*arguments, **options)
         matching = [one for one in found if one.word == "wrong" and re.search(words, one.about)]
         self.assertEqual(len(matching), 1, f"{words}: {found}")
         return matching[0].remedy
 
     def repair(self, words, *arguments, **options):
-        """Type the remedy of a fault, as root; then doctor must not find it again."""
+        """Type the remedy of a fault as root; doctor must not find the fault again."""
         remedy = self.remedy_of(words, *arguments, **options)
         self.machine.sh(remedy)
         left = [about for about in self.wrong(*arguments) if re.search(words, about)]
@@ -95,57 +96,57 @@ class Services(OneRelease):
         self.machine.write("/etc/pigeonpost/server.toml", SERVER)
         self.machine.run("systemctl", "enable", "--now", "pigeonpost-node", "pigeonpost-server")
 
-    def test_nothing_is_wrong_with_what_install_has_made_for_root_and_for_others(self):
+    def test_installation_made_by_install_has_no_faults_for_root_and_others(self):
         for program in ("node", "server"):
             self.machine.run("python3", "/opt/pigeonpost/control.py", "install", program, "--write")
         wait_until(lambda: not self.wrong(), "the server collects")
         self.assertLess(self.took_s, LIMIT_S)
         found = self.doctor()
-        for words in ("pigeonpost-node runs", "pigeonpost-server runs", "8080: this server's page is there",
+        for words in ("pigeonpost-node is running", "pigeonpost-server is running", "8080: the page of this server",
                       "node basement at 127.0.0.1:5003 can be reached"):  # fmt: skip
             self.assertEqual([one.word for one in found if words in one.about], ["ok"], words)
         found = self.doctor(user="pi", cwd="/home/pi")
         self.assertNotIn("wrong", [one.word for one in found])
-        hidden = [one.about for one in found if "run doctor with sudo to see" in one.about]
+        hidden = [one.about for one in found if "run doctor with sudo to check" in one.about]
         self.assertEqual(len(hidden), 2, found)
 
     def test_unit_that_is_stopped_disabled_or_not_read_again(self):
         self.machine.run("systemctl", "stop", "pigeonpost-server")
-        self.repair("pigeonpost-server does not run")
+        self.repair("pigeonpost-server is not running")
         self.machine.run("systemctl", "disable", "pigeonpost-server")
-        self.repair("pigeonpost-server runs, but does not start at boot")
+        self.repair("pigeonpost-server is running, but does not start at boot")
         self.machine.run("systemctl", "disable", "--now", "pigeonpost-server")
-        self.repair("pigeonpost-server is installed, but does not run, and does not start at boot")
+        self.repair("pigeonpost-server is installed, but is not running and does not start at boot")
         self.assertEqual(self.shown("pigeonpost-server", "ActiveState"), "active")
         self.machine.sh("echo '# changed' >> /etc/systemd/system/pigeonpost-server.service")
         self.repair("systemd has not read them")
 
     def test_changes_that_are_not_in_force(self):
         self.machine.sh("sleep 0.1; touch /etc/pigeonpost/node.toml /etc/pigeonpost/server.toml")
-        self.repair("node.toml changed after pigeonpost-node was started")
-        self.repair("server.toml changed after pigeonpost-server was started")
+        self.repair("node.toml has changed since pigeonpost-node was started")
+        self.repair("server.toml has changed since pigeonpost-server was started")
         self.machine.sh("sleep 0.1; touch /opt/pigeonpost/pigeonpost/server/ingest.py")
-        self.repair("ingest.py changed after pigeonpost-server was started")
+        self.repair("ingest.py has changed since pigeonpost-server was started")
 
     def test_wrong_settings_and_settings_that_the_service_may_not_read(self):
         self.machine.write("/etc/pigeonpost/node.toml", "[node]\nnaem = 'x'\n")
         self.machine.run("systemctl", "restart", "pigeonpost-node", is_checked=False)
         wait_until(lambda: self.shown("pigeonpost-node", "ActiveState") == "failed", "it has failed")
-        words = r"has failed \(status 2: wrong settings\): .*node.toml, line 2: .*did you mean \"name\""
+        words = r"has failed \(status 2: invalid settings\): .*node.toml, line 2: .*did you mean \"name\""
         self.remedy_of(words, "node")
         self.machine.write("/etc/pigeonpost/node.toml", NODE, 0o600)
         self.machine.run("systemctl", "restart", "pigeonpost-node", is_checked=False)
-        self.repair("node.toml may not be read by the service", "node")
+        self.repair("node.toml cannot be read by the service", "node")
         self.assertEqual(self.shown("pigeonpost-node", "ActiveState"), "active")
         self.machine.sh("chmod 600 /etc/pigeonpost/node.toml")
         found = self.doctor("node", user="pi")
-        self.assertIn("run doctor with sudo to see /etc/pigeonpost/node.toml", [one.about for one in found])
+        self.assertIn("run doctor with sudo to check /etc/pigeonpost/node.toml", [one.about for one in found])
 
     def test_group_that_is_missing(self):
         self.machine.write(f"{UNITS}/pigeonpost-node.service.d/x.conf", "[Service]\nSupplementaryGroups=noneofours\n")
         self.machine.sh("systemctl daemon-reload; systemctl restart pigeonpost-node || true")
         self.remedy_of(r"\(status 216: GROUP", "node")
-        self.repair("names the group noneofours, which this system lacks", "node")
+        self.repair("the group noneofours does not exist on this system", "node")
         self.assertEqual(self.wrong("node"), [])
 
     def test_folder_that_is_missing(self):
@@ -160,20 +161,22 @@ class Services(OneRelease):
         self.addCleanup(self.machine.run, "systemctl", "stop", "by-hand")
         self.machine.wait_for_log("by-hand", "the page is at")
         self.machine.run("systemctl", "start", "pigeonpost-server", is_checked=False)
-        self.remedy_of(r"\(status 75: another program uses the same data\): .*held by process", "server")
+        self.remedy_of(r"\(status 75: another program uses the same data\): .*locked by process", "server")
 
-    def test_token(self):
+    def test_missing_token_is_found(self):
         self.machine.write("/etc/pigeonpost/node-token", "", 0o600)
         self.machine.run("systemctl", "restart", "pigeonpost-node")
         remedy = self.remedy_of("node-token is empty", "node")
-        command, _, then = remedy.partition(" takes the token alone, then ")
+        command, _, then = remedy.partition(" (enter only the token), then ")
         self.machine.run("sh", "-ec", command, given=f"{TOKEN}\n")
         self.machine.sh(f"sleep 0.1; {then}")
         self.assertEqual(self.wrong("node"), [])
         self.machine.sh("chmod 644 /etc/pigeonpost/node-token")
-        self.repair("node-token, which holds the token, may be read by others", "node")
+        self.repair("node-token .contains the token. can be read by other users", "node")
         found = self.doctor("node", user="pi")
-        self.assertTrue([one for one in found if "sudo to see whether /etc/pigeonpost/node-token" in one.about], found)
+        self.assertTrue(
+            [one for one in found if "sudo to check the token in /etc/pigeonpost/node-token" in one.about], found
+        )
         self.assertNotIn("wrong", [one.word for one in found])
 
     def test_page_on_port_80(self):
@@ -194,7 +197,7 @@ class Services(OneRelease):
         self.addCleanup(self.machine.run, "systemctl", "stop", "other")
         wait_until(lambda: self.machine.sh("ss -Hltn 'sport = :8080'").stdout, "the port is taken")
         self.machine.run("systemctl", "start", "pigeonpost-server", is_checked=False)
-        command = self.remedy_of("8080 cannot be listened on: Address already in use", "server").partition(" tells")[0]
+        command = self.remedy_of("cannot listen on .*8080: Address already in use", "server").partition(" shows")[0]
         self.assertIn('"nc"', self.machine.sh(command).stdout)
 
     def test_backups_to_a_folder_that_the_unit_keeps_closed(self):
@@ -202,8 +205,8 @@ class Services(OneRelease):
         self.machine.write("/etc/pigeonpost/server.toml", f'{SERVER}[backup]\nto = "{to}"\n')
         self.machine.sh("sleep 0.1; systemctl restart pigeonpost-server")
         self.addCleanup(self.machine.sh, f"rm -rf {to}")
-        self.machine.sh(self.remedy_of(f"{to} is not there", "server").rpartition("or ")[2])
-        self.repair(f"the unit does not let the server write to {to}", "server")
+        self.machine.sh(self.remedy_of(f"{to} does not exist", "server").rpartition("or ")[2])
+        self.repair(f"the unit does not allow the server to write to {to}", "server")
         self.assertEqual(self.wrong("server"), [])
         pid = self.shown("pigeonpost-server", "MainPID")
         self.machine.run("nsenter", f"--target={pid}", "--mount", "--setuid=" + self.shown("pigeonpost-server", "UID"),
@@ -219,10 +222,11 @@ class Services(OneRelease):
         self.machine.wait_for_log("trial", "the page is at")
         self.machine.run("systemctl", "stop", "trial")
         found = self.doctor("server", cwd="/root/trial")
-        (settings,) = [one for one in found if "server.toml is read by hand alone" in one.about]
-        (data,) = [one for one in found if "data of a trial by hand, which the service does not see" in one.about]
+        (settings,) = [one for one in found if "server.toml is used only by a program started by hand" in one.about]
+        by_hand = "data of a program started by hand"
+        (data,) = [one for one in found if f"{by_hand}, which the service does not use" in one.about]
         self.machine.sh(f"{settings.remedy.partition(': ')[2]}; {data.remedy}")
-        left = [one.about for one in self.doctor("server", cwd="/root/trial") if "data of a trial" in one.about]
+        left = [one.about for one in self.doctor("server", cwd="/root/trial") if by_hand in one.about]
         self.assertEqual(left, [])
         self.assertEqual(self.wrong("server"), [])
 
@@ -233,13 +237,15 @@ class Services(OneRelease):
         self.machine.sh(
             "rm /opt/pigeonpost/pigeonpost/server/ingest.py; :> /opt/pigeonpost/pigeonpost/server/quality.py"
         )
-        self.repair("/opt/pigeonpost was copied in part: pigeonpost/server/ingest.py is missing", "server", program=new)
+        self.repair(
+            "/opt/pigeonpost was not copied completely: pigeonpost/server/ingest.py is missing", "server", program=new
+        )
         self.machine.sh("rm -r /opt/pigeonpost")
-        self.repair("starts /opt/pigeonpost/server.py, which is not there", "server", program=new)
+        self.repair("starts /opt/pigeonpost/server.py, which does not exist", "server", program=new)
 
 
 class Devices(OneRelease):
-    """Devices that exist in name only: opening one gives ENXIO where that is allowed."""
+    """Devices that exist in name only: opening one gives ENXIO if it is allowed."""
 
     def test_drop_in_of_a_device_that_is_missing(self):
         machine = self.machine
@@ -254,17 +260,17 @@ class Devices(OneRelease):
             '[[sensor]]\nkind = "command"\ncommand = ["vcgencmd", "measure_temp"]\nchannels.t.pattern = "=([0-9.]+)"\n'
         )
         machine.sh(f"cat >> /etc/pigeonpost/node.toml <<'E'\n{table}E\nsystemctl restart pigeonpost-node")
-        remedy = self.remedy_of("does not let vcgencmd open its devices: the drop-in video.conf", "node")
+        remedy = self.remedy_of("does not allow vcgencmd to open its devices: the drop-in video.conf", "node")
         self.assertIn("/etc/systemd/system/pigeonpost-node.service.d/video.conf", remedy)
-        remedy = self.remedy_of("may not open /dev/spidev0.0: the drop-in spi.conf is missing", "node")
+        remedy = self.remedy_of("cannot open /dev/spidev0.0: the drop-in spi.conf is missing", "node")
         self.assertIn("/etc/systemd/system/pigeonpost-node.service.d/spi.conf", remedy)
         machine.sh(remedy.partition(",")[0])
         self.assertEqual([about for about in self.wrong("node") if "drop-in" in about], [])
-        self.remedy_of("/dev/spidev0.0 may not be opened by pigeonpost-node: its group is not spi", "node")
-        machine.run("chgrp", "spi", "/dev/spidev0.0")  # as the rules of that remedy do, where udev runs
+        self.remedy_of("/dev/spidev0.0 cannot be opened by pigeonpost-node: the device's group is not spi", "node")
+        machine.run("chgrp", "spi", "/dev/spidev0.0")  # as the rules of that remedy do with udev
         found = self.doctor("node")
         self.assertIn("ok", [one.word for one in found if "pigeonpost-node may open /dev/spidev0.0" in one.about])
-        self.remedy_of("does not read", "node")  # there is no chip
+        self.remedy_of("cannot be read", "node")  # there is no chip
 
 
 class Older(OneRelease):
@@ -277,8 +283,8 @@ class Older(OneRelease):
         machine.sh("cp /opt/pigeonpost/deploy/*.service /etc/systemd/system/; systemctl daemon-reload")
         machine.sh("systemctl enable --now pigeonpost-node pigeonpost-server || true")
         machine.write("/etc/pigeonpost/node.toml", NODE)
-        self.remedy_of("names the group spi, which this system lacks, and does not start .216/GROUP", program=new)
-        remedy = self.repair("calls the token '-node-token', so the node never gets it", program=new)
+        self.remedy_of("does not start: the group spi does not exist on this system .216/GROUP", program=new)
+        remedy = self.repair("names the token '-node-token', so the node does not receive it", program=new)
         self.assertEqual(remedy, "python3 /root/new/control.py install node --write")
         self.assertEqual(self.wrong("node"), [])
 
@@ -289,7 +295,7 @@ class Package(OneRelease):
         self.machine.run("dpkg", "--install", "/root/pigeonpost.deb")
         found = self.doctor(program="pigeonpost", cwd="/root")
         self.assertNotIn("wrong", [one.word for one in found])
-        units = [one for one in found if "it is not switched on" in one.about]
+        units = [one for one in found if "it is not enabled" in one.about]
         self.assertEqual(len(units), 2, found)
         self.machine.write("/etc/pigeonpost/node.toml", NODE)
         self.machine.write("/etc/pigeonpost/server.toml", SERVER)

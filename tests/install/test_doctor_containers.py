@@ -1,4 +1,4 @@
-"""control.py doctor in containers: what they are given from outside, with the remedies of Docker."""
+"""control.py doctor in containers: faults of their environment, with Docker's remedies."""
 
 import shlex
 import unittest
@@ -19,7 +19,7 @@ def setUpModule():
 
 class Containers(unittest.TestCase):
     def start(self, name, *command, options=(), ready=""):
-        """Start a container of the image, and wait for a text in its log."""
+        """Start a container of the image and wait for a text in its log."""
         HOST.podman("run", "--detach", f"--name={name}", *options, IMAGE, *command)
         self.addCleanup(HOST.podman, "rm", "--force", "--time=0", name)
         if ready:
@@ -34,11 +34,12 @@ class Containers(unittest.TestCase):
     def test_server_that_is_well_and_what_its_owner_may_want(self):
         self.start("server", ready="the page is at")
         said = self.doctor("server")
-        for words in ("in a container, which runs server.py", "As a server\n", "8080: this server's page is there",
-                      "TZ=Europe/Vienna in .env", "PIGEONPOST_WEB_NAMES=raspberrypi.local"):  # fmt: skip
+        for words in ("runs in a container with the command server.py", "As a server\n",
+                      "8080: the page of this server", "TZ=Europe/Vienna in .env",
+                      "PIGEONPOST_WEB_NAMES=raspberrypi.local"):  # fmt: skip
             self.assertIn(words, said)
         self.assertNotIn("As a node", said)
-        self.assertIn("Nothing is wrong.", self.doctor("server", user="root"))
+        self.assertIn("No problems found.", self.doctor("server", user="root"))
 
     def test_node_without_a_device_and_without_a_library(self):
         sensor = '[[sensor]]\nkind = "mcp3424"\nchannels = {a = {input = 1}}\n'
@@ -58,14 +59,14 @@ class Containers(unittest.TestCase):
         wait = "import time; time.sleep(600)"  # the server itself ends at once
         command = ["sh", "-c", f"exec python3 -c '{wait}' server.py"]
         self.start("held", *command, options=("--volume=old:/data",))
-        self.assertIn("/data: pigeonpost may not write there", self.doctor("held", status=1))
+        self.assertIn("/data: the user pigeonpost may not write there", self.doctor("held", status=1))
         said = self.doctor("held", user="root", status=1)
         self.assertIn("/data belongs to user 0, and the program (user 10001) may not write there", said)
-        remedy = said.partition("with the volume's name: ")[2].partition(" (docker compose")[0]
+        remedy = said.partition("with the name of the volume: ")[2].partition(" (docker compose")[0]
         words = shlex.split(remedy.replace("VOLUME", "old"))
         self.assertEqual(words[:2], ["docker", "run"])
         HOST.podman(*[IMAGE if word == "pigeonpost" else word for word in words[1:]])
-        self.assertIn("Nothing is wrong.", self.doctor("held"))
+        self.assertIn("No problems found.", self.doctor("held"))
 
 
 if __name__ == "__main__":

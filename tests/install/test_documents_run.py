@@ -1,7 +1,8 @@
-"""The commands of README and docs/, as they are written, document by document, by a user with sudo in one machine.
+"""The commands of README and docs/, executed as written, page by page, by a user with sudo in one machine.
 
-tests/install/document_plays.py has what each document presumes, and what is not executed. The machine has loopback
-alone, with the addresses and host names of the documents; commands that lead to other machines are recorded only.
+tests/install/document_plays.py has the preconditions of each page, and the commands that are not executed. The machine
+has only loopback, with the addresses and host names of the documents. Commands that lead to other machines are only
+recorded.
 """
 
 import json
@@ -15,13 +16,13 @@ from tests.install import need_install
 from tests.install.document_plays import HOME, PLAYS, Play, Step
 from tests.install.machine import machine_for
 from tests.support import wait_until
-from tests.test_document_blocks import commands_of, is_conversation
+from tests.test_document_blocks import commands_of, is_session
 
-# Commands that would lead out of the machine: what they got is in /tmp/stubs.
+# Commands that would leave the machine: their arguments are recorded in /tmp/stubs.
 STUBS = ("mail", "scp", "ssh")
 HOSTS = "127.0.0.1 localhost server.local sensors.example.org\n"
 UNITS = "/etc/systemd/system"
-# Speaks the lines of a conversation as a person with nc does: each is sent once what comes before it was answered.
+# Sends the lines of a session as a person with nc does: each after the reply to the previous one.
 TALK = """
 import json, socket, sys
 host, port, lines = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
@@ -65,7 +66,7 @@ class Documents(unittest.TestCase):
         self.machine.sh(f"rm -rf {HOME} /tmp/stubs /home/pi/token; cp -r /home/source {HOME}; chown -R pi: {HOME}")
 
     def tidy(self):
-        """End what a document has started, and remove what it has installed."""
+        """End the programs that a page has started, and remove what it has installed."""
         self.machine.sh(
             "systemctl stop 'document-*'; cd /home/source; for one in node server; do"
             f" test ! -e {UNITS}/pigeonpost-$one.service || python3 control.py uninstall $one --write; done;"
@@ -73,7 +74,7 @@ class Documents(unittest.TestCase):
         )
 
     def play(self, document):
-        """Execute a document."""
+        """Execute a page."""
         play = PLAYS[document]
         commands = [(heading, command, play.step_of(command.text)[1]) for heading, command in commands_of(document)]
         left = [
@@ -87,13 +88,13 @@ class Documents(unittest.TestCase):
                 self.execute(command, step, play)
 
     def script(self, text):
-        """Run a script of root's in the user's folder."""
+        """Run a shell script as root in the user's folder."""
         if text:
             self.machine.run("sh", "-ec", text, cwd=HOME)
 
     def execute(self, command: Block, step: Step, play: Play):
         self.script(step.first)
-        if is_conversation(command):
+        if is_session(command):
             self.talk(command.text.split("\n"))
             return
         text = without_cron(command.text)
@@ -121,7 +122,7 @@ class Documents(unittest.TestCase):
         return self.machine.run("sh", "-c", script, cwd=HOME, is_checked=False).returncode == 0
 
     def start(self, text, variables, folder, words):
-        """Start a command that goes on, and wait until its log has the words."""
+        """Start a command that keeps running, and wait until its log has the words."""
         type(self).background += 1
         unit = f"document-{self.background}"
         given = [f"--setenv={name}={value}" for name, value in variables.items()]
@@ -132,46 +133,46 @@ class Documents(unittest.TestCase):
         self.machine.wait_for_log(unit, words)
 
     def talk(self, lines):
-        """Have a conversation with a node, and check that it answers as the document says."""
+        """Carry out a session with a node, and check that it replies as the page shows."""
         _, _, host, port = shlex.split(lines[0])
         token = self.machine.sh("cat /home/pi/token 2>/dev/null || true").stdout.strip()
         said = [re.sub(r'"token": "[0-9a-f]+"', f'"token": "{token}"', line) for line in lines[1:]]
         self.machine.run("python3", "-c", TALK, host, port, json.dumps(said))
 
-    def test_readme(self):
+    def test_commands_of_readme_run(self):
         self.play("README.md")
 
-    def test_contributing(self):
+    def test_commands_of_contributing_run(self):
         self.play("CONTRIBUTING.md")
 
-    def test_security(self):
+    def test_commands_of_security_run(self):
         self.play("SECURITY.md")
 
-    def test_bench(self):
+    def test_commands_of_bench_run(self):
         self.play("bench/README.md")
 
-    def test_promise(self):
+    def test_commands_of_promise_run(self):
         self.play("docs/promise.md")
 
-    def test_protocol(self):
+    def test_commands_of_protocol_run(self):
         self.play("docs/protocol.md")
 
-    def test_tutorial(self):
+    def test_commands_of_tutorial_run(self):
         self.play("docs/tutorial.md")
 
-    def test_scale(self):
+    def test_commands_of_scale_run(self):
         self.play("docs/scale.md")
 
-    def test_sensors(self):
+    def test_commands_of_sensors_run(self):
         self.play("docs/sensors.md")
 
-    def test_packages(self):
+    def test_commands_of_packages_run(self):
         self.play("docs/packages.md")
 
-    def test_data(self):
+    def test_commands_of_data_run(self):
         self.play("docs/data.md")
 
-    def test_web(self):
+    def test_commands_of_web_run(self):
         self.play("docs/web.md")
 
     def test_coming_from_file_drop(self):

@@ -1,4 +1,4 @@
-"""The log of a service in systemd's journal: each line has its priority, and says which settings were read."""
+"""The log of a service in systemd's journal: each line has its priority, and one names the settings file."""
 
 import json
 import unittest
@@ -24,7 +24,7 @@ class Journal(unittest.TestCase):
         )
 
     def entries(self):
-        """Priority and text of each line of the node."""
+        """Return priority and text of each line of the node."""
         told = self.machine.run("journalctl", "--no-pager", "--output=json", f"_SYSTEMD_UNIT={UNIT}.service").stdout
         return [(int(entry["PRIORITY"]), entry["MESSAGE"]) for entry in map(json.loads, told.splitlines())]
 

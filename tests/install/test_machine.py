@@ -1,4 +1,7 @@
-"""The machines of these tests: they boot, are apart from each other and from this one, and leave nothing behind."""
+"""The machines of these tests.
+
+They boot, are isolated from each other and from this one, and are removed completely.
+"""
 
 import os
 import unittest

@@ -25,7 +25,7 @@ def setUpModule():
 
 
 def build_package(test):
-    """Return the path of a package of these files; its folder goes away with the class."""
+    """Return the path of a package built from these files; its folder is removed after the class."""
     folder = temp_folder(test)
     subprocess.run(
         ["sh", os.path.join(ROOT, "deploy", "build-deb.sh"), folder], check=True, capture_output=True, timeout=LIMIT_S
@@ -41,7 +41,7 @@ def put(machine: Machine, path, target):
 
 
 class Package:
-    """One release; what a package does in its life is one test. Each test removes the package again."""
+    """One release. A test goes through the life of a package, and removes it at the end."""
 
     release = ""
 
@@ -52,7 +52,7 @@ class Package:
     def test_life_of_the_package(self):
         machine = self.machine
         put(machine, build_package(self), "/root/pigeonpost.deb")
-        own = '[server]\nname = "cellar"\n'  # before the package, as cloud-init writes settings; dpkg asks nothing
+        own = '[server]\nname = "cellar"\n'  # written first, as by cloud-init; dpkg asks no question
         machine.write("/etc/pigeonpost/server.toml", own)
         result = machine.run("dpkg", "--install", "/root/pigeonpost.deb")
         self.assertIn("sudo systemctl enable --now pigeonpost-node", result.stdout)
@@ -65,7 +65,7 @@ class Package:
         self.collects_and_shows()
         self.backs_up_and_restores()
         before = self.rows()
-        machine.run("dpkg", "--install", "/root/pigeonpost.deb")  # an upgrade: settings stay, programs go on
+        machine.run("dpkg", "--install", "/root/pigeonpost.deb")  # an upgrade: settings are kept, programs continue
         self.assertEqual(machine.read("/etc/pigeonpost/node.toml"), NODE_SETTINGS)
         wait_until(lambda: self.rows() > before + 2, "samples after the upgrade")
         self.control("verify")
@@ -87,7 +87,10 @@ class Package:
         machine.run("rm", unit)
 
     def test_an_image_that_is_being_built_has_the_groups(self):
-        """There systemd is installed and does not run; units with the package's drop-ins need the groups at boot."""
+        """In an image systemd is installed but does not run.
+
+        The units with the package's drop-ins need the groups at boot.
+        """
         machine = self.machine
         put(machine, build_package(self), "/root/pigeonpost.deb")
         groups = "for name in spi i2c gpio; do groupdel $name 2>/dev/null || true; done"
@@ -128,7 +131,7 @@ class Package:
         self.control("check")
 
     def backs_up_and_restores(self):
-        """docs/data.md: a backup beside the running server, and the server from it alone."""
+        """Check docs/data.md: a backup while the server runs, and the server restored from it alone."""
         self.control("backup", "/root/backup")
         machine = self.machine
         machine.run("systemctl", "stop", "pigeonpost-server")
@@ -144,7 +147,7 @@ class Package:
     def leaves_the_data(self):
         machine = self.machine
         result = machine.run("dpkg", "--purge", "pigeonpost")
-        self.assertIn("Samples are kept in /var/lib/private/pigeonpost-server", result.stderr)
+        self.assertIn("The samples are still in /var/lib/private/pigeonpost-server", result.stderr)
         for path in ("/etc/pigeonpost", "/usr/share/pigeonpost", "/usr/bin/pigeonpost"):
             self.assertNotEqual(machine.run("test", "-e", path, is_checked=False).returncode, 0, path)
         machine.run("test", "-s", "/var/lib/private/pigeonpost-server/pigeonpost.sqlite3")
@@ -171,7 +174,7 @@ class Trixie(Package, unittest.TestCase):
 
 @unittest.skipIf(yaml is None, "needs PyYAML")
 class FirstStart(unittest.TestCase):
-    """deploy/user-data.yaml, as cloud-init carries it out."""
+    """deploy/user-data.yaml, carried out as cloud-init does."""
 
     def test_the_node_runs_after_the_first_start(self):
         with open(os.path.join(ROOT, "deploy", "user-data.yaml"), encoding="utf-8") as file:
@@ -193,9 +196,9 @@ class FirstStart(unittest.TestCase):
 
 
 class Pipx(unittest.TestCase):
-    def test_its_three_commands_run(self):
+    def test_installed_commands_run(self):
         folder = temp_folder(self)
-        source = os.path.join(folder, "source")  # pip leaves files in the folder that it builds
+        source = os.path.join(folder, "source")  # pip leaves files in its build folder
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
             if name and os.path.exists(os.path.join(ROOT, name)) and not name.startswith(("tests/", "bench/")):

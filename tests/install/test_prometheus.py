@@ -1,4 +1,4 @@
-"""Debian's Prometheus, in a network of its own, scrapes a server that asks for a password, as docs/web.md says."""
+"""Debian's Prometheus in its own network scrapes a server that requires a password, configured as in docs/web.md."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ def setUpModule():
 
 
 def blocks():
-    """The configurations of docs/web.md, as a user copies them."""
+    """Return the configurations of docs/web.md, as a user copies them."""
     with open(os.path.join(ROOT, "docs", "web.md"), encoding="utf-8") as file:
         text = file.read()
     found = re.findall(r"^    scrape_configs:\n(?:(?:    .*)?\n)+", text, re.MULTILINE)
@@ -59,7 +59,7 @@ class Prometheus:
         self._log.close()
 
     def ask(self, query):
-        """The values that a query gives, each a text; none while Prometheus does not answer yet."""
+        """Return the values of a query as texts; an empty list until Prometheus answers."""
         if self._process.poll() is not None:
             self._log.seek(0)
             raise AssertionError(f"Prometheus ended: {self._log.read()[-2000:]}")
@@ -118,7 +118,7 @@ class Scraped(unittest.TestCase):
         wait_until(lambda: self.used(), "the use of a token")
 
     def used(self):
-        """The list of tokens, without those that were not used."""
+        """Return the list of tokens without the unused ones."""
         return "\n".join(line for line in self.control("api-tokens").splitlines() if "never used" not in line)
 
     def test_without_a_right_token_it_gets_nothing(self):

@@ -1,4 +1,7 @@
-"""The page through a real nginx, as people set one up: page, login, buttons, live values, charts and downloads."""
+"""The page through a real nginx in the usual configurations.
+
+Page, login, buttons, live values, charts and downloads.
+"""
 
 import http.client
 import json
@@ -35,10 +38,13 @@ def setUpModule():
 
 
 class Browser:
-    """A browser's view of a site: it keeps cookies by name and path, follows redirects, and says where a form is from.
+    """A browser's view of a site: it keeps cookies by name and path, follows redirects, and sends the origin of a form.
 
-    address, is_tls  where it connects to       host  the name in its address line, with the port
-    is_old           it sends no Fetch Metadata, as every browser does on plain HTTP
+    Attributes:
+        address: Address to connect to.
+        is_tls: True for TLS.
+        host: Host in its address line, with the port.
+        is_old: It sends no Fetch Metadata, as every browser on plain HTTP.
     """
 
     def __init__(self, nginx, host="", is_old=False):
@@ -91,7 +97,7 @@ class Browser:
                 self.cookies.pop(key, None)
 
     def log_in(self, base):
-        """Log in by the form of the page at `base`; returns status and text of what came, and where it led."""
+        """Log in by the form of the page at `base`. Returns status, text and final address of the response."""
         status, headers, _ = self.ask("GET", base)
         page = urljoin(base, headers.get("location", "login"))
         if status != 303:
@@ -116,7 +122,7 @@ class ProxyCase(unittest.TestCase):
         return Nginx(self, f"location {location} {{ proxy_pass http://{at}{to}; {lines} }}", is_tls)
 
     def assert_works(self, browser, base="/"):
-        """All of what people do with the page."""
+        """Check everything that users do with the page."""
         status, text, home = browser.log_in(base)
         self.assertEqual((status, home), (303, base), text)
         status, _, body = browser.ask("GET", home)
@@ -129,7 +135,7 @@ class ProxyCase(unittest.TestCase):
         self.assert_logout(browser, home, page)
 
     def assert_files(self, browser, home, page):
-        """Style and script, all charts, the log, and a part of it."""
+        """Check style and script, all charts, the log, and a part of it."""
         found = re.findall(r' (?:src|href)="([^"#]*)"', page)
         wanted = [urljoin(home, one.replace("&amp;", "&")) for one in found]
         self.assertTrue(any("/chart.svg?" in one for one in wanted))
@@ -142,7 +148,7 @@ class ProxyCase(unittest.TestCase):
         self.assertEqual((status, part), (206, b"time"))
 
     def assert_live(self, browser, path):
-        """A value arrives when it is stored, not when the proxy's buffer is full."""
+        """Check that a value arrives when it is stored, not when the proxy's buffer is full."""
         link = browser.connect()
         self.addCleanup(link.close)
         browser.send(link, "GET", path, None, "text/event-stream")
@@ -177,7 +183,7 @@ class AtTheRoot(ProxyCase):
         self.assert_works(Browser(nginx, f"{NAME}:8443"))
 
     def test_host_without_the_port_with_an_old_browser(self):
-        """Its name is in the settings."""
+        """The host name is in the settings."""
         nginx = self.nginx(lines="proxy_set_header Host $host;", is_tls=True)
         self.assert_works(Browser(nginx, f"{NAME}:8443", is_old=True))
 
@@ -210,10 +216,10 @@ class AtTheRoot(ProxyCase):
         self.assertEqual(status, 421)
         self.assertIn(b"proxy_set_header Host $http_host;", body)
 
-    def test_one_guesser_shuts_out_nobody_else(self):
-        """The client that nginx names is counted, whatever the client says itself."""
+    def test_guessing_client_does_not_block_other_clients(self):
+        """Attempts are counted for the client that nginx names, regardless of the client's own headers."""
         self.house = self.make(clock=FakeClock())
-        client = HEADERS.replace("$remote_addr", "$http_x_client")  # all of the test's have one address
+        client = HEADERS.replace("$remote_addr", "$http_x_client")  # all clients of the test have the same address
         browser = Browser(self.nginx(lines=client), NAME)
 
         def log_in(password, address):
@@ -242,7 +248,7 @@ class BelowAPath(ProxyCase):
         self.assert_works(browser, "/sensors/")
 
     def test_a_proxy_that_names_the_path_and_leaves_it(self):
-        """No slash behind proxy_pass."""
+        """proxy_pass has no slash at its end."""
         nginx = self.nginx("/sensors/", "", f"{HEADERS} proxy_set_header X-Forwarded-Prefix /sensors;")
         self.assert_works(Browser(nginx, NAME), "/sensors/")
 
@@ -277,7 +283,7 @@ class BelowAPath(ProxyCase):
 
 
 class ManualCase(ProxyCase):
-    """The blocks of docs/web.md as they stand there, with the ports and the certificate of the test."""
+    """The blocks of docs/web.md as written, with the ports and the certificate of the test."""
 
     def here(self, block, to="http://127.0.0.1:8080"):
         block = block.replace("listen 443 ssl;", "listen 127.0.0.1:{port} ssl;")
@@ -303,7 +309,7 @@ class TheManual(ManualCase):
 
     def test_a_long_body_passes(self):
         nginx = Nginx(self, server=self.here(documented("server {")), is_tls=True)
-        # It is refused without having been read, and nginx loses the answer when the connection is closed beneath it.
+        # It is refused without being read, and nginx loses the response when the connection is closed.
         drain = mock.patch.multiple("pigeonpost.web.http_server", _DRAIN_BYTES=4 << 20, _DRAIN_S=60.0)
         with drain:
             status, _, body = Browser(nginx, NAME).ask("POST", "/api/v1/samples", b"x" * (2 << 20), "application/json")
@@ -314,7 +320,7 @@ class TheManual(ManualCase):
 class OtherProxies(ManualCase):
     """The blocks for Apache and Caddy."""
 
-    def test_apache(self):
+    def test_apache_serves_every_browser(self):
         need_install(apache2="apache2-bin")
         apache = Apache(self, self.here(documented("ProxyPreserveHost On")))
         for is_old in (False, True):
@@ -327,7 +333,7 @@ class OtherProxies(ManualCase):
         for is_old in (False, True):
             self.assert_works(Browser(apache, f"{NAME}:8443", is_old), "/sensors/")
 
-    def test_caddy(self):
+    def test_caddy_serves_every_browser(self):
         need_install(caddy="caddy")
         caddy = Caddy(self, self.here(documented("sensors.example.org {"), "reverse_proxy 127.0.0.1:8080"))
         port = caddy.address[1]

@@ -1,6 +1,6 @@
-"""Devices under the unit of the node: closed without a drop-in, open with it; groups that a system lacks.
+"""Devices under the node's unit: closed without a drop-in, open with it; groups that a system lacks.
 
-The devices are real nodes in /dev of drivers that this machine does not have: opening one gives ENXIO where it is
+The devices are real nodes in /dev, of drivers that this machine does not have. Opening one gives ENXIO if it is
 allowed, EACCES without its group, and EPERM without its DeviceAllow.
 """
 
@@ -21,7 +21,7 @@ DEVICES = {
     "/dev/vcio": ("236 0", "", "video"),
 }
 NOT_THERE = "No such device or address"
-# Leaves, where a test finds them: the run of the unit, the groups it has, and what opening each device says.
+# Records for the test: the run of the unit, its groups, and the result of opening each device.
 LOOK = """#!/bin/sh
 {{
   echo $INVOCATION_ID
@@ -78,7 +78,7 @@ class Devices:
         self.assertEqual(
             machine.run("ls", DROP_INS).stdout.split(), ["gpio.conf", "i2c.conf", "spi.conf", "video.conf"]
         )
-        for path, (_, _, group) in DEVICES.items():  # as the rules do, where udev runs
+        for path, (_, _, group) in DEVICES.items():  # as the rules do with udev
             machine.run("chgrp", group, path)
         machine.run("systemctl", "restart", "pigeonpost-node")
         answers, groups = self.answers()
@@ -86,7 +86,7 @@ class Devices:
         self.assertEqual(len(groups), 5)  # its own, and that of each drop-in
 
     def answers(self):
-        """What opening each device says in the present run of the unit, in their order, and the groups it has."""
+        """Return the result of opening each device in the present run of the unit, in their order, and its groups."""
         run = self.machine.run("systemctl", "show", "--property=InvocationID", "--value", "pigeonpost-node").stdout
         path = "/var/lib/pigeonpost-node/answers"
         wait_until(lambda: self.machine.sh(f"cat {path} || true").stdout.startswith(run), "the command has run")

@@ -47,7 +47,7 @@ class Install:
         return self.control("--data", SERVER_DATA, *arguments, cwd="/opt/pigeonpost", **options)
 
     def count(self):
-        """How many samples the server has."""
+        """Return the number of samples that the server has."""
         return int(re.match(r"\d+", self.server("verify").stdout)[0])
 
     def settings(self):
@@ -64,7 +64,7 @@ class Install:
         self.assertFalse(self.machine.run("find", "/opt/pigeonpost", "!", "-perm", "-444").stdout)
         self.assertFalse(self.machine.run("find", "/opt/pigeonpost", "!", "-user", "root").stdout)
 
-        # A file of the user's stays, and a module that is no longer there goes.
+        # A user's file is kept, and a module that no longer exists is deleted.
         self.machine.sh("echo x > /opt/pigeonpost/mine.sh; echo x > /opt/pigeonpost/pigeonpost/core/stale.py")
         self.machine.write("/etc/pigeonpost/node.toml", NODE + "\n# mine\n")
         before = self.count()
@@ -102,7 +102,7 @@ class Install:
         self.assertEqual(result.returncode, 1)
         self.assertIn("sudo python3 control.py install node --write", result.stderr)
         for text, told in (
-            ('[node]\ndata = "data"\n', "take out the line"),
+            ('[node]\ndata = "data"\n', "remove the line"),
             ("[node]\nnaem = 1\n", 'did you mean "name"?'),
         ):
             self.machine.write("/etc/pigeonpost/node.toml", text)
@@ -136,7 +136,7 @@ class Install:
         self.assertIn("Address already in use", result.stderr)
 
     def by_hand(self, program):
-        """Run a program in the user's folder, as the user does."""
+        """Run a program in the user's folder, as the user."""
         self.machine.run(
             "systemd-run", f"--unit=by-hand-{program}", "--uid=pi", f"--working-directory={HOME}",
             "python3", f"{program}.py",
@@ -151,7 +151,7 @@ class Install:
         )
         self.control("token", "attic")
         result = self.control("install", "server", "--move-data", "--write", is_checked=False)
-        self.assertIn("is held by process", result.stderr)
+        self.assertIn("is locked by process", result.stderr)
         self.machine.sh("test ! -e /opt/pigeonpost")
         self.machine.run("systemctl", "kill", "--signal=KILL", "by-hand-node", "by-hand-server")
         wait_until(lambda: "active" not in self.machine.run(
@@ -179,11 +179,11 @@ class Install:
         return self.count()
 
     def goes_on_after(self, before):
-        """The new version has what the old one stored, and goes on, with the token that is read only now."""
+        """Check that the new version has the data of the old one, and continues with the token."""
         self.server("token", "basement", "--set", given="0123456789abcdef0123456789abcdef\n")
         self.assertGreaterEqual(self.count(), before)
         wait_until(lambda: self.count() > before, "samples are stored by the new version")
-        self.assertIn("all there, each once", self.server("verify").stdout)
+        self.assertIn("none missing, none stored twice", self.server("verify").stdout)
         wait_until(lambda: "basement: on" in self.server("status").stdout, "the node is collected from")
 
     def test_upgrade_of_1b8238e_by_install(self):

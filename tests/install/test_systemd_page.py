@@ -1,4 +1,4 @@
-"""docs/install.md as written: each of its commands and drop-ins, in their order, by a user with sudo."""
+"""docs/install.md as written: each of its commands and drop-ins, in order, by a user with sudo."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def setUpModule():
 
 
 def blocks():
-    """The indented blocks of the page, each as its lines, with the heading it is under."""
+    """Return the indented blocks of the page as lists of lines, each with its heading."""
     with open(os.path.join(ROOT, "docs", "install.md"), encoding="utf-8") as file:
         text = file.read()
     found = []
@@ -54,8 +54,8 @@ class Page:
         self.assertGreater(count, 20)
 
     def prepare(self, heading):
-        """Bring the machine to where the section begins."""
-        if heading.startswith("Take along"):
+        """Bring the machine to the state in which the section begins."""
+        if heading.startswith("Keep the data"):
             self.machine.sh(
                 f"cd {HOME}; python3 control.py uninstall server --write; rm -rf /var/lib/pigeonpost-server"
                 " /var/lib/private/pigeonpost-server"
@@ -69,7 +69,7 @@ class Page:
             )
 
     def try_drop_in(self, text):
-        """Do what `systemctl edit` does with a text; undone afterwards."""
+        """Apply a drop-in as `systemctl edit` does; it is removed afterwards."""
         unit = "pigeonpost-server.socket" if text.startswith("[Socket]") else "pigeonpost-node.service"
         again = f"cd {HOME}; python3 control.py install {unit[11:].partition('.')[0]} --write"
         self.machine.write(f"{UNITS}/{unit}.d/override.conf", text + "\n")
@@ -79,7 +79,7 @@ class Page:
         self.machine.sh(f"rm -r {UNITS}/{unit}.d/override.conf; {again}")
 
     def check(self, heading):
-        if heading.startswith(("By hand", "Take along")):
+        if heading.startswith(("By hand", "Keep the data")):
             self.machine.run(*CURL, "http://127.0.0.1:8080/healthz")
         elif heading.startswith("Backups"):
             self.machine.run(*CURL, "http://127.0.0.1/healthz")

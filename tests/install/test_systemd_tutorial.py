@@ -1,4 +1,4 @@
-"""Section 5 of docs/tutorial.md, as written: a new user's commands, in a machine that is both Pi and server."""
+"""Section 5 of docs/tutorial.md as written: a new user's commands, on a machine that is both Pi and server."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def setUpModule():
 
 
 def commands_of_section_5():
-    """Every command of the section up to the part about containers, in order."""
+    """Return every command of the section before the part about containers, in order."""
     with open(os.path.join(ROOT, "docs", "tutorial.md"), encoding="utf-8") as file:
         text = file.read()
     section = text[text.index("## 5. Start at boot") : text.index("In a container")]
@@ -43,7 +43,7 @@ class Tutorial:
             if command.startswith("sudo python3 /opt/pigeonpost/control.py") and command.endswith("check"):
                 wait_until(self.is_collected, "the node is collected from")
             given = PASSWORD + "\n" if command.endswith(" password") else token + "\n"
-            # This machine has no MCP3008, and is the Pi as well as the server.
+            # This machine has no MCP3008, and is both Pi and server.
             command = command.replace("192.168.1.20", "127.0.0.1")
             if "name = " in command:
                 command += "; sudo sed -i 's/^simulate = false/simulate = true/' /etc/pigeonpost/node.toml"
@@ -64,7 +64,7 @@ class Tutorial:
         return "last sample" in self.control("status").stdout
 
     def page(self):
-        """The page as text, after a login with the password."""
+        """Return the page as text, after a login with the password."""
         self.assertNotIn("basement", self.machine.run(*CURL, "http://127.0.0.1:8080/login").stdout)
         jar = ("--cookie-jar", "/tmp/jar", "--cookie", "/tmp/jar")
         form = self.machine.run(*CURL, *jar, "--header", "Accept: text/html", "http://127.0.0.1:8080/login").stdout

@@ -1,4 +1,4 @@
-"""The units as they are, in booted machines of both releases: token, exposure, wrong settings, kills, port 80."""
+"""The units in booted machines of both releases: token, exposure, invalid settings, kills, port 80."""
 
 import re
 import unittest
@@ -20,7 +20,7 @@ def setUpModule():
 
 
 class Installed:
-    """A machine with the program in /opt and the units as they are in deploy/; each class has its own."""
+    """A machine with the program in /opt and the units of deploy/. Each class has its own."""
 
     release = ""  # each class of tests has its own
 
@@ -51,7 +51,7 @@ class Installed:
         )  # fmt: skip
 
     def journal(self, unit):
-        """What the present or last run of a unit has logged."""
+        """Return the log of the present or last run of a unit."""
         self.machine.run("journalctl", "--sync")
         run = self.shown(unit, "InvocationID")
         return self.machine.run(
@@ -62,7 +62,7 @@ class Installed:
         return "basement: on" in self.control("status", is_checked=False).stdout
 
     def stored(self):
-        """How many samples the server has stored."""
+        """Return the number of samples stored by the server."""
         rows = self.machine.run(
             "python3", "-c",
             f"import sqlite3; c = sqlite3.connect('file:{SERVER_DATA}/pigeonpost.sqlite3?mode=ro', uri=True);"
@@ -74,7 +74,7 @@ class Installed:
 class Units(Installed):
     def test_node_reads_its_token_and_starts_without_one(self):
         self.start("pigeonpost-node")
-        self.assertIn("no token: only this machine is answered", self.journal("pigeonpost-node"))
+        self.assertIn("no token: only programs on this machine can connect", self.journal("pigeonpost-node"))
         self.machine.write("/etc/pigeonpost/node-token", TOKEN + "\n", 0o600)
         self.machine.run("systemctl", "restart", "pigeonpost-node")
         journal = self.journal("pigeonpost-node")
@@ -132,7 +132,7 @@ class Units(Installed):
         self.addCleanup(self.machine.run, "systemctl", "stop", "by-hand")
         self.machine.wait_for_log("by-hand", "the page is at")
         self.fails_once("pigeonpost-server", "75")
-        self.assertIn(f"held by process {self.shown('by-hand', 'MainPID')}", self.journal("pigeonpost-server"))
+        self.assertIn(f"locked by process {self.shown('by-hand', 'MainPID')}", self.journal("pigeonpost-server"))
 
     def test_limits_of_descriptors_and_tasks(self):
         self.start("pigeonpost-node", "pigeonpost-server")
@@ -141,7 +141,7 @@ class Units(Installed):
         self.assertEqual(self.shown("pigeonpost-node", "TasksMax"), "512")
         self.assertEqual(self.shown("pigeonpost-server", "TasksMax"), "8192")
 
-    def test_what_root_writes_before_the_first_start_and_beside_it_is_read_by_the_service(self):
+    def test_files_written_by_root_are_readable_by_the_service(self):
         self.machine.write("/etc/pigeonpost/node-token", TOKEN + "\n", 0o600)
         self.control("token", "basement", "--set", given=TOKEN + "\n")  # there is no folder yet
         self.control("password", given="a long password\n")
@@ -180,9 +180,9 @@ class Units(Installed):
             wait_until(lambda: self.shown("pigeonpost-node", "NRestarts") != "0", "the node runs again")
         self.stores_more()
         self.control("alive")
-        self.assertIn("all there, each once", self.control("verify").stdout)
+        self.assertIn("none missing, none stored twice", self.control("verify").stdout)
         self.machine.run("systemctl", "stop", "pigeonpost-node", "pigeonpost-server")
-        self.assertIn("all there, each once", self.control("verify").stdout)
+        self.assertIn("none missing, none stored twice", self.control("verify").stdout)
 
     def test_backup_is_restored_into_the_data_of_the_service_and_of_a_new_machine(self):
         self.start("pigeonpost-node", "pigeonpost-server")
@@ -200,7 +200,7 @@ class Units(Installed):
                 self.start("pigeonpost-server")
                 self.stores_more()
                 self.assertNotIn("0", self.machine.sh(f"find {SERVER_DATA}/ -printf '%U\\n'").stdout.split())
-                self.assertIn("all there, each once", self.control("verify").stdout)
+                self.assertIn("none missing, none stored twice", self.control("verify").stdout)
 
     def test_port_80_is_passed_by_a_socket_that_outlives_a_restart(self):
         self.machine.run("systemctl", "start", "pigeonpost-server.socket", "pigeonpost-server")
@@ -214,7 +214,7 @@ class Units(Installed):
         self.assertEqual(re.search(r"ino:(\d+)", inode)[1],
                          re.search(r"ino:(\d+)", self.machine.sh("ss -Hltne 'sport = :80'").stdout)[1])  # fmt: skip
         self.assertEqual(self.shown("pigeonpost-server", "CapabilityBoundingSet"), "")
-        # A visitor who comes while it does not run waits until it does.
+        # A client that connects while the server is stopped waits until it runs.
         self.machine.run("systemctl", "stop", "pigeonpost-server")
         self.machine.run(*CURL, "http://127.0.0.1/healthz")
         self.assertEqual(self.shown("pigeonpost-server", "ActiveState"), "active")

@@ -1,5 +1,7 @@
-"""Every address of `/api/v1` is asked with what its description allows and with what it forbids: it answers as it is
-described, and never with a fault. PIGEONPOST_TEST_EXAMPLES says how many of each (50)."""
+"""Every address of `/api/v1` is requested with allowed and forbidden input; it responds as described, never with 500.
+
+PIGEONPOST_TEST_EXAMPLES is the number of examples of each (50).
+"""
 
 import json
 import os
@@ -30,7 +32,7 @@ class Described(unittest.TestCase):
         made = control(self, "--data", data, "get_token", "attic")
         self.assertEqual(made[0], 0, made)
         self.token = made[1].strip().splitlines()[-1].split()[-1]
-        # It tries a wrong key at each operation, and there are more of them than wrong keys that are answered.
+        # It tries a wrong key at each operation, which is more often than the throttle admits.
         constants = {"pigeonpost.auth.throttle.MOST": 1000, "pigeonpost.auth.throttle.LONGEST_DELAY_S": 0.01}
         self.server = Server(self, "--demo", data=data, constants=constants)
         self.base = "http://{}:{}".format(*self.server.page)
@@ -43,7 +45,7 @@ class Described(unittest.TestCase):
             file.write(self.server.get("/api/v1/openapi.json", self.control)[1])
 
     def run_it(self, token, *more, words="is reporting"):
-        """words: on the page afterwards; it is alive, and so is its node"""
+        """Run the checks. `words` must be on the page afterwards; server and node must still work."""
         folder = temp_folder(self)
         done = subprocess.run(
             [PROGRAM, "run", self.document, "--url", self.base, "-H", f"Authorization: {token}", "--checks", CHECKS,
@@ -53,7 +55,7 @@ class Described(unittest.TestCase):
         )  # fmt: skip
         self.assertEqual(done.returncode, 0, f"{done.stdout[-12000:]}\n{done.stderr[-3000:]}")
         self.assertIn(words, self.server.get("/", self.control)[1])
-        self.assertNotRegex("".join(self.server.logged), r"fault [0-9a-f]{8} in")
+        self.assertNotRegex("".join(self.server.logged), r"internal error [0-9a-f]{8} in")
 
     def test_as_a_program_with_the_servers_key(self):
         self.run_it(self.control["Authorization"], "--exclude-path-regex", "resume$", "--exclude-operation-id", "push",

@@ -1,7 +1,7 @@
-"""Tests with libraries that are used where asked: paho-mqtt with a real Mosquitto on a port of its own, smbus2.
+"""Tests with optional libraries: paho-mqtt with a real Mosquitto on a separate port, psycopg, redis-py and smbus2.
 
-.ci/run runs them with a Python that has these, and with each of the two interfaces of paho. Elsewhere
-they are skipped where one is missing; where CI is set, a missing broker is a failure.
+.ci/run runs them with a Python that has these libraries, and with both interfaces of paho. Elsewhere they are skipped
+if a library is missing. If CI is set, a missing broker is a failure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ except ImportError:
 
 
 def need_broker() -> None:
-    """To be called in setUpModule."""
+    """Skip the tests if paho-mqtt or Mosquitto is missing. To be called in setUpModule."""
     if paho is None:
         raise unittest.SkipTest("paho-mqtt is not installed for this Python")
     if MOSQUITTO is None:
@@ -35,14 +35,23 @@ def need_broker() -> None:
 
 
 class Broker:
-    """Mosquitto with a configuration; ends with the test."""
+    """Mosquitto with a configuration. It is stopped at the end of the test."""
 
     def __init__(self, test: unittest.TestCase, *lines: str, port: int = 0) -> None:
-        """lines: of its configuration, beside the listener, {folder} being its folder; without any, all are let in"""
+        """Write the configuration.
+
+        Args:
+            test: The test.
+            lines: Lines of the configuration after the listener. {folder} is replaced by the folder of the broker.
+                Without lines, all clients are admitted.
+            port: TCP port; 0 for any free port.
+        """
         self.port = port or free_port()
         self.folder = temp_folder(test)
         self._config = os.path.join(self.folder, "mosquitto.conf")
-        user = ["user root"] if os.getuid() == 0 else []  # else it gives up root, and cannot read this folder
+        user = (
+            ["user root"] if os.getuid() == 0 else []
+        )  # otherwise it drops root privileges and cannot read this folder
         with open(self._config, "w", encoding="utf-8") as file:
             rest: Sequence[str] = lines or ("allow_anonymous true",)
             rest = [line.replace("{folder}", self.folder) for line in rest]
@@ -51,7 +60,7 @@ class Broker:
         test.addCleanup(self.stop)
 
     def start(self) -> Broker:
-        """Returns when it can be reached."""
+        """Start the broker, and return when it can be reached."""
         assert MOSQUITTO
         with open(os.path.join(self.folder, "log"), "ab") as log:
             self._process = subprocess.Popen([MOSQUITTO, "-c", self._config], stdout=log, stderr=log)
@@ -70,7 +79,7 @@ class Broker:
         return True
 
     def stop(self) -> None:
-        """End it. Mosquitto 2.0.11 loses a SIGTERM that comes before its main loop, so it gets another one."""
+        """Stop the broker. Mosquitto 2.0.11 ignores a SIGTERM before its main loop, so the signal is repeated."""
         if self._process is None:
             return
         process, self._process = self._process, None

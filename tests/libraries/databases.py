@@ -1,7 +1,8 @@
-"""A PostgreSQL and a Redis of the tests' own: started when first needed, killed and started at will, gone at the end.
+"""PostgreSQL and Redis servers for tests: started when needed, killed and restarted by tests, removed at the end.
 
-Not the ones that may run on this machine: what is in those is somebody's. PIGEONPOST_TEST_POSTGRES names another
-PostgreSQL to be used instead (its user may create databases); what kills a database still starts its own.
+Servers that are already running on this machine are not used, because their data belongs to others.
+PIGEONPOST_TEST_POSTGRES contains the address of a PostgreSQL to use instead. Its user must be allowed to create
+databases. Tests that kill a database always start a separate one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.support import LIMIT_S, free_port, wait_until
 
 
 def _library(name: str) -> Any:
-    """The library, or None where it is not installed."""
+    """Return the library, or None if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -37,14 +38,14 @@ _BINARIES = os.pathsep.join([*sorted(glob.glob("/usr/lib/postgresql/*/bin"), rev
 
 
 def _lacking(what: str, package: str) -> None:
-    """Skip, with the reason; in CI, fail."""
+    """Skip the tests with the reason; in CI, fail."""
     if os.environ.get("CI"):
         raise AssertionError(f"{what} is not installed: sudo apt install {package}")
     raise unittest.SkipTest(f"{what} is not installed")
 
 
 def need_postgres() -> None:
-    """To be called in setUpModule."""
+    """Skip the tests if psycopg or PostgreSQL is missing. To be called in setUpModule."""
     if psycopg is None:
         raise unittest.SkipTest("psycopg is not installed for this Python")
     if not GIVEN_POSTGRES and shutil.which("initdb", path=_BINARIES) is None:
@@ -52,7 +53,7 @@ def need_postgres() -> None:
 
 
 def need_redis() -> None:
-    """To be called in setUpModule."""
+    """Skip the tests if redis-py or Redis is missing. To be called in setUpModule."""
     if redis is None:
         raise unittest.SkipTest("redis-py is not installed for this Python")
     if shutil.which("redis-server") is None:
@@ -60,14 +61,14 @@ def need_redis() -> None:
 
 
 class Cluster:
-    """A PostgreSQL in a folder of its own, durable as a real one. It is killed as a whole, as by a power cut."""
+    """PostgreSQL in a separate folder, with full durability. `kill` kills all its processes, like a power cut."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.address = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._folder = tempfile.mkdtemp(prefix="pigeonpost-postgres-")
         self._as_user: dict[str, Any] = {}
-        if os.getuid() == 0:  # whom it refuses to run as
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
             shutil.chown(self._folder, "postgres", "postgres")
             self._as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
         self._data = os.path.join(self._folder, "data")
@@ -77,7 +78,7 @@ class Cluster:
         self.start()
 
     def start(self) -> None:
-        """Returns when it can be reached."""
+        """Start PostgreSQL, and return when it can be reached."""
         self.launch()
         wait_until(self._answers, "PostgreSQL answers", 2 * LIMIT_S)
 
@@ -91,7 +92,7 @@ class Cluster:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        if self._process.poll() is not None:  # the shared memory of those that were killed may not be gone yet
+        if self._process.poll() is not None:  # the shared memory of killed processes may still exist
             self.launch()
         try:
             psycopg.connect(self.address, connect_timeout=2).close()
@@ -100,21 +101,21 @@ class Cluster:
         return True
 
     def kill(self) -> None:
-        """kill -9 of all its processes: each that serves a connection is a session of its own."""
+        """Kill all its processes with SIGKILL. Those that serve connections have separate sessions."""
         assert self._process is not None
         pid = self._process.pid
         try:
             with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
-                everybody = [pid, *map(int, children.read().split())]
-        except OSError:  # it has ended
-            everybody = []
-        for one in everybody:
+                processes = [pid, *map(int, children.read().split())]
+        except OSError:  # it has ended already
+            processes = []
+        for one in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
         self._process.wait()
 
     def restart(self) -> None:
-        """As `systemctl restart` does: connections are ended in the midst of what they do."""
+        """Restart it like `systemctl restart`, which ends connections during their queries."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
         self._process.wait(LIMIT_S)
@@ -135,7 +136,7 @@ _shared: list[Cluster] = []
 
 
 def cluster() -> Cluster:
-    """The one that all tests of this run share."""
+    """Return the cluster that all tests of this run share."""
     if not _shared:
         _shared.append(Cluster())
         atexit.register(_shared[0].remove)
@@ -143,30 +144,32 @@ def cluster() -> Cluster:
 
 
 class Database:
-    """A database of a test class's own; `drop` ends it."""
+    """Database of one test class. `drop` removes it."""
 
     def __init__(self, cluster_address: str = "") -> None:
         self._server = cluster_address or GIVEN_POSTGRES or cluster().address
-        self.name = f"pigeonpost_test_{random.SystemRandom().randrange(1 << 48):012x}"  # not by what a test has patched
+        self.name = (
+            f"pigeonpost_test_{random.SystemRandom().randrange(1 << 48):012x}"  # a test may have patched `random`
+        )
         self._do(f"CREATE DATABASE {self.name} TEMPLATE template0 ENCODING 'UTF8'")
         parameters = {**psycopg.conninfo.conninfo_to_dict(self._server), "dbname": self.name}
         self.address = psycopg.conninfo.make_conninfo(**parameters)
         self.url = f"postgresql://{parameters.get('user', '')}@{parameters['host']}:{parameters['port']}/{self.name}"
 
     def connect(self) -> Any:
-        """A connection of a person who looks into it, or of a saboteur."""
+        """Return a connection with which a test reads or manipulates the database."""
         db = psycopg.connect(self.address, autocommit=True)
         db.execute("SET search_path = pigeonpost")
         return db
 
     def do(self, sql: str, *arguments: Any) -> list[Any]:
-        """What it answers to one statement."""
+        """Execute one statement, and return its rows."""
         with self.connect() as db:
             cursor = db.execute(sql, arguments or None)
             return cursor.fetchall() if cursor.description else []
 
     def cut(self) -> None:
-        """End all connections to it, whatever they are doing."""
+        """Terminate all connections to the database."""
         self._do(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.name}'")
 
     def drop(self) -> None:
@@ -178,7 +181,7 @@ class Database:
 
 
 class Redis:
-    """A Redis of its own, in memory only; ends with the test."""
+    """Redis server, in memory only. It is stopped at the end of the test."""
 
     def __init__(self, test: unittest.TestCase) -> None:
         self.port = free_port()
@@ -187,7 +190,7 @@ class Redis:
         test.addCleanup(self.stop)
 
     def start(self) -> Redis:
-        """Returns when it can be reached; it knows nothing of what it knew before."""
+        """Start an empty Redis, and return when it can be reached."""
         self._process = subprocess.Popen(
             ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
@@ -209,7 +212,7 @@ class Redis:
             self._process = None
 
     def freeze(self) -> None:
-        """It takes connections and answers nothing any more; `thaw` ends that."""
+        """Let it accept connections without responding, until `thaw`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 

@@ -1,4 +1,4 @@
-"""The MQTT transport with the programs as they are run, paho, and a Mosquitto of its own."""
+"""MQTT transport: the real programs with paho and a separate Mosquitto."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import unittest
 from pigeonpost.auth.link_key import LinkKey
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.transports.payload import sign, split_signature
-from tests.compat.test_originals import Pressing
+from tests.compat.test_originals import ButtonPresser
 from tests.libraries import Broker, need_broker, paho
 from tests.page_support import Server
 from tests.support import EPOCH, LIMIT_S, Program, free_port, temp_folder, wait_until
@@ -24,7 +24,7 @@ def setUpModule():
 
 
 def stored(data):
-    """(epoch, seq) of everything in a server's database, in their order."""
+    """Return (epoch, seq) of all samples in a server's database, in order."""
     path = os.path.join(data, "pigeonpost.sqlite3")
     if not os.path.exists(path):
         return []
@@ -34,11 +34,11 @@ def stored(data):
                 "SELECT s.epoch, s.seq FROM samples s JOIN epochs e ON e.epoch = s.epoch ORDER BY e.id, s.seq"
             ).fetchall()
     except sqlite3.OperationalError:
-        return []  # not made yet
+        return []  # it does not exist yet
 
 
 class MqttCase(unittest.TestCase):
-    """Programs and a broker, and what a test asks of them."""
+    """Programs and a broker, with helpers for tests."""
 
     def setUp(self):
         self.broker = Broker(self, *self.broker_lines()).start()
@@ -64,7 +64,7 @@ class MqttCase(unittest.TestCase):
         return server
 
     def client(self, topic="pigeonpost/+/ack"):
-        """A client of the broker's, and the list of what it hears on `topic`."""
+        """Return a client of the broker, and the list of messages that it receives on `topic`."""
         newest = getattr(paho, "CallbackAPIVersion", None)
         client = paho.Client(*((newest.VERSION2,) if newest else ()), protocol=paho.MQTTv5)
         heard, ready = [], []
@@ -78,8 +78,8 @@ class MqttCase(unittest.TestCase):
         return client, heard
 
 
-class Plain(MqttCase):
-    def test_node_broker_server(self):
+class UnprotectedTest(MqttCase):
+    def test_node_delivers_samples_through_the_broker(self):
         data = temp_folder(self)
         self.start_server(data)
         self.start_node(temp_folder(self))
@@ -87,7 +87,7 @@ class Plain(MqttCase):
         rows = stored(data)
         self.assertEqual([seq for _, seq in rows], list(range(1, len(rows) + 1)))
 
-    def test_a_client_by_hand(self):
+    def test_server_acknowledges_a_minimal_client(self):
         data = temp_folder(self)
         server = self.start_server(data)
         server.logs("connected")
@@ -101,8 +101,8 @@ class Plain(MqttCase):
         )
         self.assertEqual(len(stored(data)), 3)
 
-    def test_the_node_above_a_server_by_hand(self):
-        """One that answers {"epoch", "ack"}, subscribed without a share."""
+    def test_node_works_with_a_minimal_server(self):
+        """The server answers {"epoch", "ack"}, and its subscription is not shared."""
         card = temp_folder(self)
         client, heard = self.client("pigeonpost/+/samples")
         self.start_node(card)
@@ -117,7 +117,7 @@ class Plain(MqttCase):
             client.publish("pigeonpost/basement/ack", json.dumps({"epoch": said["epoch"], "ack": last}), 1)
         self.assertEqual(sorted(set(got)), list(range(1, max(got) + 1)))
 
-    def test_hostile_messages(self):
+    def test_hostile_messages_do_not_stop_the_server(self):
         data = temp_folder(self)
         server = self.start_server(data)
         server.logs("connected")
@@ -128,7 +128,7 @@ class Plain(MqttCase):
         wait_until(lambda: any(b'"ack":3' in payload for _, payload in heard))
         self.assertIsNone(server.process.poll())
 
-    def test_a_broker_that_is_not_there_yet_is_waited_for(self):
+    def test_programs_wait_for_a_broker_that_starts_later(self):
         self.broker.stop()
         data = temp_folder(self)
         server = self.start_server(data)
@@ -138,7 +138,7 @@ class Plain(MqttCase):
         self.broker.start()
         wait_until(lambda: len(stored(data)) > 20)
 
-    def test_a_node_with_a_token_and_one_who_would_speak_for_it(self):
+    def test_forged_messages_for_a_node_with_a_token_are_ignored(self):
         data = temp_folder(self)
         token = Tokens(data).make("basement")
         server = self.start_server(data)
@@ -151,9 +151,9 @@ class Plain(MqttCase):
         self.assertNotIn(EPOCH, {epoch for epoch, _ in stored(data)})
         wait_until(lambda: heard, "an acknowledgement")
         mac, answer = split_signature(heard[-1][1])
-        self.assertTrue(LinkKey(token).is_seal(mac, "mqtt", answer))
+        self.assertTrue(LinkKey(token).is_signature(mac, "mqtt", answer))
         before = len(stored(data))
-        # Somebody on the broker says that everything has come: the node does not believe it, and goes on.
+        # A client of the broker acknowledges everything. The node ignores this and continues to send.
         lie = json.dumps({"epoch": json.loads(answer)["epoch"], "ack": 10**9}).encode()
         for payload in (lie, sign(lie, "0" * 64)):
             client.publish("pigeonpost/basement/ack", payload, 1)
@@ -161,8 +161,8 @@ class Plain(MqttCase):
         rows = stored(data)
         self.assertEqual([seq for _, seq in rows], list(range(1, len(rows) + 1)))
 
-    def test_several_servers_on_one_broker(self):
-        """One serves the node; when it is killed another one does, and has everything too."""
+    def test_another_server_on_the_broker_takes_over(self):
+        """One server collects from the node. When it is killed, another one takes over and receives all samples."""
         folders = [temp_folder(self), temp_folder(self)]
         servers = [self.start_server(folder, f"s{n}") for n, folder in enumerate(folders)]
         for server in servers:
@@ -177,29 +177,29 @@ class Plain(MqttCase):
         rows = stored(folders[1 - first])
         self.assertEqual([seq for _, seq in rows], list(range(1, len(rows) + 1)))
 
-    def test_the_buttons_of_the_page(self):
+    def test_buttons_of_the_page_work_over_mqtt(self):
         server = Server(self, **self.environment)
         self.start_node(temp_folder(self))
         wait_until(lambda: len(stored(server.data)) > 5)
         for word in ("off", "on", "status"):
             self.assertEqual(
-                Pressing(server).press(f"/nodes/basement/{word}"), f"/nodes/basement?notice={word}", server.logged
+                ButtonPresser(server).press(f"/nodes/basement/{word}"), f"/nodes/basement?notice={word}", server.logged
             )
 
-    def test_without_paho_the_error_says_what_to_install_and_everything_else_goes_on(self):
+    def test_missing_paho_is_an_error_and_the_program_continues(self):
         for program in ("node.py", "server.py"):
             hidden = temp_folder(self)
             with open(os.path.join(hidden, "paho.py"), "w", encoding="utf-8") as file:
                 file.write("raise ImportError('hidden')\n")
             one = Program(self, program, "--data", temp_folder(self), **self.environment, PYTHONPATH=hidden)
-            one.logs("sudo apt install python3-paho-mqtt; everything else goes on")
+            one.logs("sudo apt install python3-paho-mqtt; everything else keeps running")
             self.assertRegex(one.line(), "^(listening on|the page is at) ")
             one.terminate()
             self.assertEqual(one.wait(), 0)
 
 
-class Protected(MqttCase):
-    """TLS, user and password."""
+class ProtectedTest(MqttCase):
+    """Broker with TLS, user and password."""
 
     def broker_lines(self):
         folder = temp_folder(self)
@@ -227,37 +227,37 @@ class Protected(MqttCase):
             "PIGEONPOST_MQTT_PASSWORD": "seed",
         }  # fmt: skip
 
-    def test_samples_come(self):
+    def test_samples_are_delivered_over_tls(self):
         data = temp_folder(self)
         self.start_server(data)
         self.start_node(temp_folder(self))
         wait_until(lambda: len(stored(data)) > 20)
 
-    def test_a_wrong_password_is_said(self):
+    def test_wrong_password_is_reported(self):
         self.environment["PIGEONPOST_MQTT_PASSWORD"] = "wrong"
         node = self.start_node(temp_folder(self))
         self.assertRegex(node.logs("the broker refuses"), re.compile("not authori[sz]ed|bad user name", re.IGNORECASE))
 
-    def test_a_broker_that_cannot_prove_who_it_is_gets_nothing(self):
+    def test_broker_without_a_valid_certificate_receives_nothing(self):
         self.environment["PIGEONPOST_MQTT_CA"] = ""
         data = temp_folder(self)
         self.start_node(temp_folder(self)).logs("no connection to the broker")
         self.assertEqual(stored(data), [])
 
-    def test_a_ca_that_is_none(self):
+    def test_invalid_ca_file_is_reported(self):
         self.environment["PIGEONPOST_MQTT_CA"] = "/nowhere/ca.pem"
         node = self.start_node(temp_folder(self))
         self.assertEqual(node.wait(), 2)
         self.assertIn("[mqtt] ca '/nowhere/ca.pem': No such file", "\n".join(node.logged))
 
 
-class Allowed(Protected):
-    """The rights that docs/protocol.md names are enough, and no more than these are needed."""
+class AccessRightsTest(ProtectedTest):
+    """Broker with exactly the access rights in docs/protocol.md."""
 
-    test_samples_come = None
-    test_a_wrong_password_is_said = None
-    test_a_broker_that_cannot_prove_who_it_is_gets_nothing = None
-    test_a_ca_that_is_none = None
+    test_samples_are_delivered_over_tls = None
+    test_wrong_password_is_reported = None
+    test_broker_without_a_valid_certificate_receives_nothing = None
+    test_invalid_ca_file_is_reported = None
 
     def broker_lines(self):
         lines = super().broker_lines()
@@ -269,7 +269,7 @@ class Allowed(Protected):
             )
         return [*lines, f"acl_file {rights}"]
 
-    def test_the_rights_of_the_manual(self):
+    def test_documented_access_rights_are_sufficient(self):
         data = temp_folder(self)
         server = self.start_server(data, PIGEONPOST_MQTT_USER="other")
         server.logs("connected")
@@ -277,8 +277,8 @@ class Allowed(Protected):
         wait_until(lambda: len(stored(data)) > 20)
 
 
-class Silent(unittest.TestCase):
-    def test_a_broker_that_takes_nothing_is_not_waited_for_at_the_end(self):
+class SilentBrokerTest(unittest.TestCase):
+    def test_stop_does_not_wait_for_an_unresponsive_broker(self):
         with socket.create_server(("127.0.0.1", free_port())) as sock:
             node = Program(
                 self, "node.py", "--simulate", "--listen", "127.0.0.1:0", "--data", temp_folder(self),

@@ -1,4 +1,4 @@
-"""The contract of a store, kept by PostgreSQL; what is special to it: several servers, a database that goes away."""
+"""Contract of a store with PostgreSQL, several servers on one database, and failures of the database."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ FAR = 1 << 60
 
 
 def quiet(one):
-    """A batch whose answers nobody reads."""
+    """Return a batch without callbacks."""
     return one._replace(on_committed=lambda *answer: None)
 
 
@@ -42,7 +42,7 @@ def setUpModule():
 
 
 class Case:
-    """An empty database for each test, and stores on it."""
+    """Empty database for each test, and stores on it."""
 
     def setUp(self):
         DATABASE.do("DROP SCHEMA IF EXISTS pigeonpost CASCADE")
@@ -53,7 +53,7 @@ class Case:
         return PostgresStore(DATABASE.address, folder or self.folder, **options)
 
     def another(self, **options):
-        """A second server on the same database."""
+        """Return the store of another server on the same database."""
         store = self.make(temp_folder(self), **options)
         self.addCleanup(store.close)
         return store
@@ -63,16 +63,16 @@ class ContractTest(Case, StoreContract, unittest.TestCase):
     pass
 
 
-class One(Case, unittest.TestCase):
+class PostgresCase(Case, unittest.TestCase):
     def setUp(self):
         super().setUp()
         self.store = self.make()
         self.addCleanup(self.store.close)
 
 
-class Values(One):
-    def test_the_largest_and_the_smallest_come_back_and_do_no_harm_to_charts(self):
-        """A sum of floats that passes their range is an error in PostgreSQL, and so is one that comes to nothing."""
+class ValueTest(PostgresCase):
+    def test_largest_and_smallest_values_are_stored_and_charted(self):
+        """In PostgreSQL, overflow and underflow of a sum of floats are errors."""
         odd = [1.7976931348623157e308, -1.7976931348623157e308, 5e-324, 2**63 - 1, 1e200, 0, 1.7e308, None]
         made = [Sample(n, n, n, {"x": value}, {}, "") for n, value in enumerate(odd, 1)]
         file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of(made), None, {}, print, print))
@@ -83,7 +83,7 @@ class Values(One):
         for span in (1, 2):
             self.assertTrue(self.store.downsample("a", "x", span, 100, 50))
 
-    def test_a_node_that_is_renamed_meanwhile_is_read_to_its_end(self):
+    def test_node_renamed_during_a_read_is_read_completely(self):
         file(self.store, batch(1, 10))
         with mock.patch.object(queries, "_AT_ONCE", 4):
             reading = self.store.stored_batches("a", 0, FAR)
@@ -93,7 +93,7 @@ class Values(One):
             seqs += [seq for one in reading for seq in range(one.samples.seq, one.samples.last + 1)]
         self.assertEqual(seqs, list(range(1, 11)))
 
-    def test_texts_of_strangers_are_kept_as_far_as_they_can_be(self):
+    def test_untrusted_texts_are_stored_without_nul(self):
         one = Sample(1, 5, 5, {"x": None}, {"x": "no\0thing\t\\N\n; DROP TABLE samples"}, "")
         file(self.store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {"x": "\\N\t"}, print, print))
         file(self.store, gap(2, 3, why="a\0b"))
@@ -101,7 +101,7 @@ class Values(One):
         self.assertEqual(self.store.gaps(9)[0]["why"], "a\ufffdb")
         self.assertEqual(self.store.nodes()[0]["sensors"], {"x": "\\N\t"})
 
-    def test_verify_tells_a_repeat_a_loss_and_a_broken_mark(self):
+    def test_verify_reports_duplicates_losses_and_wrong_marks(self):
         file(self.store, batch(1, 9), batch(1, 9, node="b"), batch(1, 9, node="c"), batch(1, 9, node="d"))
         DATABASE.do("ALTER TABLE samples DROP CONSTRAINT samples_pkey")
         DATABASE.do("INSERT INTO samples SELECT * FROM samples WHERE seq = 4 AND node ="
@@ -113,11 +113,11 @@ class Values(One):
                     " (SELECT id FROM nodes WHERE name = 'a')")  # fmt: skip
         found = list(self.store.verify())
         self.assertEqual(len(found), 5, found)
-        expected = "node a", "node b", "node c", "9 samples belong to epoch", "1 samples have not as many values"
+        expected = "node a", "node b", "node c", "9 samples in the unknown epoch", "1 sample of shape"
         for line, words in zip(found, expected):
             self.assertIn(words, line)
 
-    def test_no_sample_is_there_twice_whatever_became_of_the_marks(self):
+    def test_no_sample_is_stored_twice_with_wrong_marks(self):
         file(self.store, batch(1, 9))
         DATABASE.do("UPDATE epochs SET seq = 5, up = 5000")
         with self.assertLogs("pigeonpost.storage.postgres.store", "WARNING"):
@@ -125,7 +125,7 @@ class Values(One):
         self.assertEqual([point.seq for point in self.store.points("a", 0, FAR, 99)], [*range(1, 13)])
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_reading_beside_writing(self):
+    def test_concurrent_readers_see_consistent_data(self):
         stop, wrong = threading.Event(), []
 
         def look():
@@ -147,14 +147,14 @@ class Values(One):
         self.assertLessEqual(len(self.store._link._idle), 8)
 
 
-class Several(One):
-    """Two servers, each with its own folder, on one database."""
+class SeveralServersTest(PostgresCase):
+    """Two servers with separate data folders on one database."""
 
     def setUp(self):
         super().setUp()
         self.other = self.another()
 
-    def test_they_are_one_ledger_to_the_nodes(self):
+    def test_servers_share_identity_and_marks(self):
         self.assertEqual(self.store.identity, self.other.identity)
         self.assertEqual(self.store.description, "PostgreSQL")
         file(self.store, batch(1, 3))
@@ -163,7 +163,7 @@ class Several(One):
         self.assertEqual(self.store.nodes()[0]["samples"], 5)
 
     def while_one_stores(self, first, last, **more):
-        """What the other one finds of the same node, who came while the first had not committed yet."""
+        """Return the marks that the other server reads for the same node after waiting for this server's commit."""
         found = []
 
         def ask():
@@ -184,22 +184,22 @@ class Several(One):
         asker.join(LIMIT_S)
         return found[0]
 
-    def test_they_take_turns_with_a_node(self):
+    def test_servers_take_turns_with_a_node(self):
         self.assertEqual(
             self.while_one_stores(1, 3), {("a", E1): HighWaterMark(3, 3000)}
-        )  # of which neither knew anything
+        )  # a node that neither server knew before
         self.assertEqual(self.while_one_stores(4, 9), {("a", E1): HighWaterMark(9, 9000)})
 
-    def test_of_what_is_rolled_back_the_other_learns_nothing(self):
+    def test_rolled_back_samples_are_invisible_to_the_other_server(self):
         self.assertEqual(self.while_one_stores(1, 3, fails=True), {})
 
-    def test_with_other_nodes_nobody_waits_for_anybody(self):
+    def test_servers_with_different_nodes_do_not_wait_for_each_other(self):
         with self.store.writing([("a", E1)]):
             file(self.other, batch(1, 3, node="b"))
         self.assertEqual(self.store.nodes()[0]["name"], "b")
 
-    def test_a_node_that_sends_everything_to_both_is_stored_once(self):
-        """A little at a time, and both at once: so now one of them is the first, and now the other."""
+    def test_node_that_sends_all_samples_to_both_servers_is_stored_once(self):
+        """Both servers commit small parts at the same time, so each of them is sometimes the first."""
         parts = [batch(first, first + 6, node=node, epoch=epoch)
                  for first in range(1, 351, 7) for node in "abcd" for epoch in (E1, E2)]  # fmt: skip
         servers = [
@@ -233,7 +233,7 @@ class Several(One):
         self.assertEqual(sum(1 for _ in stored_samples(self.store.every_batch())), 8 * 350)
 
     def collecting(self, store, tokens=None):
-        """A server on `store`: its Ingestor, which knows the names as they are now."""
+        """Return the Ingestor of a server on `store`, with the present names."""
         csv = CsvLog(temp_folder(self), store, Clock())
         csv.start()
         self.addCleanup(csv.close)
@@ -251,11 +251,11 @@ class Several(One):
             ingestor._store.rename(node, new, 0)
         ingestor.names.refresh()
 
-    def test_rename_by_another_server_makes_no_second_node_of_the_former_name(self):
-        """Also within the seconds in which this one does not know of it yet."""
+    def test_rename_by_another_server_creates_no_second_node(self):
+        """This also applies in the seconds before this server reads the new name."""
         one, other = self.collecting(self.store), self.collecting(self.other)
         self.bring(one, batch(1, 5), batch(1, 5, node="c"))
-        self.bring(other, batch(6, 6))  # it has stored of this node in this run; of c it has not
+        self.bring(other, batch(6, 6))  # it has stored samples of this node in this run, but not of c
         self.rename(one, "a", "b")
         self.rename(one, "c", "d")
         self.bring(other, batch(6, 9), batch(6, 9, node="c"))
@@ -264,7 +264,7 @@ class Several(One):
         self.assertEqual(other.names.current("a"), "b")
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_own_token_makes_the_former_name_a_node_again_also_after_the_token(self):
+    def test_separate_token_makes_the_former_name_a_node_again(self):
         tokens = Tokens(temp_folder(self))
         one, other = self.collecting(self.store), self.collecting(self.other, tokens)
         self.bring(one, batch(1, 5))
@@ -275,20 +275,20 @@ class Several(One):
         self.assertTrue(self.store.node_records().former[0].is_released)
 
     def test_log_of_the_other_server_is_completed_after_a_rename(self):
-        """Its rows of before have the former name; none is written again under the new one after a kill."""
+        """Its earlier rows have the former name. After a kill none is written again with the new name."""
         one, other = self.collecting(self.store), self.collecting(self.other)
         self.bring(other, batch(1, 5))
         self.bring(other, batch(6, 8))
         self.rename(one, "a", "b")
         self.bring(other, batch(9, 10))
-        log = CsvLog(os.path.dirname(other._csv._folder), self.other, Clock())  # as after a kill
+        log = CsvLog(os.path.dirname(other._csv._folder), self.other, Clock())  # the same state as after a kill
         log.start()
         self.addCleanup(log.close)
         self.assertEqual(log.beyond_store, "")
         self.assertEqual(list(verify_logs(other._csv._folder, self.other)), [])
 
-    def test_a_gap_of_older_epochs_is_counted_once_by_both(self):
-        """The other has counted it after this one's batch came, and before this one's turn with the node."""
+    def test_gap_of_older_epochs_is_counted_once_by_two_servers(self):
+        """The other server counts it after this server received the batch, and before it locks the node."""
         missing = gap(1, 0, epoch=E2, base=70, before=70)
         ingestor = Ingestor(self.store, mock.Mock(due=lambda: None), FakeClock())
         ingestor.submit(quiet(missing))
@@ -302,7 +302,7 @@ class Several(One):
             ingestor.commit()
         self.assertEqual(self.store.nodes()[0]["missing"], 70)
 
-    def test_each_owes_its_own_logs_and_a_new_one_owes_nothing(self):
+    def test_each_server_has_its_own_pending_log_entries(self):
         last = file(self.store, batch(1, 3), gap(4, 5))
         file(self.other, batch(6, 7), batch(1, 1, node="b"))
         self.assertEqual([logged.items[0][0].seq for logged in self.other.logged_after(0)], [6, 1])
@@ -320,14 +320,14 @@ class Several(One):
         self.assertEqual((new.log_mark(), list(new.logged_after(0)), list(new.own_batches())), (None, [], []))
         self.assertEqual(len(list(stored_samples(new.every_batch()))), 6)
 
-    def test_a_copied_folder_is_no_second_server(self):
+    def test_copied_data_folder_is_refused_as_a_second_server(self):
         with mock.patch.object(postgres_store, "PLACE_S", 0.1), self.assertRaises(InUse) as caught:
             self.make()
         self.assertIn(SERVER_ID, str(caught.exception))
         self.store.close()
         self.make().close()
 
-    def test_both_may_begin_at_once(self):
+    def test_several_servers_can_start_on_an_empty_database(self):
         DATABASE.do("DROP SCHEMA pigeonpost CASCADE")
         found = []
         makers = [threading.Thread(target=lambda: found.append(self.another().identity)) for _ in range(4)]
@@ -337,7 +337,7 @@ class Several(One):
             maker.join(LIMIT_S)
         self.assertEqual((len(found), len(set(found))), (4, 1))
 
-    def test_what_another_has_to_log_is_not_forgotten_unless_it_is_long_gone(self):
+    def test_samples_that_another_server_must_log_are_deleted_only_after_30_days(self):
         hour = 3_600_000
         file(self.other, batch(1, 1, time_ms=hour))
         with self.store.writing(()):
@@ -349,7 +349,7 @@ class Several(One):
             with self.store.writing(()):
                 self.assertEqual(self.store.delete_expired(9 * hour, 9), expected)
 
-    def test_a_window_that_another_has_summed_up_is_left_alone(self):
+    def test_window_rolled_up_by_another_server_is_skipped(self):
         file(self.store, batch(1, 1))
         window, _ = self.store.dirty_windows(FAR, 9)
         for store in (self.store, self.other):
@@ -357,7 +357,7 @@ class Several(One):
                 store.replace_rollups(window, {})
         self.assertEqual(len(self.store.dirty_windows(FAR, 9)), 1)
 
-    def test_what_comes_to_another_while_a_window_is_summed_up_is_not_overlooked(self):
+    def test_samples_added_by_another_server_during_a_rollup_leave_the_window_dirty(self):
         file(self.store, batch(1, 1))
         windows = self.store.dirty_windows(FAR, 9)
         file(self.other, batch(2, 2))
@@ -368,7 +368,7 @@ class Several(One):
 
 
 class Ending:
-    """A connection that the database ends just before the statement of a number is sent, COPY included."""
+    """Connection that the database terminates before a statement with a given number, including COPY."""
 
     def __init__(self, db, at):
         self._db = db
@@ -393,11 +393,11 @@ class Ending:
         return getattr(self._db, name)
 
 
-class Faults(One):
-    def test_a_connection_that_breaks_costs_an_attempt_and_nothing_else(self):
+class FaultTest(PostgresCase):
+    def test_broken_connection_fails_one_attempt_only(self):
         file(self.store, batch(1, 3))
         DATABASE.cut()
-        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[0], 3)  # readers connect anew by themselves
+        self.assertEqual(self.store.marks("a", OUTBOX, [E1])[0], 3)  # readers connect again automatically
         with self.assertRaises(NotStored):
             file(self.store, batch(4, 5))
         file(self.store, batch(4, 5))
@@ -410,7 +410,7 @@ class Faults(One):
         self.assertEqual(self.store.marks("a", OUTBOX, [E1]), (7, {E1: HighWaterMark(7, 7000)}))
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_a_reader_in_the_midst_of_an_answer(self):
+    def test_connection_that_breaks_during_a_read_raises_not_stored(self):
         file(self.store, batch(1, 100))
         with self.assertRaises(NotStored), mock.patch("pigeonpost.storage.postgres.queries._AT_ONCE", 10):
             for point in stored_samples(self.store.every_batch()):
@@ -419,14 +419,14 @@ class Faults(One):
         self.assertEqual(len(list(stored_samples(self.store.every_batch()))), 100)
 
     def with_log(self):
-        """A clock, a log that is open, and what commits to both."""
+        """Return a clock, an open CSV log, and an Ingestor."""
         clock = FakeClock()
         log = CsvLog(self.folder, self.store, clock)
         log.start()
         return clock, log, Ingestor(self.store, log, clock)
 
-    def test_a_commit_of_which_the_answer_is_lost(self):
-        """It was done, and nobody was told: the batch comes again, is a repeat, and its rows are in the log."""
+    def test_commit_with_unknown_outcome_is_recognised_as_stored(self):
+        """The result of the commit is lost. The batch is submitted again as a repeat, and its rows are logged."""
         _, log, ingestor = self.with_log()
         ingestor.submit(quiet(batch(1, 3)))
         ingestor.commit()
@@ -456,12 +456,12 @@ class Faults(One):
         log.close()
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
 
-    def test_a_connection_that_is_ended_at_each_statement_of_a_commit(self):
-        """Whichever it is: nothing of the commit is there, the next attempt stores it, and the log has it once."""
+    def test_connection_ended_at_any_statement_of_a_commit_loses_nothing(self):
+        """Nothing of the commit is stored. The next attempt stores it, and the CSV log contains it once."""
         _, log, ingestor = self.with_log()
         answers = []
         first, ended_at, statements = 1, 0, 0
-        while ended_at == statements:  # until a commit has no statement of that number
+        while ended_at == statements:  # until a commit has fewer statements
             ended_at += 1
             one = Sample(first, first * 1000, 5, {"x": None}, {"x": "no answer"}, "")
             samples = Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {"x": "V"}, print, print)
@@ -486,8 +486,8 @@ class Faults(One):
         self.assertEqual(self.store.marks("a", OUTBOX, [E1])[1][E1].seq, first)
         self.assertEqual(list(verify_logs(os.path.join(self.folder, "logs"), self.store)), [])
 
-    def test_what_fails_at_any_table_is_said_as_what_it_is(self):
-        """Also of statements that are sent without waiting for the answers of those before."""
+    def test_error_at_any_table_has_its_type_and_text(self):
+        """This includes statements that are sent without waiting for the results of earlier ones."""
         file(self.store, batch(1, 1))
         for table in ("epochs", "outboxes", "servers", "samples", "unsummed", "filings"):
             for code, error in (("disk_full", NotStored), ("query_canceled", NotStored),
@@ -495,10 +495,10 @@ class Faults(One):
                                 ("undefined_column", StoreDamaged), ("data_corrupted", StoreDamaged)):  # fmt: skip
                 DATABASE.do(
                     "CREATE FUNCTION fails() RETURNS trigger LANGUAGE plpgsql AS"
-                    f" $$ BEGIN RAISE 'what {table} says' USING ERRCODE = '{code}'; END $$;"
+                    f" $$ BEGIN RAISE 'error at {table}' USING ERRCODE = '{code}'; END $$;"
                     f" CREATE TRIGGER fails BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION fails()"
                 )
-                with self.subTest(table=table, code=code), self.assertRaisesRegex(error, f"what {table} says"):
+                with self.subTest(table=table, code=code), self.assertRaisesRegex(error, f"error at {table}"):
                     file(self.store, batch(2, 2, base=1))
                 DATABASE.do("DROP FUNCTION fails CASCADE")
                 self.store.damage = ""
@@ -506,16 +506,16 @@ class Faults(One):
         self.assertEqual(self.store.nodes()[0]["samples"], 2)
         self.assertEqual(list(self.store.verify()), [])
 
-    def test_who_finds_all_connections_in_use_is_told_so_in_time(self):
-        """As while the database is frozen: those who ask it wait, and others are told."""
+    def test_reader_without_a_free_connection_raises_not_stored(self):
+        """For example, the database is frozen. Some readers wait for it, and the others get an error."""
         with contextlib.ExitStack() as held, mock.patch.object(pool, "_ROOM_S", 0.01):
             for _ in range(pool._MOST_READERS):
                 held.enter_context(self.store._link.reading())
-            with self.assertRaisesRegex(NotStored, "none of the 8 reading connections was free for 0.01 s"):
+            with self.assertRaisesRegex(NotStored, "none of the 8 read connections was free within 0.01 s"):
                 self.store.nodes()
         self.assertEqual(self.store.nodes(), [])
 
-    def test_who_holds_a_node_for_ever_is_not_waited_for_for_ever(self):
+    def test_wait_for_a_locked_node_is_limited(self):
         file(self.store, batch(1, 1))
         with DATABASE.connect() as db:
             db.execute("BEGIN; SELECT FROM nodes FOR UPDATE")
@@ -526,12 +526,12 @@ class Faults(One):
             db.execute("ROLLBACK")
         file(self.store, batch(2, 2))
 
-    def test_it_is_durable_whatever_the_database_is_set_to(self):
+    def test_commits_are_synchronous_regardless_of_the_database_settings(self):
         DATABASE.do(f"ALTER DATABASE {DATABASE.name} SET synchronous_commit = off")
         self.addCleanup(DATABASE.do, f"ALTER DATABASE {DATABASE.name} RESET synchronous_commit")
         self.assertEqual(self.another()._db.execute("SHOW synchronous_commit").fetchone(), ("on",))
 
-    def test_dirty_settings_of_the_database_change_nothing(self):
+    def test_unusual_settings_of_the_database_have_no_effect(self):
         self.addCleanup(DATABASE._do, f"ALTER DATABASE {DATABASE.name} RESET ALL")
         for setting in ("default_transaction_isolation = 'serializable'", "default_transaction_read_only = on",
                         "extra_float_digits = -5", "TimeZone = 'Asia/Tokyo'"):  # fmt: skip
@@ -541,8 +541,8 @@ class Faults(One):
         file(store, Batch("a", OUTBOX, E1, 0, SampleBatch.of([one]), None, {}, print, print))
         self.assertEqual(store.points("a", 0, FAR, 9)[0].values, one.values)
 
-    def test_what_worked_once_is_tried_again_whatever_is_said_against_it(self):
-        """A user who may not come in any more, a database that is being made anew: somebody will mend that."""
+    def test_errors_after_the_first_success_can_be_retried(self):
+        """For example, the user may no longer log in. An administrator will correct that."""
         file(self.store, batch(1, 3))
         user = f"{DATABASE.name}_w"
         DATABASE.do(f"CREATE ROLE {user} LOGIN SUPERUSER")
@@ -563,7 +563,7 @@ class Faults(One):
         for _ in range(2):
             self.assertRaises(NotStored, file, store, batch(6, 6))
 
-    def test_another_database_at_the_same_address_is_no_place_to_go_on(self):
+    def test_different_database_at_the_same_address_is_refused(self):
         DATABASE.do("UPDATE meta SET value = '00000000000000ff' WHERE key = 'identity'")
         DATABASE.cut()
         with self.assertRaises(NotStored):
@@ -571,8 +571,8 @@ class Faults(One):
         with self.assertRaises(DiskError):
             file(self.store, batch(1, 1))
 
-    def test_a_backup_that_is_restored_under_a_server_makes_it_start_again(self):
-        """Or the log of this run would be given a second time what the nodes send again."""
+    def test_restored_backup_requires_a_restart_of_the_server(self):
+        """Otherwise samples that the nodes send again would be logged twice in this run."""
         clock, log, ingestor = self.with_log()
         ingestor.submit(quiet(batch(1, 3)))
         ingestor.commit()
@@ -596,7 +596,7 @@ class Faults(One):
         log = CsvLog(self.folder, store, clock)
         with self.assertLogs(level="WARNING") as said:
             log.start()
-        self.assertIn("is left alone", said.output[0])
+        self.assertIn("is not written to any more", said.output[0])
         ingestor = Ingestor(store, log, clock)
         ingestor.submit(quiet(batch(4, 6)))
         ingestor.commit()
@@ -605,11 +605,13 @@ class Faults(One):
         for name in sorted(logs_in(os.path.join(self.folder, "logs"))):
             with open(os.path.join(self.folder, "logs", name), encoding="utf-8") as text:
                 rows.append(text.read().splitlines()[1:])
-        self.assertEqual([len(of_log) for of_log in rows], [12, 6])  # the older one has what is not stored any more
+        self.assertEqual(
+            [len(of_log) for of_log in rows], [12, 6]
+        )  # the older log also contains samples that are no longer stored
         self.assertEqual([len(set(of_log)) for of_log in rows], [12, 6])
         self.assertEqual(list(store.verify()), [])
 
-    def test_tables_that_are_gone_are_named_and_nothing_is_stored(self):
+    def test_missing_tables_are_reported_and_nothing_is_stored(self):
         told = []
         self.store.on_damage = told.append
         DATABASE.do("DROP TABLE samples CASCADE")
@@ -618,7 +620,7 @@ class Faults(One):
                 file(self.store, batch(1, 1))
         self.assertEqual(told, [self.store.damage])
 
-    def test_data_that_the_database_calls_damaged_is_named_and_nothing_is_stored(self):
+    def test_damage_reported_by_the_database_stops_storing(self):
         told = []
         self.store.on_damage = told.append
         DATABASE.do(
@@ -634,13 +636,13 @@ class Faults(One):
         self.assertEqual(self.store.nodes(), [])
 
 
-class Opening(Case, unittest.TestCase):
+class OpeningTest(Case, unittest.TestCase):
     def refusal(self, address=None, error=SettingsError, folder=""):
         with self.assertRaises(error) as caught:
             PostgresStore(address or DATABASE.address, folder or self.folder, start_s=0.1)
         return str(caught.exception)
 
-    def test_what_was_set_wrong_is_said_without_the_password(self):
+    def test_errors_about_settings_do_not_contain_the_password(self):
         for address in ("postgresql://u:hidden@", "postgres:hidden", "hidden = = 1", "host=x pass=hidden"):
             said = self.refusal(address, (SettingsError, DiskError))
             self.assertNotIn("hidden", said)
@@ -650,29 +652,29 @@ class Opening(Case, unittest.TestCase):
         said = self.refusal(psycopg.conninfo.make_conninfo(DATABASE.address, user="nobody", password="hidden"))
         self.assertIn("nobody", said)
 
-    def test_a_database_that_is_not_there_is_waited_for_and_then_is_an_error(self):
+    def test_unreachable_database_is_an_error_after_a_wait(self):
         with self.assertLogs("pigeonpost.storage.postgres.store", "WARNING"):
             self.refusal("postgresql://127.0.0.1:1/x", DiskError)
 
-    def test_the_library_that_is_missing_is_named(self):
+    def test_missing_library_is_named(self):
         with mock.patch.dict(sys.modules, {"psycopg": None}):
             said = self.refusal()
         self.assertIn("python3-psycopg", said)
 
-    def test_a_newer_or_older_database_is_refused_politely(self):
+    def test_newer_database_and_old_server_are_refused(self):
         self.make().close()
         DATABASE.do("UPDATE meta SET value = '99' WHERE key = 'version'")
         self.assertIn("newer", self.refusal())
         with mock.patch.object(schema, "OLDEST", 990_000):
             self.assertIn("too old", self.refusal())
 
-    def test_a_database_that_cannot_hold_a_degree_sign_is_refused(self):
+    def test_database_without_utf8_is_refused(self):
         name = f"{DATABASE.name}_l"
         DATABASE._do(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
         self.addCleanup(DATABASE._do, f"DROP DATABASE {name} WITH (FORCE)")
         self.assertIn("UTF8", self.refusal(psycopg.conninfo.make_conninfo(DATABASE.address, dbname=name)))
 
-    def test_who_may_not_make_tables_is_told_what_to_do_and_finds_those_that_are_made(self):
+    def test_user_without_privileges_is_refused_until_the_tables_exist(self):
         user = f"{DATABASE.name}_u"
         DATABASE.do(f"CREATE ROLE {user} LOGIN")
         self.addCleanup(DATABASE.do, f"DROP OWNED BY {user}; DROP ROLE {user}")
@@ -686,7 +688,7 @@ class Opening(Case, unittest.TestCase):
         file(store, batch(1, 3), gap(4, 5))
         self.assertEqual(store.nodes()[0]["samples"], 3)
 
-    def test_who_only_looks_changes_nothing(self):
+    def test_read_only_store_changes_nothing(self):
         with self.assertRaises(SettingsError):
             self.make(look_only=True)
         self.assertEqual(os.listdir(self.folder), [])
@@ -701,7 +703,7 @@ class Opening(Case, unittest.TestCase):
         self.assertEqual((list(stored_samples(elsewhere.own_batches())), elsewhere.log_mark()), ([], None))
         self.assertEqual(DATABASE.do("SELECT count(*) FROM servers"), [(1,)])
 
-    def test_a_server_is_known_by_its_folder(self):
+    def test_server_is_identified_by_its_folder(self):
         self.make().close()
         path = os.path.join(self.folder, SERVER_ID)
         with open(path) as known:
@@ -711,8 +713,8 @@ class Opening(Case, unittest.TestCase):
         self.assertIn(SERVER_ID, self.refusal(error=DiskError))
 
 
-class Commands(One):
-    """control.py, as people use it, on a store that is not in the data folder."""
+class CommandTest(PostgresCase):
+    """Commands of control.py with a store that is not in the data folder."""
 
     def control(self, *arguments, status=0):
         program = Program(self, "control.py", "--data", self.folder, *arguments,
@@ -721,7 +723,7 @@ class Commands(One):
         return "\n".join(program.said), "\n".join(program.logged)
 
     def fill(self):
-        """As a server that was stopped leaves it."""
+        """Fill the store like a server that was stopped."""
         log = CsvLog(self.folder, self.store, FakeClock())
         log.start()
         ingestor = Ingestor(self.store, log, FakeClock())
@@ -731,24 +733,24 @@ class Commands(One):
         log.close()
         self.store.close()
 
-    def test_verify(self):
+    def test_verify_reports_missing_samples(self):
         self.fill()
-        self.assertEqual(self.control("verify")[0], "50 samples of 1 nodes: all there, each once")
+        self.assertEqual(self.control("verify")[0], "50 samples of 1 node: none missing, none stored twice")
         DATABASE.do("DELETE FROM samples WHERE seq = 7")
         said, _ = self.control("verify", status=1)
         self.assertIn("node a, epoch", said)
-        self.assertIn("the logs hold 100 readings and the store 98", said)
+        self.assertIn("the logs contain 100 readings and the store 98", said)
 
-    def test_export_and_import(self):
+    def test_export_can_be_imported(self):
         self.fill()
         out = os.path.join(self.folder, "all.csv")
         self.control("export", "--out", out)
         with open(out, encoding="utf-8") as file:
             self.assertEqual(len(file.readlines()), 101)
         self.control("import", "--node", "copy", out)
-        self.assertEqual(self.control("verify")[0], "100 samples of 2 nodes: all there, each once")
+        self.assertEqual(self.control("verify")[0], "100 samples of 2 nodes: none missing, none stored twice")
 
-    def test_list_schema_backup(self):
+    def test_list_schema_and_backup_work_with_postgresql(self):
         self.fill()
         self.control("token", "a")
         self.assertRegex(self.control("list")[0], r"^a +2026-11-18T11:07:30.000Z$")
@@ -759,17 +761,17 @@ class Commands(One):
         self.assertIn("pg_dump", self.control("backup", self.folder, status=2)[1])
         self.assertIn("pg_restore", self.control("restore", "x.tar", status=2)[1])
 
-    def test_the_address_is_never_shown(self):
+    def test_address_is_never_shown(self):
         shown = Program(self, "server.py", "--show", PIGEONPOST_STORE_POSTGRES="postgresql://u:hidden@h/d")
         self.assertEqual(shown.wait(), 0)
         self.assertIn("[store] postgres = (set)  # PIGEONPOST_STORE_POSTGRES", shown.said)
         self.assertNotIn("hidden", "".join(shown.said))
 
 
-class Restart(unittest.TestCase):
-    """A database of its own, which is killed as a power cut would."""
+class RestartTest(unittest.TestCase):
+    """Separate database that is killed like in a power cut."""
 
-    def test_it_is_waited_for_and_what_was_confirmed_is_there(self):
+    def test_acknowledged_samples_survive_a_kill_of_the_database(self):
         cluster = Cluster()
         self.addCleanup(cluster.remove)
         database = Database(cluster.address)
@@ -784,7 +786,7 @@ class Restart(unittest.TestCase):
         with self.assertLogs("pigeonpost.storage.postgres.store", "WARNING") as told:
             starter = threading.Timer(0.5, cluster.start)
             starter.start()
-            other = PostgresStore(database.address, temp_folder(self))  # waits
+            other = PostgresStore(database.address, temp_folder(self))  # the server waits
             starter.join()
         self.addCleanup(other.close)
         self.assertEqual(len(told.output), 1)

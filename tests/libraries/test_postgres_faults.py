@@ -1,4 +1,4 @@
-"""Several servers on one PostgreSQL, and all that takes part killed at random: nothing lost, nothing twice.
+"""Several servers on one PostgreSQL, with random kills of all programs: no sample is lost or stored twice.
 
 PIGEONPOST_TEST_DB_KILLS=300 python3 -m unittest tests.libraries.test_postgres_faults
 """
@@ -34,7 +34,7 @@ def setUpModule() -> None:
 
 
 class ManyHouse(House):
-    """A node, several servers, and their database; between them TCP, or a broker that they share."""
+    """Node, several servers and their database, connected by TCP or by a broker."""
 
     def __init__(
         self, folder: str, database: Database, servers: int = 2, broker: Broker | None = None, **options: Any
@@ -81,12 +81,12 @@ class ManyHouse(House):
         with self._opening:
             self._ended.set()
         self.drain(limit_s)
-        for server in self.servers:  # SIGTERM ends one that has not set its handler yet
+        for server in self.servers:  # SIGTERM ends a program that has not set its handler yet
             wait_until(lambda server=server: self._is_up(server), "the server is up", limit_s)
             assert server.stop() == 0, server.log.read_text()[-3000:]
 
     def _is_up(self, server: Program) -> bool:
-        if not server.is_running():  # a cut that came while it started ended it: as its supervisor does
+        if not server.is_running():  # it ended because of a lost connection at its start: restart it like a supervisor
             server.start()
         assert server.process is not None
         try:
@@ -119,13 +119,13 @@ class ManyHouse(House):
         }
 
     def _verify(self, server: Program) -> None:
-        """As a person would."""
+        """Run `control.py verify`."""
         command = [sys.executable, str(ROOT / "control.py"), "--data", server.command[-1], "verify"]
         done = subprocess.run(command, env=server.environment, cwd=self.folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def _rows(self, number: int) -> Iterator[tuple[int, str, str]]:
-        """What the logs of one server say."""
+        """Yield the rows of the logs of one server."""
         folder = self.folder / f"s{number}" / "logs"
         for name in logs_in(str(folder)):
             text = (folder / name).read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ class ManyHouse(House):
                 yield parse_rfc3339(time_text), sensor, value
 
     def _wanted(self) -> Iterator[tuple[int, str, str]]:
-        """What the database says that they must have, together."""
+        """Yield the rows that all logs together must contain, read from the database."""
         for time_ms, names, values in self.database.do(
             'SELECT s.time, p.names, s."values" FROM samples s JOIN shapes p ON p.id = s.shape'
         ):
@@ -142,7 +142,7 @@ class ManyHouse(House):
                 yield time_ms, name, "" if value is None else repr(value)
 
 
-class Trial(unittest.TestCase):
+class FaultTrial(unittest.TestCase):
     def setUp(self) -> None:
         self.cluster = Cluster()
         self.addCleanup(self.cluster.remove)
@@ -175,14 +175,14 @@ class Trial(unittest.TestCase):
             return False
 
     def pause(self, longest_s: float = 1.0) -> None:
-        time.sleep(self.chance.uniform(0.02, longest_s))  # mischief at random moments: nothing is waited for here
+        time.sleep(self.chance.uniform(0.02, longest_s))  # faults at random times: there is no condition to wait for
 
-    def test_whoever_is_killed(self) -> None:
+    def test_killed_programs_lose_and_duplicate_nothing(self) -> None:
         def mischief(house: ManyHouse) -> None:
             for _ in range(KILLS):
                 self.pause()
-                one, everybody = [self.chance.choice(house.servers)], [house.node, *house.servers]
-                victims = self.chance.choice([one, one, one, [house.node], house.servers, everybody])
+                one, everything = [self.chance.choice(house.servers)], [house.node, *house.servers]
+                victims = self.chance.choice([one, one, one, [house.node], house.servers, everything])
                 for victim in victims:
                     victim.kill()
                 self.pause(0.1)
@@ -191,7 +191,7 @@ class Trial(unittest.TestCase):
 
         self.trial(mischief)
 
-    def test_the_database_is_killed_restarted_and_cut_off(self) -> None:
+    def test_killed_restarted_and_disconnected_database_loses_nothing(self) -> None:
         def mischief(house: ManyHouse) -> None:
             for number in range(max(3, KILLS // 3)):
                 self.pause(1.5)
@@ -208,8 +208,8 @@ class Trial(unittest.TestCase):
         self.pause(0.5)
         self.cluster.start()
 
-    def test_a_node_that_moves_from_one_server_to_the_other(self) -> None:
-        """One server at a time, each killed when the other comes: what one has, the other does not store again."""
+    def test_node_that_moves_between_servers_is_stored_once(self) -> None:
+        """One server runs at a time, and is killed when the other one starts. No sample is stored by both."""
 
         def mischief(house: ManyHouse) -> None:
             for number in range(max(4, KILLS // 2)):
@@ -222,7 +222,7 @@ class Trial(unittest.TestCase):
 
         self.trial(mischief)
 
-    def test_three_servers_a_broker_and_one_database_each_killed_in_turn(self) -> None:
+    def test_servers_broker_and_database_killed_in_turn_lose_nothing(self) -> None:
         need_broker()
         broker = Broker(self).start()
 

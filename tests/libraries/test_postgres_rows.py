@@ -1,4 +1,4 @@
-"""Rows of samples in PostgreSQL: read by column, and deleted."""
+"""Reading and deleting rows of samples in PostgreSQL."""
 
 import unittest
 from unittest import mock
@@ -7,7 +7,7 @@ from pigeonpost.link.samples import SampleBatch, batches_of
 from pigeonpost.storage.models import HOUR_MS, LogMark, Window
 from protocol import Batch, Sample
 from tests.libraries import test_postgres as base
-from tests.libraries.test_postgres import FAR, One
+from tests.libraries.test_postgres import FAR, PostgresCase
 from tests.storage.test_contract import E1, E2, OUTBOX, batch, file, gap
 
 
@@ -15,8 +15,8 @@ def setUpModule():
     base.setUpModule()
 
 
-class Batches(One):
-    """What is read by column is what is read by sample, in batches as long as they can be."""
+class BatchTest(PostgresCase):
+    """Batches contain the same samples as single reads, and are as long as possible."""
 
     def read(self, from_ms=0, to_ms=FAR, node="a"):
         found = list(self.store.stored_batches(node, from_ms, to_ms))
@@ -32,7 +32,7 @@ class Batches(One):
         for made in batches_of(samples):
             file(self.store, Batch("a", OUTBOX, epoch, 0, made, None, {}, print, print))
 
-    def test_long_ones_in_pages(self):
+    def test_long_results_are_read_in_pages(self):
         file(self.store, batch(1, 25), batch(1, 5, node="b"), batch(1, 5, epoch=E2, time_ms=9))
         with mock.patch("pigeonpost.storage.postgres.queries._AT_ONCE", 10):
             self.assertEqual(self.read(to_ms=9), [])
@@ -41,12 +41,12 @@ class Batches(One):
             everything = [(one.node, one.epoch, len(one.samples)) for one in self.store.every_batch()]
         self.assertEqual(everything, [("a", E2, 5), ("a", E1, 5), ("a", E1, 10), ("a", E1, 10), ("b", E1, 5)])
 
-    def test_page_that_is_full_and_the_last(self):
+    def test_last_page_may_be_full(self):
         file(self.store, batch(1, 20))
         with mock.patch("pigeonpost.storage.postgres.queries._AT_ONCE", 10):
             self.assertEqual(self.read(), [(E1, 1, 10), (E1, 11, 20)])
 
-    def test_cut_where_sensors_clock_or_numbers_change(self):
+    def test_batches_are_divided_where_sensors_clock_or_numbers_change(self):
         one = Sample(1, 1000, 1000, {"x": 1.5, "y": None}, {}, "")
         self.put(one, one._replace(seq=2, time_ms=2000), one._replace(seq=3, time_ms=3000, clock="unset"),
                  one._replace(seq=4, time_ms=4000, clock="server"),
@@ -57,16 +57,16 @@ class Batches(One):
         self.assertEqual(self.read(to_ms=6000), parts)
         self.assertEqual(self.read(), [*parts, (E1, 8, 8)])
 
-    def test_cut_at_a_gap_between_samples_that_are_alike(self):
+    def test_batches_are_divided_at_a_gap(self):
         file(self.store, batch(1, 3), gap(4, 5), batch(6, 8))
         self.assertEqual(self.read(), [(E1, 1, 3), (E1, 6, 8)])
 
-    def test_pages_of_samples_of_one_time(self):
+    def test_samples_with_one_time_are_read_in_pages(self):
         file(self.store, batch(1, 15, time_ms=9), batch(1, 15, epoch=E2, time_ms=9))
         with mock.patch("pigeonpost.storage.postgres.queries._AT_ONCE", 10):
             self.assertEqual(self.read(), [(E1, 1, 10), (E1, 11, 15), (E2, 1, 5), (E2, 6, 15)])
 
-    def test_clock_that_steps_back_and_epochs_at_the_same_time(self):
+    def test_clock_steps_and_concurrent_epochs_are_read(self):
         file(self.store, batch(1, 3, time_ms=5000), batch(4, 6, time_ms=1000), batch(1, 4, epoch=E2, time_ms=5000))
         self.assertEqual(self.read(), [(E1, 1, 6), (E2, 1, 4)])
         one = Sample(7, 7000, 1000, {"x": 1}, {}, "")
@@ -74,7 +74,7 @@ class Batches(One):
         self.put(*[one._replace(seq=5 + n, time_ms=7001 + n * 10) for n in range(5)], epoch=E2)
         self.assertEqual(self.read(from_ms=6000), [(E1, 7, 11), (E2, 5, 9)])
 
-    def test_what_the_log_owes_comes_back_as_it_was_filed(self):
+    def test_pending_log_entries_are_returned_unchanged(self):
         one = Sample(1, 3000, 1000, {"x": 1.25, "y": None}, {}, "unset")
         self.put(one, one._replace(seq=2, time_ms=1000), one._replace(seq=3, time_ms=2000))
         ((_, node, epoch, (owed,), *_),) = self.store.logged_after(0)
@@ -83,7 +83,7 @@ class Batches(One):
             owed, SampleBatch(1, [3000, 1000, 2000], [], {"x": [1.25] * 3, "y": [None] * 3}, clock="unset")
         )
 
-    def test_what_an_older_version_filed_together_is_in_the_order_of_its_log(self):
+    def test_entry_of_an_older_version_is_in_the_order_of_its_log(self):
         one = Sample(1, 3000, 1000, {"x": 1.25}, {}, "")
         self.put(one, one._replace(seq=2, time_ms=2000, values={"y": 2}), one._replace(seq=3, time_ms=1000))
         base.DATABASE.do("DELETE FROM filings WHERE id > 1; UPDATE filings SET last = 3, low = 1000")
@@ -91,8 +91,8 @@ class Batches(One):
         self.assertEqual([item.seq for item in owed.items], [1, 2, 3])
 
 
-class Expiry(One):
-    def test_hour_in_which_the_limit_lies_stays_and_texts_of_failures_go(self):
+class ExpiryTest(PostgresCase):
+    def test_hour_of_the_cutoff_is_kept_and_texts_of_errors_are_deleted(self):
         lost = {"errors": {"temperature": "broken"}, "temperature": None}
         file(self.store, batch(1, 1, time_ms=HOUR_MS, **lost), batch(2, 2, time_ms=2 * HOUR_MS, **lost))
         last = file(self.store)

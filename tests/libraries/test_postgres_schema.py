@@ -1,4 +1,4 @@
-"""The tables in PostgreSQL: migration of older ones, views of people, TimescaleDB."""
+"""Schema in PostgreSQL: migration of older tables, views for people, and TimescaleDB."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pigeonpost.storage.models import HOUR_MS, HighWaterMark, Rollup, Window
 from pigeonpost.storage.postgres import schema
 from tests.libraries import test_postgres as base
 from tests.libraries.databases import psycopg
-from tests.libraries.test_postgres import FAR, Case, One
+from tests.libraries.test_postgres import FAR, Case, PostgresCase
 from tests.storage.test_contract import E1, OUTBOX, batch, file
 from tests.support import LIMIT_S
 
@@ -20,8 +20,8 @@ def setUpModule():
     base.setUpModule()
 
 
-class Migration(Case, unittest.TestCase):
-    """Of a database that version 2 has made, and version 1, which had no records of nodes."""
+class MigrationTest(Case, unittest.TestCase):
+    """Migration of databases of version 2, and of version 1, which had no records of nodes."""
 
     def setUp(self):
         super().setUp()
@@ -29,7 +29,7 @@ class Migration(Case, unittest.TestCase):
             base.DATABASE.do(script.read())
 
     def fill(self):
-        """Three samples, the second on the edge of an hour; rollups, and expired samples before."""
+        """Store three samples, the second one on the edge of an hour. Earlier samples have expired."""
         base.DATABASE.do(f"""
             INSERT INTO nodes (name, kept_from) VALUES ('a', {HOUR_MS});
             INSERT INTO epochs (node, epoch, seq, up) VALUES (1, '{E1}', 3, 3);
@@ -40,7 +40,7 @@ class Migration(Case, unittest.TestCase):
                 FROM (VALUES (1, {3 * HOUR_MS - 1}), (2, {3 * HOUR_MS}), (3, {3 * HOUR_MS + 1})) s (seq, time);
         """)
 
-    def test_database_of_version_1_gets_the_records_of_nodes(self):
+    def test_migration_of_version_1_adds_the_records_of_nodes(self):
         base.DATABASE.do("DROP TABLE retired, former_names, labels; UPDATE meta SET value = '1' WHERE key = 'version'")
         with self.assertRaisesRegex(SettingsError, "made by an older Pigeonpost"):
             self.make(look_only=True)
@@ -53,9 +53,9 @@ class Migration(Case, unittest.TestCase):
         self.assertEqual(list(looking.node_records().former), [("a", "b", 1000, False)])
         self.assertEqual(looking.marks("b", OUTBOX, [E1])[0], 3)
 
-    def test_everything_stays_and_windows_with_a_sample_at_their_edge_are_made_again(self):
+    def test_migration_keeps_all_data_and_marks_windows_with_edge_samples_dirty(self):
         self.fill()
-        with mock.patch.object(schema, "extend_start") as extended:  # or systemd ends it, again and again
+        with mock.patch.object(schema, "extend_start") as extended:  # otherwise systemd would end it again and again
             store = self.make()
         extended.assert_called_once()
         self.addCleanup(store.close)
@@ -66,7 +66,7 @@ class Migration(Case, unittest.TestCase):
         self.assertEqual(dirty, {(600_000, 0), (600_000, 600_000), (HOUR_MS, 0), (HOUR_MS, HOUR_MS)})
         self.assertEqual(list(store.verify()), [])
 
-    def test_database_is_as_a_new_one_then(self):
+    def test_migrated_schema_equals_a_new_one(self):
         self.fill()
         self.make().close()
         ask = ("SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
@@ -80,14 +80,14 @@ class Migration(Case, unittest.TestCase):
         self.make().close()
         self.assertEqual([base.DATABASE.do(sql) for sql in ask], migrated)
 
-    def test_views_of_people_on_the_view_of_readings_stay(self):
+    def test_views_that_use_the_view_readings_are_kept(self):
         self.fill()
         base.DATABASE.do("CREATE VIEW mine AS SELECT node, value FROM readings")
         self.make().close()
         self.assertEqual(base.DATABASE.do("SELECT node, value::float8 FROM mine"), [("a", 1.5)] * 3)
 
-    def test_servers_of_the_older_version_store_nothing_any_more(self):
-        """One that writes holds the lock of its place."""
+    def test_servers_of_the_older_version_lose_their_write_connections(self):
+        """A server that writes holds the advisory lock of its id."""
         with base.DATABASE.connect() as older, base.DATABASE.connect() as reader:
             older.execute("SELECT pg_advisory_lock(('servers'::regclass::oid::bigint << 32) | 1)")
             self.make().close()
@@ -95,7 +95,7 @@ class Migration(Case, unittest.TestCase):
                 older.execute("SELECT 1")
             reader.execute("SELECT 1")
 
-    def test_several_servers_that_are_updated_at_once(self):
+    def test_several_servers_can_migrate_concurrently(self):
         self.fill()
         found = []
         makers = [threading.Thread(target=lambda: found.append(self.another().nodes())) for _ in range(3)]
@@ -105,19 +105,17 @@ class Migration(Case, unittest.TestCase):
             maker.join(LIMIT_S)
         self.assertEqual([nodes[0]["samples"] for nodes in found], [3] * 3)
 
-    def test_it_is_not_done_by_halves(self):
+    def test_failed_migration_changes_nothing(self):
         self.fill()
-        base.DATABASE.do(
-            "ALTER TABLE summaries RENAME COLUMN mean TO average"
-        )  # so that one of the views cannot be made
+        base.DATABASE.do("ALTER TABLE summaries RENAME COLUMN mean TO average")  # so that a view cannot be created
         self.assertRaises(DiskError, self.make)
         self.assertEqual(base.DATABASE.do("SELECT value FROM meta WHERE key = 'version'"), [("2",)])
         self.assertEqual(base.DATABASE.do("SELECT to_regclass('samples_of_node') IS NULL"), [(False,)])
 
-    def test_script_of_an_older_program_or_for_a_newer_database_does_no_harm(self):
+    def test_script_is_repeatable_and_refuses_a_newer_database(self):
         self.fill()
         base.DATABASE.do(schema.SCRIPT)
-        base.DATABASE.do(schema.SCRIPT)  # twice, as people do
+        base.DATABASE.do(schema.SCRIPT)  # twice, because people may do that
         self.assertEqual(base.DATABASE.do("SELECT value FROM meta WHERE key = 'version'"), [(str(schema.VERSION),)])
         base.DATABASE.do("UPDATE meta SET value = '99' WHERE key = 'version'")
         with self.assertRaisesRegex(psycopg.Error, "newer Pigeonpost"):
@@ -125,8 +123,8 @@ class Migration(Case, unittest.TestCase):
         self.assertEqual(base.DATABASE.do("SELECT count(*) FROM samples"), [(3,)])
 
 
-class Views(One):
-    def test_people_can_read_it(self):
+class ViewTest(PostgresCase):
+    def test_view_readings_is_readable(self):
         file(self.store, batch(1, 1))
         when = "to_char(time, 'YYYY-MM-DD\"T\"HH24:MI:SS.MS')"
         rows = base.DATABASE.do(f"SELECT {when}, node, sensor, value, unit FROM readings ORDER BY sensor")
@@ -134,7 +132,7 @@ class Views(One):
                          [("2026-11-18T11:06:41.000", "a", "light", 1, ""),
                           ("2026-11-18T11:06:41.000", "a", "temperature", 20.5, "°C")])  # fmt: skip
 
-    def test_statistics_have_times_units_and_figures(self):
+    def test_view_statistics_has_times_units_and_values(self):
         file(self.store, batch(1, 1))
         window = Window("a", HOUR_MS, 2 * HOUR_MS, 9)
         touched = "INSERT INTO unsummed VALUES ((SELECT id FROM nodes), %s, %s, 1)"
@@ -147,8 +145,8 @@ class Views(One):
             [("a", "temperature", "°C", 60, "1970-01-01 01:00:00+00", "1970-01-01 02:00:00+00", 2 * HOUR_MS, 4, 2.5,
               2.0, 1.0, 0.5, 9.0, 1.5)])  # fmt: skip
 
-    def test_narrow_questions_read_what_they_are_about_and_nothing_else(self):
-        """Whatever there is of other nodes and times: by the plan that PostgreSQL makes, and the rows that it reads."""
+    def test_narrow_queries_read_only_the_selected_rows(self):
+        """This is checked by the query plan and the number of rows read, with many other nodes and times."""
         file(self.store, *[batch(1, 2_000, node=node, epoch=f"{ord(node):016x}") for node in "abcdefghijklmnopqrst"])
         base.DATABASE.do(
             "INSERT INTO summaries SELECT n.id, v.sensor, w.span, e * w.span::bigint, 1, 1, 1, 1, 1, 1, 0"
@@ -183,8 +181,8 @@ class Views(One):
                 read = re.search(r"on (samples|summaries) s .*actual rows=(\d+)\S* loops=(\d+)", plan)
                 self.assertLessEqual(int(read[2]) * int(read[3]), most, plan)
 
-    def test_moments_are_in_the_order_of_times_and_exact_for_all_that_the_link_takes(self):
-        """To the microsecond in this and the next century; far from them to the millisecond."""
+    def test_timestamps_are_ordered_and_exact_for_all_valid_times(self):
+        """They are exact to 1 us in this and the next century, and to 1 ms far from them."""
         exact = "'epoch'::timestamptz + time / 1000 * interval '1 s' + time % 1000 * interval '1 ms'"
         for least, most, unit in ((0, 4_102_444_800_000, "0"), (-62135596800000, 253402300799998, "0.1 ms")):
             ((wrong,),) = base.DATABASE.do(
@@ -198,9 +196,11 @@ class Views(One):
         self.assertEqual([point.seq for point in self.store.points("a", -FAR, FAR, 9)], [1, 2])
 
 
-class Timescale(Case, unittest.TestCase):
-    """Played by another extension, whose version is what PostgreSQL says of that, and functions that note what they are
-    told. With TimescaleDB 2.23 itself the same SQL was tried by hand."""
+class TimescaleTest(Case, unittest.TestCase):
+    """TimescaleDB, simulated by another extension and by functions that record their arguments.
+
+    The same SQL was tested manually with TimescaleDB 2.23.
+    """
 
     FAKE = """
         CREATE SCHEMA ts;
@@ -222,7 +222,7 @@ class Timescale(Case, unittest.TestCase):
         super().setUp()
         base.DATABASE.do(self.FAKE)
         self.addCleanup(base.DATABASE.do, "DROP SCHEMA ts CASCADE")
-        # A license and options of tables are TimescaleDB's own: the latter are noted in the place of being set.
+        # Table options exist only with TimescaleDB. They are recorded instead of being set.
         self.script = (
             schema.SCRIPT.replace("'timescaledb'", "'btree_gist'")
             .replace("{2,11}", "{1,7}")
@@ -238,7 +238,7 @@ class Timescale(Case, unittest.TestCase):
             "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'samples'::regclass AND contype = 'p'"
         )
 
-    def test_time_is_cut_into_weeks_where_the_extension_is(self):
+    def test_hypertable_with_weekly_chunks_is_created_with_the_extension(self):
         with mock.patch.object(schema, "SCRIPT", self.script):
             store = self.make()
         self.addCleanup(store.close)
@@ -247,7 +247,7 @@ class Timescale(Case, unittest.TestCase):
         self.assertEqual(self.keys(), [('PRIMARY KEY (epoch, seq, "time")',)])
         self.assertEqual(list(store.verify()), [])
 
-    def test_weeks_are_compressed_where_license_and_version_allow_it(self):
+    def test_chunks_are_compressed_if_license_and_version_allow_it(self):
         for license, version, result in (("apache", "{1,7}", ", not compressed"),
                                          ("timescale", "{1,99}", ", not compressed"),
                                          ("timescale", "{1,7}", ", compressed after two weeks")):  # fmt: skip
@@ -263,7 +263,7 @@ class Timescale(Case, unittest.TestCase):
         policy = ["samples now_ms t", options, "samples 1209600000 t"]
         self.assertEqual(self.told(), [self.HYPERTABLE, *policy] * 2)
 
-    def test_version_that_refuses_the_words_of_this_one_costs_compression_or_weeks_alone(self):
+    def test_incompatible_extension_only_prevents_compression_or_chunks(self):
         allowed = "SET timescaledb.license = 'timescale'"
         base.DATABASE.do(f"DROP FUNCTION ts.add_compression_policy; {allowed}; {self.script}")
         said = base.DATABASE.do("SELECT set_config('timescaledb.license', 'timescale', false), use_timescaledb()")
@@ -274,14 +274,14 @@ class Timescale(Case, unittest.TestCase):
         with mock.patch.object(schema, "SCRIPT", self.script), self.assertLogs(schema.log, "WARNING") as logs:
             store = self.make()
         self.addCleanup(store.close)
-        self.assertRegex(logs.output[0], "samples is no hypertable: function ts.create_hypertable.* does not exist")
+        self.assertRegex(logs.output[0], "samples is not a hypertable: function ts.create_hypertable.* does not exist")
         file(store, batch(1, 9))
         self.assertEqual(self.keys(), [("PRIMARY KEY (epoch, seq)",)])
         with self.assertRaisesRegex(psycopg.Error, "create_hypertable.* does not exist"):
             base.DATABASE.do("SELECT use_timescaledb()")
         self.assertEqual(self.keys(), [("PRIMARY KEY (epoch, seq)",)])
 
-    def test_table_with_samples_is_made_one_by_command_alone(self):
+    def test_table_with_samples_is_only_converted_by_the_command(self):
         store = self.make()
         self.addCleanup(store.close)
         file(store, batch(1, 9))
@@ -289,7 +289,7 @@ class Timescale(Case, unittest.TestCase):
         with self.assertRaisesRegex(psycopg.Error, "CREATE EXTENSION timescaledb"):
             base.DATABASE.do("SELECT use_timescaledb()")
         base.DATABASE.do(self.script)
-        with psycopg.connect(base.DATABASE.address, autocommit=True) as somebody:  # whose search path is the usual one
+        with psycopg.connect(base.DATABASE.address, autocommit=True) as somebody:  # with the default search path
             somebody.execute("SELECT pigeonpost.use_timescaledb()")
         self.assertEqual((self.told(), self.keys()), ([self.HYPERTABLE], [('PRIMARY KEY (epoch, seq, "time")',)]))
         file(store, batch(10, 12))

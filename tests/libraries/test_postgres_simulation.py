@@ -1,4 +1,4 @@
-"""The simulation of both ends on PostgreSQL: every transaction, with its fate, done there too (tests/faults/shadow.py).
+"""Simulation of both ends with PostgreSQL, in which each transaction is repeated (tests/faults/shadow.py).
 
 PIGEONPOST_TEST_SHADOW_SEEDS sets the number of seeds.
 """
@@ -20,15 +20,15 @@ def setUpModule():
     need_postgres()
 
 
-class OnPostgres(unittest.TestCase):
-    def test_seeds(self):
+class PostgresSimulationTest(unittest.TestCase):
+    def test_seeds_have_the_same_result_in_postgresql(self):
         counts, databases = {}, []
         first = first_seed()
         for seed in range(first, first + SEEDS):
             free = list(databases)
 
             def make(free=free):
-                if not free:  # within a seed each store has its own; the next seed has them again
+                if not free:  # each store of a seed uses a separate one; the next seed reuses them
                     databases.append(Database())
                     self.addCleanup(databases[-1].drop)
                     free.append(databases[-1])
@@ -36,7 +36,7 @@ class OnPostgres(unittest.TestCase):
                 database.do("DROP SCHEMA IF EXISTS pigeonpost CASCADE")
                 folder = temp_folder(self)
                 with open(os.path.join(folder, SERVER_ID), "w", encoding="ascii") as file:
-                    file.write(f"{len(databases):016x}\n")  # the simulation draws what is random from its seed
+                    file.write(f"{len(databases):016x}\n")  # the simulation takes random values from its seed
                 return PostgresStore(database.address, folder)
 
             with self.subTest(seed=seed):

@@ -1,4 +1,4 @@
-"""Readings out of another program's PostgreSQL tables, by the command as people use it."""
+"""Import of readings from PostgreSQL tables of other programs, with the command."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ def setUpModule():
     DATABASE.do("INSERT INTO public.bad VALUES ('2026-11-20', 'a', 'warm')")
 
 
-class Importing(unittest.TestCase):
+class ImportTest(unittest.TestCase):
     def setUp(self):
         self.data = temp_folder(self)
 
@@ -44,40 +44,40 @@ class Importing(unittest.TestCase):
             control.main(["--data", self.data, "export"])
         return [line.split(",", 1)[1] for line in out.getvalue().splitlines()[1:]]
 
-    def test_a_table_each_reading_once_however_often(self):
+    def test_repeated_import_of_a_table_stores_each_reading_once(self):
         said = self.run_import("--table", "public.readings", DATABASE.url)
-        self.assertIn("3 readings, 3 of them new, 2026-11-20T15:36:10.000Z", said)
-        # PostgreSQL hands the rows of a table out as they lie there, which a change of one changes.
+        self.assertIn("3 readings, 3 new, 2026-11-20T15:36:10.000Z", said)
+        # PostgreSQL returns rows in their physical order, which an update changes.
         DATABASE.do("UPDATE public.readings SET id = id WHERE codifier = 'C5'")
-        self.assertIn("3 readings, 0 of them new", self.run_import("--table", "public.readings", DATABASE.url))
+        self.assertIn("3 readings, 0 new", self.run_import("--table", "public.readings", DATABASE.url))
         self.assertEqual(sorted(self.export()), ["Living_room,c4,,", "Living_room,c4,20.5,", "Living_room,c5,3,"])
 
-    def test_a_query_says_what_names_do_not(self):
+    def test_query_replaces_the_recognition_of_columns(self):
         query = "SELECT added AS time, value / 2 AS temperature FROM readings WHERE codifier = 'C4' AND value > 0"
-        self.assertIn("1 readings", self.run_import("--query", query, "--node", "attic", DATABASE.url))
+        self.assertIn("1 reading,", self.run_import("--query", query, "--node", "attic", DATABASE.url))
         self.assertEqual(self.export(), ["attic,temperature,10.25,"])
 
-    def test_what_cannot_be_read_is_said_and_nothing_is_stored(self):
+    def test_unreadable_data_is_reported_and_nothing_is_stored(self):
         for arguments, words in (
-            ((), "--table or --query"), (("--table", "nothing"), "nothing"),
-            (("--query", "SELECT 1 AS x"), "no column is called time"),
+            ((), "with --table, or use --query"), (("--table", "nothing"), "nothing"),
+            (("--query", "SELECT 1 AS x"), "there is no column `time`"),
             (("--query", "DELETE FROM readings RETURNING *"), "PostgreSQL:"), (("--table", "bad"), "row 1: "),
         ):  # fmt: skip
             self.assertIn(words, self.run_import(*arguments, DATABASE.url, status=1), arguments)
         self.assertEqual(DATABASE.do("SELECT count(*) FROM public.readings"), [(3,)])
         self.assertEqual(self.export(), [])
 
-    def test_a_database_that_is_not_there_and_no_password_in_what_is_said(self):
+    def test_error_about_an_unreachable_database_does_not_contain_the_password(self):
         said = self.run_import("--table", "x", "postgresql://me:very-secret@127.0.0.1:1/sensors", status=1)
         self.assertIn("postgresql://127.0.0.1:1/sensors", said)
         self.assertNotIn("very-secret", said)
 
-    def test_without_psycopg(self):
+    def test_missing_psycopg_is_reported(self):
         with mock.patch.dict("sys.modules", {"psycopg": None}):
             said = self.run_import("--table", "readings", DATABASE.url, status=2)
         self.assertIn("python3-psycopg", said)
 
-    def test_which_addresses_are_databases(self):
+    def test_addresses_of_databases_are_recognised(self):
         for text, right in (
             ("postgresql://host/db", True), ("postgres://u:p@host:5432/db?sslmode=require", True),
             ("postgresql", False), ("readings.csv", False), ("https://host/db", False),

@@ -1,4 +1,4 @@
-"""The last state in a real Redis: what stands there, what is published, and that nobody minds when Redis is away."""
+"""Publisher of the last states to a real Redis: content, messages, and absence of Redis."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ def setUpModule():
 
 
 def epoch_commits(*batches):
-    """What the ingestor hands on of a commit."""
+    """Return the EpochCommits that the ingestor passes to subscribers."""
     made = {}
     for one in batches:
         epoch_commit = made.setdefault((one.node, one.epoch), EpochCommit(one.node, OUTBOX, one.epoch, NOTHING))
@@ -61,12 +61,12 @@ class Case(unittest.TestCase):
         wait_until(lambda: self.hash(key).get(field) == value, f"{field} {value}; there is {self.hash(key)}")
 
 
-class States(Case):
+class StateTest(Case):
     def setUp(self):
         super().setUp()
         self.server.start()
 
-    def test_a_hash_for_each_sensor(self):
+    def test_each_sensor_has_a_hash(self):
         publisher = self.publisher(nodes=lambda: {"a": {"IsActive": True, "TDuration": 1.5, "ITimestamp": None}})
         publisher.on_commit(
             epoch_commits(batch(1, 3, temperature=20.5), gap(4, 9, before=2), batch(10, 10, temperature=-1e-7))
@@ -80,13 +80,13 @@ class States(Case):
         self.assertEqual(self.hash("pigeonpost:a:light")["Value"], "10")
         self.assertEqual(publisher.report()["series"], 2)
 
-    def test_a_sensor_that_fails_has_no_value_and_says_why(self):
+    def test_failed_sensor_has_an_error_and_no_value(self):
         publisher = self.publisher()
         publisher.on_commit(epoch_commits(batch(1, 1, temperature=None, errors={"temperature": "no\r\nresponse"})))
         self.wait_for("no\r\nresponse", field="Error")
         self.assertEqual(self.hash()["Value"], "")
 
-    def test_changes_are_published_and_what_stays_is_not(self):
+    def test_only_changes_are_published(self):
         listener = self.client.pubsub()
         self.addCleanup(listener.close)
         listener.psubscribe("pigeonpost:*")
@@ -107,7 +107,7 @@ class States(Case):
         wait_until(listen, "the last message")
         self.assertEqual(heard, ["20.5", "21", "", "21"])
 
-    def test_what_the_store_knows_is_told_at_the_start_and_nothing_newer_is_undone(self):
+    def test_states_in_the_store_are_published_at_the_start_without_replacing_newer_ones(self):
         store = MemoryStore()
         file(store, batch(1, 5), gap(6, 7))
         publisher = self.publisher(start=False, store=store)
@@ -118,7 +118,7 @@ class States(Case):
         self.wait_for("K", "pigeonpost:b:temperature", "Unit")
         self.assertEqual((self.hash()["DPacketsLost"], self.hash("pigeonpost:a:light")["Value"]), ("2", "8"))
 
-    def test_a_node_that_is_switched_off_is_shown_so_without_a_sample(self):
+    def test_node_that_is_switched_off_is_updated_without_a_sample(self):
         nodes = {"a": {"IsActive": True}}
         publisher = self.publisher(nodes=lambda: nodes)
         publisher.on_commit(epoch_commits(batch(1, 1)))
@@ -126,7 +126,7 @@ class States(Case):
         nodes = {"a": {"IsActive": False}}
         self.wait_for("0", field="IsActive")
 
-    def test_the_bus_has_its_hashes_too(self):
+    def test_bus_components_have_hashes(self):
         codifiers = {"C4": {"Codifier": "C4", "Value": 21.5, "DPacketsLost": 3, "Alive": True, "More": {"x": 1}}}
         self.publisher(others=lambda: codifiers)
         self.wait_for("21.5", "pigeonpost:C4")
@@ -135,7 +135,7 @@ class States(Case):
         codifiers = {"C4": {"Codifier": "C4", "Value": 22, "DPacketsLost": 4}}
         self.wait_for("4", "pigeonpost:C4", "DPacketsLost")
 
-    def test_only_so_many_sensors_are_kept(self):
+    def test_number_of_sensors_is_limited(self):
         with mock.patch.object(redis_publisher, "MOST_SERIES", 3):
             publisher = self.publisher()
             for node in "abc":
@@ -143,8 +143,8 @@ class States(Case):
             self.assertEqual((publisher.report()["series"], publisher.report()["ignored"]), (3, 3))
 
 
-class Absence(Case):
-    def test_it_is_written_whole_when_redis_comes_back(self):
+class AbsenceTest(Case):
+    def test_all_states_are_written_when_redis_returns(self):
         publisher = self.publisher()
         publisher.on_commit(epoch_commits(batch(1, 3), batch(1, 1, node="b")))
         wait_until(lambda: publisher.fault, "a fault")
@@ -157,20 +157,20 @@ class Absence(Case):
         wait_until(lambda: publisher.fault, "a fault")
         self.server.start()
         self.wait_for("22")
-        self.wait_for("20.5", "pigeonpost:b:temperature")  # which nobody has told of since
+        self.wait_for("20.5", "pigeonpost:b:temperature")  # there was no newer sample
 
-    def test_it_is_written_whole_when_redis_has_forgotten_everything(self):
+    def test_all_states_are_written_after_redis_lost_its_data(self):
         self.server.start()
         publisher = self.publisher()
         publisher.on_commit(epoch_commits(batch(1, 3)))
         self.wait_for("20.5")
         self.client.flushall()
         self.wait_for("20.5")
-        self.server.stop()  # and there again before anybody has noticed
+        self.server.stop()  # it returns before this is noticed
         self.server.start()
         self.wait_for("20.5")
 
-    def test_nobody_waits_for_a_redis_that_hangs(self):
+    def test_commits_do_not_wait_for_a_redis_that_hangs(self):
         self.server.start()
         publisher = self.publisher()
         publisher.on_commit(epoch_commits(batch(1, 1)))
@@ -185,7 +185,7 @@ class Absence(Case):
         self.server.thaw()
         self.wait_for("2001")
 
-    def test_a_redis_that_hangs_holds_up_no_stop(self):
+    def test_stop_does_not_wait_for_a_redis_that_hangs(self):
         self.server.start()
         publisher = self.publisher()
         publisher.on_commit(epoch_commits(batch(1, 1)))
@@ -193,20 +193,20 @@ class Absence(Case):
         self.server.freeze()
         publisher.on_commit(epoch_commits(batch(2, 2, temperature=3)))
         began_s = time.monotonic()
-        self.assertIn("not told", publisher.stop(0.3))
+        self.assertIn("not written", publisher.stop(0.3))
         self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
         self.server.thaw()
 
-    def test_a_key_of_another_kind_is_a_fault_and_no_end(self):
+    def test_key_of_another_type_is_a_fault_until_it_is_deleted(self):
         self.server.start()
-        self.client.set(KEY, "somebody's")
+        self.client.set(KEY, "another's")
         publisher = self.publisher()
         publisher.on_commit(epoch_commits(batch(1, 1)))
         wait_until(lambda: "WRONGTYPE" in publisher.fault, "a fault")
         self.client.delete(KEY)
         self.wait_for("20.5")
 
-    def test_what_was_set_wrong_is_said_without_the_password(self):
+    def test_errors_about_settings_do_not_contain_the_password(self):
         for url in ("http://:hidden@x", "redis://:hidden@x:port", "hidden"):
             with self.assertRaises(SettingsError) as caught:
                 RedisPublisher(url, "", "home", Clock())
@@ -216,19 +216,19 @@ class Absence(Case):
         self.assertIn("python3-redis", str(caught.exception))
 
 
-class WithTheServer(Case):
-    def test_a_server_whose_redis_comes_and_goes(self):
-        """Collecting goes on without it; the page's health says what is wrong."""
+class ServerTest(Case):
+    def test_server_continues_while_redis_is_missing(self):
+        """Collecting continues without Redis, and `check` reports the fault."""
         node = Program(self, "node.py", "--simulate", "--name", "a", "--listen", "127.0.0.1:0", "--every", "0.1",
                        "--data", temp_folder(self))  # fmt: skip
         host, port = node.address()
         data = temp_folder(self)
         server = Program(self, "server.py", "--node", f"a@{host}:{port}", "--web", "127.0.0.1:0", "--data", data,
                          PIGEONPOST_REDIS_URL=self.server.address, PIGEONPOST_STORE_COMMIT="0.1")  # fmt: skip
-        server.logs("Redis does not take")
+        server.logs("Redis does not accept")
         check = Program(self, "control.py", "--data", data, "check")
         self.assertEqual(check.wait(), 1)
-        self.assertIn("redis: Redis does not take", check.said[0])
+        self.assertIn("redis: Redis does not accept", check.said[0])
         self.server.start()
         wait_until(lambda: self.hash().get("IsActive") == "1", "a hash")
         first = self.hash()["DTimestamp"]

@@ -1,4 +1,4 @@
-"""kind = "mqtt" with a real Mosquitto: what devices publish, retained and live; passwords, TLS; a broker that goes."""
+"""Sensors of kind "mqtt" with a real Mosquitto: retained and live values, passwords, TLS, and broker restarts."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Case(unittest.TestCase):
         return made
 
     def publish(self, broker, topic, payload, retain=False):
-        """Returns when the broker has it."""
+        """Publish a message, and return when the broker has received it."""
         newest = getattr(paho, "CallbackAPIVersion", None)
         client = paho.Client(*([newest.VERSION2] if newest else []))
         client.connect("127.0.0.1", broker.port)
@@ -45,7 +45,7 @@ class Case(unittest.TestCase):
         client.loop_stop()
 
     def wait_for_words(self, source, words, channel="x"):
-        """Until a channel fails with such words; these."""
+        """Wait until a channel fails with a matching text, and return the text."""
         found = wait_until(lambda: re.search(words, str(source.read()[channel])) and str(source.read()[channel]), words)
         self.assertIsInstance(source.read()[channel], SensorError)
         return found
@@ -54,8 +54,8 @@ class Case(unittest.TestCase):
         wait_until(lambda: source.read() == expected, f"{expected}; it reads {source.read()}")
 
 
-class Devices(Case):
-    def test_zigbee2mqtt_and_z_wave_js_ui(self):
+class DeviceTest(Case):
+    def test_values_of_zigbee2mqtt_and_z_wave_js_ui_are_read(self):
         broker = self.broker().start()
         self.publish(broker, "zwave/cellar/49/0/Air_temperature", ZWAVE, retain=True)
         source = self.source(broker.port, {
@@ -64,61 +64,61 @@ class Devices(Case):
             "cellar": {"topic": "zwave/cellar/49/0/Air_temperature", "path": "value", "unit": "°C"},
             "attic": {"topic": "zwave/attic/49/0/Air_temperature", "unit": "°C"},
         })  # fmt: skip
-        self.wait_for_words(source, "^stale: nothing on zigbee2mqtt/kitchen yet$", "kitchen")
+        self.wait_for_words(source, "^stale: no message on zigbee2mqtt/kitchen yet$", "kitchen")
         self.publish(broker, "zigbee2mqtt/kitchen", ZIGBEE)
         self.publish(broker, "zwave/attic/49/0/Air_temperature", b"-3.25")
         self.wait_for(source, {"kitchen": 21.43, "humidity": 48.2, "cellar": 9.5, "attic": -3.25})
 
-    def test_what_is_retained_is_in_the_first_sample_already(self):
+    def test_retained_value_is_in_the_first_sample(self):
         broker = self.broker().start()
         self.publish(broker, "x", b"5", retain=True)
         with mock.patch.object(mqtt, "FIRST_WAIT_S", LIMIT_S):
             self.assertEqual(self.source(broker.port, {"x": {"topic": "x"}}).read(), {"x": 5})
 
-    def test_what_the_broker_had_kept_is_no_news_after_a_reconnection(self):
+    def test_retained_value_is_not_new_after_a_reconnection(self):
         broker = self.broker("allow_anonymous true", "persistence true", "persistence_location {folder}/").start()
         self.publish(broker, "a", b"1", retain=True)
         self.publish(broker, "b", b"1", retain=True)
         source = self.source(broker.port, {"a": {"topic": "a"}, "b": {"topic": "b"}})
         self.wait_for(source, {"a": 1, "b": 1})
-        heard = source._heard["a"]
+        heard = source._received["a"]
         broker.stop()
-        wait_until(lambda: source._broker.trouble, "it has noticed")
+        wait_until(lambda: source._broker.fault, "it has noticed")
         broker.start()
-        self.publish(broker, "b", b"2", retain=True)  # while it was away, or nearly
+        self.publish(broker, "b", b"2", retain=True)  # while the node is disconnected, or shortly after
         self.wait_for(source, {"a": 1, "b": 2})
-        self.assertIs(source._heard["a"], heard)
+        self.assertIs(source._received["a"], heard)
 
 
-class Brokers(Case):
-    def test_one_that_is_not_there_yet(self):
+class BrokerTest(Case):
+    def test_broker_that_starts_later_is_used(self):
         port = free_port()
         source = self.source(port, {"x": {"topic": "x"}})
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(
-                source, rf"^stale: nothing on x yet \(MQTT 127.0.0.1:{port}: no connection to the broker\)$"
+                source, rf"^stale: no message on x yet \(MQTT 127.0.0.1:{port}: no connection to the broker\)$"
             )
         broker = self.broker(port=port).start()
         with self.assertLogs("pigeonpost.core.mqtt_client", "INFO"):
-            wait_until(lambda: not source._broker.trouble, "it is connected")
+            wait_until(lambda: not source._broker.fault, "it is connected")
         wait_until(lambda: (self.publish(broker, "x", b"5"), source.read()["x"] == 5)[1], "its value")
 
-    def test_one_that_goes_and_comes_back(self):
+    def test_broker_that_restarts_is_used_again(self):
         broker = self.broker().start()
         source = self.source(broker.port, {"x": {"topic": "x", "fresh": 1}})
-        self.wait_for_words(source, "^stale: nothing on x yet$")
+        self.wait_for_words(source, "^stale: no message on x yet$")
         wait_until(lambda: (self.publish(broker, "x", b"1"), source.read()["x"] == 1)[1], "its value")
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logs:
             broker.stop()
             stale = wait_until(lambda: isinstance(error := source.read()["x"], SensorError) and error, "stale")
-            wait_until(lambda: source._broker.trouble, "it has noticed")
-        self.assertRegex(str(stale), r"^stale: nothing on x for [1-9][0-9]* s")
+            wait_until(lambda: source._broker.fault, "it has noticed")
+        self.assertRegex(str(stale), r"^stale: no message on x for [1-9][0-9]* s")
         self.assertIn("the connection to the broker is lost", logs.output[0])
         broker.start()
-        wait_until(lambda: not source._broker.trouble, "it is connected again")
+        wait_until(lambda: not source._broker.fault, "it is connected again")
         wait_until(lambda: (self.publish(broker, "x", b"2"), source.read()["x"] == 2)[1], "subscribed again")
 
-    def test_closing_does_not_wait_for_one_that_is_not_there(self):
+    def test_closing_does_not_wait_for_an_unreachable_broker(self):
         source = self.source(free_port(), {"x": {"topic": "x"}})
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(source, "no connection")
@@ -127,8 +127,8 @@ class Brokers(Case):
         self.assertLess(time.monotonic() - began_s, LIMIT_S / 2)
 
 
-class Programs(Case):
-    def test_a_node_samples_it_with_its_limits(self):
+class NodeTest(Case):
+    def test_node_samples_a_topic_with_its_limits(self):
         broker = self.broker().start()
         self.publish(broker, "zigbee2mqtt/kitchen", ZIGBEE, retain=True)
         data = temp_folder(self)
@@ -145,23 +145,23 @@ class Programs(Case):
         with Talk(program.address()) as talk:
             talk.say("SEND", True)
             values = {}
-            while values.get("kitchen") is None:  # the first slots may pass while it connects
+            while values.get("kitchen") is None:  # the first samples may be taken while it connects
                 values = samples_of(talk.until("SENSORS"))[-1].values
         self.assertEqual(values, {"kitchen": 42.86, "kitchen_raw": 21.43})
         program.terminate()
         self.assertEqual(program.wait(), 0)
 
 
-class Protected(Case):
-    def test_user_and_password(self):
+class ProtectedTest(Case):
+    def test_user_and_password_are_required(self):
         broker = self.broker("allow_anonymous false", "password_file {folder}/passwords")
         path = os.path.join(broker.folder, "passwords")
         subprocess.run(["mosquitto_passwd", "-c", "-b", path, "reader", "secret of the reader"], check=True)
         broker.start()
-        refused = "the broker refuses: (user or password is wrong|Not authorized|Bad user name)"  # as paho is 1 or 2
+        refused = "the broker refuses: (user or password is wrong|Not authorized|Bad user name)"  # of paho 1 or 2
         for options, said in (
             ({}, refused), ({"user": "reader", "password": "guess"}, refused),
-            ({"user": "reader", "password": "secret of the reader"}, "^stale: nothing on x yet$"),
+            ({"user": "reader", "password": "secret of the reader"}, "^stale: no message on x yet$"),
         ):  # fmt: skip
             with self.subTest(options), self.assertLogs("pigeonpost.core.mqtt_client", "INFO"):
                 source = self.source(broker.port, {"x": {"topic": "x"}}, **options)
@@ -169,7 +169,7 @@ class Protected(Case):
                 source.close()
 
     def certificate(self, folder):
-        """A certificate of 127.0.0.1 that is its own authority; its file."""
+        """Create a self-signed certificate for 127.0.0.1, and return its path."""
         names = os.path.join(folder, "key.pem"), os.path.join(folder, "cert.pem")
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
@@ -178,12 +178,12 @@ class Protected(Case):
         )  # fmt: skip
         return names[1]
 
-    def test_tls_with_the_right_authority_and_with_none(self):
+    def test_tls_requires_the_right_authority(self):
         broker = self.broker("allow_anonymous true", "certfile {folder}/cert.pem", "keyfile {folder}/key.pem")
         certificate = self.certificate(broker.folder)
         broker.start()
         trusting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True, ca=certificate)
-        self.wait_for_words(trusting, "^stale: nothing on x yet$")
+        self.wait_for_words(trusting, "^stale: no message on x yet$")
         doubting = self.source(broker.port, {"x": {"topic": "x"}}, tls=True)
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(doubting, "no connection to the broker")

@@ -1,4 +1,4 @@
-"""The driver of the MCP3424 above smbus2 itself, whose calls to the kernel end at a chip that knows single bits."""
+"""Driver of the MCP3424 with the real smbus2, whose kernel calls go to a bit-exact simulation of the chip."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ def setUpModule():
 
 
 class Kernel:
-    """The ioctl of /dev/i2c-1, as linux/i2c-dev.h has it."""
+    """Simulated ioctl of /dev/i2c-1, as in linux/i2c-dev.h."""
 
     def __init__(self, wires):
         self.wires = wires
@@ -43,8 +43,8 @@ class Kernel:
         return 0
 
 
-class Smbus2(unittest.TestCase):
-    def test_both_chips_of_the_board(self):
+class Smbus2Test(unittest.TestCase):
+    def test_both_chips_of_the_board_are_read(self):
         wires = Wires({0x68: Chip(lambda n: 0.25 * n, polls=3), 0x69: Chip(lambda n: -0.1)})
         channels = {
             "a": {"input": 4, "bits": 12},

@@ -10,8 +10,8 @@ The Ingestor's writer thread adds rows, flushes and syncs; web threads read. `_l
 samples, and the name, length and checksum of the file. It is held while these are changed or copied, never during a
 disk call.
 
-Errors: none that stop a running server, because the store contains all data. `fault` is the reason why rows wait in the
-store. DiskError at the start if the last run's file cannot be synced.
+Errors: none that stop a running server, because the store contains all data. `fault` is the reason why rows are not
+written yet. DiskError at the start if the last run's file cannot be synced.
 
 How the file stays consistent with the store:
 
@@ -94,7 +94,7 @@ class CsvLog:
     Attributes:
         name: Name of this run's file, or an empty string before it is created.
         size: Length of the file in bytes. It always ends with a complete row.
-        fault: Reason why rows wait in the store, or an empty string.
+        fault: Reason why rows of the store are not written to the file yet, or an empty string.
         beyond_store: Warning about rows that the start found in the log and not in the store, or an empty string.
     """
 
@@ -115,7 +115,7 @@ class CsvLog:
         self._filed_before = 0  # the filing number up to which the earlier files contain all rows
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # passed to a transaction that may not be committed yet
-        self._is_unsynced = False  # True after a failed sync: a later sync would not write its data (see _cut_back)
+        self._is_unsynced = False  # True after a failed sync: a later one would not write the data (see _cut_back)
         self._synced_s = clock.monotonic()
         self.name = ""
         self.size = 0
@@ -134,7 +134,7 @@ class CsvLog:
         except StoreDamaged as error:
             log.debug("the CSV log was not started: %s", error)  # the store has reported the damage
         if self._store.damage:
-            self.fault = "the CSV log waits until the database is restored"
+            self.fault = "the CSV log is not written until the database is restored"
             return
         self.flush(self._filed)
         self.record()
@@ -197,8 +197,8 @@ class CsvLog:
         except OSError as error:
             self._behind = True
             if not self.fault:
-                log.error("the CSV log waits; its rows are safe in the database: %s", error)
-            self.fault = f"the CSV log waits: {error.strerror or error}"
+                log.error("the CSV log cannot be written; its rows are safe in the database: %s", error)
+            self.fault = f"the CSV log cannot be written: {error.strerror or error}"
 
     def due(self, now: bool = False) -> LogMark | None:
         """Sync the file if a sync is due, or if `now` is True.

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("node")
 
-MOST_FAULTS = 5  # maximum number in the response to STATUS; a server stores only its first 4,096 characters
+MOST_FAULTS = 5  # maximum number of faults in the response to STATUS; a server stores only its first 4,096 characters
 
 # Sources of a node without [[sensor]] tables: an MCP3008 with a temperature and a light sensor, and this machine.
 _CHIP = {

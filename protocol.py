@@ -78,8 +78,8 @@ class Batch(NamedTuple):
         on_rejected: Called with the error instead, if the ingestor rejects the batch, for example because samples
             before it are missing.
         window: Maximum number of samples that the node sends ahead of the last acknowledgement. The ingestor commits
-            immediately once half of them are uncommitted. Batches from HTTP push
-            and MQTT, which have no such window, have the default.
+            immediately once half of them are uncommitted. Batches from HTTP push and MQTT, which have no such window,
+            have the default.
     """
 
     node: str

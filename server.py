@@ -448,7 +448,7 @@ def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[s
     """Return the URLs for a browser on this machine and, if the web interface is open to the network, on others.
 
     `first_key` is the one-time key, which is part of each URL; it is empty if a password is set. Without the key, a
-    browser on this machine can only read, and a browser on another machine cannot read either.
+    browser on this machine has only read access, and a browser on another machine has no access.
     """
     key = f"?key={first_key}" if first_key else ""
     if host not in ("0.0.0.0", "::"):

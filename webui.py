@@ -58,7 +58,7 @@ from pigeonpost.web.proxies import Proxies
 if TYPE_CHECKING:
     from pigeonpost.web.tls import Tls
 
-_PASSWORD_BYTES = 16 << 10  # a form with the longest password, each byte of it as %XX
+_PASSWORD_BYTES = 16 << 10  # maximum size of the login form: the longest password, with each byte as %XX
 _KEPT_PAGES = 64
 _POLL_S = 0.2  # interval at which a listener checks whether it must stop
 
@@ -325,7 +325,7 @@ class WebInterface:
         return self._connections.stop(limit_s)
 
     def _faults(self) -> dict[str, str]:
-        """Return the present fault of each component, or an empty string if it has none. The event log calls this."""
+        """Return the current fault of each component, or an empty string if it has none. The event log calls this."""
         app = self._app
         transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
         return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports, **app.faults.present()}
@@ -389,7 +389,7 @@ class WebInterface:
     def _change_password(self, context: RequestContext) -> Response:
         fields = form_of(context.request)
         if fields.get("new", "") != fields.get("again", ""):
-            return login.password_page(context, "The new password and its repetition differ.", 400)
+            return login.password_page(context, "The two new passwords are not the same.", 400)
         try:
             session = self.access.change_password(context.request, fields.get("old", ""), fields.get("new", ""))
         except SettingsError as error:

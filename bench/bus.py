@@ -66,7 +66,7 @@ def measure(rate: int, seconds: float, codifiers: int) -> dict[str, Any]:
         codifiers: Number of codifiers.
 
     Returns:
-        The numbers of packets sent, received, lost and stored, and the server's share of a core and memory.
+        The numbers of packets sent, received, lost and stored; the share of a core and the memory that the server used.
     """
     with tempfile.TemporaryDirectory() as data:
         (control, control_port), (group, port) = GROUPS

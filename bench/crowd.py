@@ -27,7 +27,9 @@ from collections.abc import Iterator
 from bench.machine import cpu_s, rss_mib, table
 
 STARTS, LIMIT_S = 5, 60.0
-HELD, MOST = 1250, 1_000_000.0  # 250 per second for the 5 s after which a node closes them
+# HELD is the number of connections that are open at the same time: 250 per second, which the node closes after 5 s.
+# MOST is a rate that no machine reaches, so as many connections as possible are opened.
+HELD, MOST = 1250, 1_000_000.0
 _WARM_UP_S = 3.0
 
 
@@ -50,9 +52,10 @@ class Program:
             self._lines.put((time.monotonic(), line))
 
     def wait_for(self, *texts: str, limit_s: float = LIMIT_S) -> tuple[float, str]:
-        """Return the next line that contains one of `texts`, and its time; waits at most `limit_s`.
+        """Return the time and the text of the next line that contains one of `texts`.
 
-        Raises queue.Empty.
+        Raises:
+            queue.Empty: No such line arrives within `limit_s` seconds.
         """
         give_up_s = time.monotonic() + limit_s
         while True:
@@ -161,7 +164,7 @@ def control(data: str, *arguments: str) -> str:
 
 
 def revocation(address: str, data: str) -> list[tuple[str, str]]:
-    """Return table rows with the delays from rotating and revoking the token of the node at `address` to the effect.
+    """Return table rows with the effects of rotating and of revoking the token of the node at `address`.
 
     `data` is the data folder of the server.
     """

@@ -104,7 +104,7 @@ class Probe:
 
 
 def probe(nodes: int, samples: int, per_line: int) -> float:
-    """Return the samples per second that the probe receives from `nodes` of the fleet, with `samples` each.
+    """Return the samples per second that the probe receives from `nodes` simulated nodes, which have `samples` each.
 
     Each line has `per_line` samples.
     """

@@ -126,7 +126,7 @@ def cpu_per_sample(python: str, every_s: float, seconds: float, source: str = "t
 
 
 def cpu_alone(every_s: float, count: int) -> None:
-    """Print the processor time of the two operations that every node needs, `count` times every `every_s` seconds."""
+    """Print the processor time of two loops for comparison, each with `count` turns of `every_s` seconds."""
     with tempfile.TemporaryFile() as file:
         os.pwrite(file.fileno(), bytes(1 << 20), 0)
         os.fsync(file.fileno())

@@ -6,9 +6,10 @@
 Each transaction has 500 samples of two values from each of 20 nodes, in the batches that the Ingestor submits. It
 includes high-water marks, log entries and dirty windows of the statistics. The comparison writes the bare rows,
 prepared in advance: `executemany` into the same table of SQLite (a row is a run of samples), COPY into the same table
-of PostgreSQL with its two indexes. The two alternate by transaction, and the order within each pair changes: three
-million samples each. The share is the median of the pairs' ratios, with quartiles, since other load on the machine
-affects both. This is the bound of a writer thread alone; bench/ingest.py measures the complete server.
+of PostgreSQL with its two indexes. The store and its database alone take turns with every transaction, and the order
+within each pair changes. Each of them writes three million samples. The share is the median of the pairs' ratios, with
+quartiles, since other load on the machine affects both. This is the bound of a writer thread alone; bench/ingest.py
+measures the complete server.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python3 -m bench.tls
 
-Both ends are the real ones with a token, each in its own process, over loopback. The node holds 100,000 samples of two
+Both ends run the real code with a token, each in its own process, over loopback. The node holds 100,000 samples of two
 values. The server's store only counts them, so that the link alone is measured. The memory is that of
 `node.py --simulate`.
 """

@@ -55,7 +55,7 @@ class Stepped(NamedTuple):
     """Bytes written by a server with the simulated clock."""
 
     mib_per_day: float
-    to_chunks: float  # how often a sample was written to chunks
+    to_chunks: float  # average number of times that a sample was written to chunks
 
 
 def stepped(folder: str, commit_s: int, hours: int, nodes: int) -> Stepped:
@@ -73,7 +73,7 @@ def stepped(folder: str, commit_s: int, hours: int, nodes: int) -> Stepped:
     csv.start()
     ingestor = Ingestor(store, csv, clock, commit_s, buffer_samples=60 * nodes)
     worker = MaintenanceWorker(store, Direct(store), clock)
-    order = random.Random(1).sample(range(nodes), nodes)  # the order in which they sample, other than that of their ids
+    order = random.Random(1).sample(range(nodes), nodes)  # the nodes do not sample in the order of their ids
     before = stored = compacted = 0
     is_waiting = False
     for second in range((hours + 1) * _HOUR_S):

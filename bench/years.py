@@ -70,7 +70,7 @@ def epoch_commits(node: int, seqs: range, together: int, zero_ms: int) -> Iterat
 
     Args:
         node: Number of the node.
-        seqs: Their sequence numbers.
+        seqs: Sequence numbers of the samples.
         together: Samples per commit.
         zero_ms: Time of the sample 0 in ms since 1970.
     """
@@ -216,7 +216,7 @@ def questions(folder: str, to_ms: int, days: float) -> list[tuple[str, str]]:
 
 
 def exports(folder: str, samples: int, to_ms: int) -> Iterator[tuple[str, str]]:
-    """Yield rows for an export of one day of all nodes, and of all `samples`, from `folder`; they end at `to_ms`."""
+    """Yield rows for an export of one day of all nodes, and of all `samples`, which end at `to_ms`, from `folder`."""
     since, until = rfc3339(to_ms - 2 * DAY_MS), rfc3339(to_ms - DAY_MS)
     for words, count, more in (
         ("a day", NODES * DAY_MS // EVERY_MS, ("--from", since, "--to", until)),
@@ -279,7 +279,7 @@ def changes(folder: str, store: SqliteStore, builder: Builder, first_day: int, l
     Args:
         folder: Data folder.
         store: Its open store.
-        builder: Made the samples.
+        builder: Builder that created the samples.
         first_day: First day of samples, since 1970.
         last_day: Last day of samples.
     """

@@ -256,7 +256,7 @@ SERVER = (
             many=True),
     Setting("web", "prefix", path_prefix, "", "URL path of the web interface behind a proxy, such as /sensors"),
     Setting("web", "proxies", _network, [], "addresses or networks of proxies on other machines whose information"
-            " about the client is trusted; a proxy on this machine always is", many=True),
+            " about the client is trusted; a proxy on this machine is always trusted", many=True),
     Setting("pimonitor", "api_key", text, "",
             "API key of the pimonitor devices, which send to the path /; empty: they are not accepted", secret=True),
     Setting("pimonitor", "unit", one_of("F", "C"), "F",

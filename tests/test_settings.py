@@ -113,7 +113,7 @@ class Addresses(unittest.TestCase):
         place = "takes HOST:PORT, as in 192.168.1.20:5003 or [::]:5003"
         for text, words in (
             ("a@http://10.0.0.5", f"{place} (without http://) after a@"),
-            ("a@fe80::1", f"{place} (with its network interface: [fe80::1%eth0]:5003) after a@"),
+            ("a@fe80::1", f"{place} (add the network interface: [fe80::1%eth0]:5003) after a@"),
             ("a@10.0.0.5:99999", f"{place} (the port must be a number from 0 to 65535) after a@"),
             ("a@", f"{place} (the host is missing) after a@"),
             ("my pi", "takes HOST:PORT without spaces and control characters, as in 192.168.1.20:5003"),

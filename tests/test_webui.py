@@ -862,11 +862,13 @@ class Health(WebCase):
         self.web.store_samples("basement", [{"temperature": None, "light": 5}])
         self.assertEqual(self.json("/api/v1/health")["faults"], ["basement temperature: no reading"])
         self.link.state.connected, self.link.state.fault = False, "closed"
-        self.web.csv.fault = "the CSV log waits: No space left on device"
+        self.web.csv.fault = "the CSV log cannot be written: No space left on device"
         self.web.store_samples("basement", [{"temperature": 5.5}])  # this also invalidates the snapshot
-        self.web.csv.fault = "the CSV log waits: No space left on device"
+        self.web.csv.fault = "the CSV log cannot be written: No space left on device"
         found = self.json("/api/v1/health")
-        self.assertEqual(found["faults"], ["the CSV log waits: No space left on device", "basement: closed"])
+        self.assertEqual(
+            found["faults"], ["the CSV log cannot be written: No space left on device", "basement: closed"]
+        )
         self.assertFalse(found["well"])
 
     def test_healthz_fails_if_nothing_can_be_stored(self):

@@ -2,8 +2,8 @@
 
 A separate thread checks the rules every 2 s and sends the messages, so a mail server that does not respond delays
 nothing else.
-Errors: If a message cannot be sent, the next attempt is made after one minute. This time doubles with each attempt, up
-to one hour. `fault` contains the reason.
+Errors: none. If a message cannot be sent, the next attempt is made after one minute. This time doubles with each
+attempt, up to one hour. `fault` contains the reason.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class _Readings(NamedTuple):
 
 
 def _newer(times: Sequence[int], column: Sequence[Number | None], latest_ms: int) -> _Readings:
-    """Return the values of a column without nulls, and without values older than a previous one or `latest_ms`."""
+    """Return the values of a column, except None and values that are older than a previous one or than `latest_ms`."""
     if times[0] >= latest_ms and None not in column and times == sorted(times):
         return _Readings(times, column)  # type: ignore[arg-type]  # there is no None
     kept: list[tuple[int, Number]] = []

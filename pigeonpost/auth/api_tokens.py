@@ -37,8 +37,8 @@ ROLES = ("viewer", "writer", "operator")  # each role includes the rights of tho
 MOST_TOKENS = 100  # a household needs a few; without a limit, a script that creates one per day would fill the list
 WRITE_EVERY_S = 60.0  # minimum time between two writes of the times of last use
 
-# The prefix distinguishes them from the nodes' tokens. It also keeps YAML from reading a token that consists of digits
-# and one `e` as a number.
+# The prefix distinguishes API tokens from the nodes' tokens. It also keeps YAML from reading a token that consists of
+# digits and one `e` as a number.
 _PREFIX = "pp_"
 _TOKEN = re.compile(rf"{_PREFIX}[0-9a-f]{{40}}").fullmatch
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}").fullmatch

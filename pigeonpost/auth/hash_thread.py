@@ -56,7 +56,9 @@ class HashThread:
     def refuse_if_full(self) -> None:
         """Raise HTTPError 503 if the queue is full and cannot accept another password."""
         if len(self._jobs) >= MOST_WAITING:
-            raise HTTPError(503, "Too many logins at once. Try again in a moment.", "busy", {"Retry-After": "2"})
+            raise HTTPError(
+                503, "Too many logins at the same time. Try again in a moment.", "busy", {"Retry-After": "2"}
+            )
 
     def scrypt(self, password: bytes, salt: bytes, n: int, r: int, p: int) -> bytes:
         """Return the scrypt hash of a password: 64 bytes.

@@ -1,4 +1,4 @@
-"""Protocol class for the key of a node, which creates and checks proofs of the node's token and signatures of messages.
+"""Interface of a node's key, which creates and checks proofs of the node's token and signatures of messages.
 
 Transports use this protocol instead of LinkKey, whose module imports hashlib. This saves 3.7 MiB in a node without a
 token.
@@ -12,7 +12,7 @@ from pigeonpost.core.light_typing import Protocol
 
 
 class Key(Protocol):
-    """Operations of a transport on a node's token. auth.link_key.LinkKey implements them.
+    """Operations that a transport performs with a node's token. auth.link_key.LinkKey implements them.
 
     After a rotation, a key accepts proofs and signatures of the previous token too, until that token expires.
     """

@@ -45,9 +45,9 @@ MOST_DELAYED = 16
 
 LINE_EVERY_S = 60.0  # minimum time between two log lines about the same address
 
-MOST_LINES = 30  # log lines about all addresses per LINE_EVERY_S: a client of a proxy may invent addresses
+MOST_LINES = 30  # maximum number of log lines in LINE_EVERY_S: a client of a proxy may invent addresses
 
-MOST_COUNTED = 1024  # addresses, and accounts; the entries with the fewest failures are dropped first
+MOST_COUNTED = 1024  # maximum number of addresses, and of accounts; those with the fewest failures are dropped first
 
 _LAST_LINE = "; failures from further addresses are not logged for a minute"
 

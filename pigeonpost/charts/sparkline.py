@@ -15,8 +15,8 @@ def sparkline(columns: Sequence[Bucket], count: int, colour: int) -> Html:
     """Return the means of `columns` as a small line in SVG, interrupted where there are no values.
 
     Args:
-        columns: The columns that are not empty, by place.
-        count: Number of places.
+        columns: The columns that are not empty, in order of their `place`.
+        count: Number of columns, including empty ones.
         colour: Index of the series' colour, 0 to 3.
     """
     group = max(1, count // _SPARK_PLACES)

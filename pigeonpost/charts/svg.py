@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
 
 COLOURS = 4  # colours of charts with one sensor; sensor 4 has the same one as sensor 0
-MOST_SERIES = 6  # in one chart; each series has its own colour
-_MOST_BANDS = 2  # with more series only means are drawn: bands would overlap and double the size
+MOST_SERIES = 6  # maximum number of series in one chart; each series has its own colour
+_MOST_BANDS = 2  # with more series, only means are drawn: bands would overlap and double the size of the file
 _AXIS_PX, _LETTER_PX, _LINE_PX = 46, 6.7, 14
 
 STYLE = (
@@ -53,7 +53,7 @@ class Series(NamedTuple):
         every_ms: Sampling interval in ms, or None if it is not known.
         late: Time ranges with samples that arrived late, or whose times are not reliable.
         conversion: Conversion from the measured unit.
-        name: Label of the sensor; empty for `sensor`.
+        name: Label of the sensor; empty if it is the same as `sensor`.
     """
 
     node: str
@@ -95,7 +95,7 @@ def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
     Args:
         all_series: Series of the same time range and number of columns, with at most two units.
         frame: Dimensions of the chart, from `fitted`.
-        now_ms: Present time in ms since 1970 (UTC). Times of the present day are written without a date.
+        now_ms: Current time in ms since 1970 (UTC). Times of the current day are written without a date.
     """
     first, is_alone = all_series[0], len(all_series) == 1
     axes = _axes(all_series)
@@ -258,7 +258,7 @@ def runs(series: Series) -> Iterator[list[Bucket]]:
 def title(all_series: Sequence[Series], now_ms: int) -> str:
     """Return the title of the chart of `all_series`: `temperature of basement, 19 Nov 15:36 to 15:36`.
 
-    `now_ms` is the present time.
+    `now_ms` is the current time.
     """
     nodes = dict.fromkeys(series.node for series in all_series)
     parts = []
@@ -269,7 +269,7 @@ def title(all_series: Sequence[Series], now_ms: int) -> str:
 
 
 def description(all_series: Sequence[Series], now_ms: int) -> str:
-    """Return a description of the chart of `all_series` for screen readers; `now_ms` is the present time."""
+    """Return a description of the chart of `all_series` for screen readers; `now_ms` is the current time."""
     if len(all_series) == 1:
         summary = _series_label(all_series[0])
     else:
@@ -282,7 +282,7 @@ def description(all_series: Sequence[Series], now_ms: int) -> str:
 def late_words(all_series: Sequence[Series], now_ms: int) -> Iterator[str]:
     """Yield sentences that explain the marks at the bottom of the chart of `all_series`.
 
-    `now_ms` is the present time.
+    `now_ms` is the current time.
     """
     spans = sorted({span for series in all_series for span in series.late})
     for is_late, words in ((True, "arrived late"), (False, "have unreliable times: the clock was not set")):

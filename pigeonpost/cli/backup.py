@@ -117,7 +117,8 @@ def _restore(context: Context) -> int:
             names = _unpack(file, staging, progress)
             aside = _put_in_place(data, staging, names)
         with contextlib.closing(SqliteStore(data, look_only=True)) as store:
-            # The database has been checked already. If the log was written from it, only the checksum is checked.
+            # The database has been checked already. If the backup has no logs, they were written from the database, so
+            # only their checksums are checked.
             faults = list(_log_faults(store, data, with_rows=_has_logs(names)))
     finally:
         os.close(lock)

@@ -52,7 +52,7 @@ def bundle_of(program: str) -> bytes:
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file with a fixed date, so that the same program always gives the same bytes."""
+    """Add a file with a fixed date, so that the same program always produces the same bytes."""
     archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 

@@ -71,7 +71,7 @@ class _Setup(NamedTuple):
         return bool(getattr(self.chosen, "config", None) or (data and not is_of_service))
 
     def load(self) -> Settings:
-        """Return the settings of the program as it is started by hand. Raise SettingsError if they are invalid."""
+        """Return the settings with which the program is started by hand. Raise SettingsError if they are invalid."""
         if self.program == "node":
             return load_node(argparse.Namespace(config=self.chosen.node_config))
         data = getattr(self.chosen, "data", None)
@@ -206,7 +206,7 @@ def _by_service(setup: _Setup, service: Service) -> Iterator[Finding]:
         path = service.path(f"/etc/pigeonpost/{service.program}.toml")
         if os.path.exists(path) and not os.access(path, os.R_OK):
             yield Finding("note", f"run doctor with sudo to check {path}")
-        elif not any(str(error) in finding.about for finding in findings):  # it may be the last line of the log
+        elif not any(str(error) in finding.about for finding in findings):  # the last line of the log may contain it
             yield _invalid_settings(service.program, error)
         return
     yield from doctor_service_files.check_files(service, settings)

@@ -316,7 +316,8 @@ def _link(settings: Settings, service: Service | None) -> Iterator[Finding]:
         if status is not None:
             yield Finding("ok", f"{where}: {_describe(status)}")
             yield from _faults(status)
-    elif service is not None:  # `str` returns "": a node that was started by hand and uses the port is a problem, too
+    elif service is not None:
+        # `str` returns "", which means another program: a node that was started by hand may not use the port either.
         yield check_port(address, '[node] listen = "0.0.0.0:5004" in /etc/pigeonpost/node.toml', str)
     else:
         answers: list[dict[str, Any] | None] = []

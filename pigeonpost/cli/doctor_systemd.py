@@ -159,7 +159,7 @@ def _version(service: Service) -> Iterator[Finding]:
     """Report a service that runs another version of the program than the one in this folder."""
     folder = service.path(os.path.dirname(service.script))
     if os.path.realpath(folder) == os.path.realpath(FOLDER) or not os.path.isdir(os.path.join(folder, PACKAGE)):
-        return  # the second condition is true for a program in a single file
+        return  # the second condition is true if the service runs a program in a single file
     try:
         changed = sum(_differs(os.path.join(folder, name), content) for name, content in program_files())
     except PigeonpostError:

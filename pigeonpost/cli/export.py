@@ -228,7 +228,7 @@ def _texts(selection: _Selection) -> Iterator[bytes]:
                 mine = {sensor: text for (of, sensor), text in labels.items() if of == name}
                 rows[name] = labelled(rows[name], mine)
         for batch in batches:
-            for stretch in stretches(batch):  # of one hour each
+            for stretch in stretches(batch):  # each within one hour of UTC
                 yield rows[name](stretch)
 
 

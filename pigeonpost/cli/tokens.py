@@ -115,8 +115,8 @@ def _list_tokens(context: Context) -> int:
 def _revoke(context: Context) -> int:
     """Delete the token of a node, and close its connections. With --api, delete an API token.
 
-    Without a token, the server cannot check the identity of a node: it accepts any node at its address. A
-    deleted API token is accepted for 2 s more at most.
+    Without a token, the server cannot check the identity of a node: it accepts any node at the node's address. A
+    deleted API token may still be accepted for up to 2 s.
     """
     node, name = context.arguments.node, context.arguments.api
     if (node is None) == (name is None):

@@ -16,7 +16,9 @@ from pigeonpost.auth.throttle import LONGEST_DELAY_S
 if TYPE_CHECKING:
     from pigeonpost.transports.contract import ServerContext
 
-MOST_DELAYED = 4  # refusals that wait at the same time; of the 32 requests in progress, other clients need the rest
+# Maximum number of refusals that wait at the same time. The server handles 32 requests at the same time, and the other
+# clients need the rest.
+MOST_DELAYED = 4
 
 _delay_slots = threading.BoundedSemaphore(MOST_DELAYED)
 

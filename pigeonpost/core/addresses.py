@@ -33,9 +33,9 @@ def _fault_of_address(text: str, host: str, port: str) -> str:
     if not host:
         return " (the host is missing)"
     if "[" in host or "]" in host:
-        return " (with one pair of brackets around the host)"
+        return " (put one pair of brackets around the host)"
     if any(letter in "/@?#\"'," for letter in host):
-        return " (the host is only a name or an address)"
+        return " (the host must be only a name or an address)"
     if not port:
         return " (the port is missing)"
     if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65_535:
@@ -57,7 +57,7 @@ def _fault_of_host(host: str) -> str:
         return " (an IPv6 address is like fe80::1%eth0 or [2001:db8::1]:5003)"
     # Link-local, fe80::/10 (RFC 4291, 2.5.6): only the zone defines which network it belongs to (RFC 4007).
     if address[0] == 0xFE and address[1] & 0xC0 == 0x80 and not zone:
-        return f" (with its network interface: [{plain}%eth0]:5003)"
+        return f" (add the network interface: [{plain}%eth0]:5003)"
     return ""
 
 

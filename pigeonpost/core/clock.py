@@ -161,7 +161,7 @@ def parse_usual_times(texts: Sequence[Any]) -> list[int] | None:
     try:
         since = map(sub, map(kind.fromisoformat, texts), repeat(epoch))
         return list(map(floordiv, since, repeat(type(epoch - epoch)(milliseconds=1))))
-    except (ValueError, TypeError):  # TypeError: one without an offset
+    except (ValueError, TypeError):  # TypeError: a time without an offset
         return None
 
 

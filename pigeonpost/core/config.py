@@ -35,8 +35,9 @@ class Setting(NamedTuple):
     Attributes:
         table: Table of the settings file.
         key: Key in that table.
-        parse: Converts a value of the file, or a text; raises ValueError with a description of what is accepted.
-        default: Default value, in the form in which a file has it.
+        parse: Function that converts a value from the file, a flag or a variable. It raises ValueError with a
+            description of what is accepted.
+        default: Default value, as it would be in the file.
         help: Description for `--help`.
         flag: Flag on the command line, or an empty string if there is none.
         metavar: Name of the flag's value in `--help`.
@@ -65,7 +66,7 @@ class Option(NamedTuple):
 
     Attributes:
         key: Name of the key.
-        parse: Converts the value; raises ValueError with a description of what is accepted.
+        parse: Function that converts the value. It raises ValueError with a description of what is accepted.
         default: Default value; None if there is no default, or if the key is required.
         help: Description.
     """
@@ -111,7 +112,7 @@ class Settings:
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, str], Any] = {}
-        self._given: dict[tuple[str, str], Any] = {}  # in the form in which they were written
+        self._given: dict[tuple[str, str], Any] = {}  # before conversion
         self._origins: dict[tuple[str, str], str] = {}
         self._secrets: set[tuple[str, str]] = set()
         self.file = ""
@@ -131,11 +132,11 @@ class Settings:
 
         Args:
             setting: The setting.
-            value: Value as the file, the variable or the flag has it.
+            value: Value from the file, the variable or the flag, before conversion.
             origin: Name of the file, the variable or the flag, or `default`.
 
         Raises:
-            SettingsError: The value is invalid (a ValueError of its parser, with `origin` and key).
+            SettingsError: The parser rejects the value. The message begins with `origin` and the key.
         """
         key = setting.table, setting.key
         items: list[Any] = value if setting.many and isinstance(value, list) else [value]
@@ -155,7 +156,7 @@ class Settings:
             self._secrets.add(key)
 
     def with_line(self, error: SettingsError) -> SettingsError:
-        """Return `error` with its line number in the settings file, if it is about the file and the line is certain."""
+        """Return `error`, with a line number if the error is about the settings file and the line is certain."""
         if not self.file or not str(error).startswith(f"{self.file}: "):
             return error
         from pigeonpost.core.settings_file import with_line
@@ -181,7 +182,7 @@ class Settings:
 
 
 class Written(str):
-    """Text of a flag or an environment variable. It may represent a number or a Boolean, as unquoted text in a file."""
+    """Text of a flag or an environment variable. It may stand for a number or a Boolean, which need no quotes here."""
 
 
 def load(
@@ -204,7 +205,7 @@ def load(
         arrays: Names of arrays of tables that the file may contain. Their keys are checked where they are used.
         environment: Environment variables; None for those of the process.
         folders: Folders to search; None for `search_folders()`.
-        elsewhere: Tables that belong in another file, with the name of that file.
+        elsewhere: Names of tables that belong in another file, each with the name of that file.
 
     Raises:
         SettingsError: The file cannot be read, or a setting is invalid.
@@ -234,7 +235,7 @@ def load(
 
 
 def search_folders() -> tuple[str, ...]:
-    """Return the folders to search for settings files: the current one, the program's and the system's."""
+    """Return the folders to search for settings files: the current folder, the program's folder and SYSTEM_FOLDER."""
     return "", os.path.dirname(os.path.realpath(sys.argv[0])), SYSTEM_FOLDER
 
 
@@ -273,7 +274,7 @@ class _FileKeys(NamedTuple):
     Attributes:
         settings: The settings.
         arrays: Names of arrays of tables.
-        elsewhere: Tables that belong in another file, with the name of that file.
+        elsewhere: Names of tables that belong in another file, each with the name of that file.
     """
 
     settings: Sequence[Setting]
@@ -428,7 +429,7 @@ def data_folder(chosen: str) -> str:
 def text(value: Any) -> str:
     """Return `value` if it is a text. Raise ValueError otherwise."""
     if not isinstance(value, str):
-        raise ValueError("takes a text")
+        raise ValueError("takes a string")
     return value
 
 

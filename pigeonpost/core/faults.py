@@ -1,4 +1,4 @@
-"""Register of the faults of this server, which last until a user or another event repairs them.
+"""Register of the current faults of this server. A fault remains in it until its cause is removed.
 
 Any thread may use it. `_lock` guards the texts, and is held for one lookup or change.
 """
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Faults:
-    """Present faults, by subject. They are shown on the page, in `control.py check`, in /metrics and in the events."""
+    """Current faults, by subject. They are shown on the page, in `control.py check`, in /metrics and in the events."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,7 +48,7 @@ class Faults:
             log.warning("%s: works again", subject)
 
     def present(self) -> dict[str, str]:
-        """Return the present faults, by subject."""
+        """Return the current faults, by subject."""
         for check in self._checks:
             check()
         with self._lock:

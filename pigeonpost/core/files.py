@@ -69,7 +69,7 @@ def make_folder(path: str) -> None:
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        return  # created in the meantime; or it is not a folder, which its use reports
+        return  # another program has just created it; if it is not a folder, its first use fails
     give_to_owner(path)
 
 
@@ -122,8 +122,8 @@ def lock_data_dir(path: str) -> int:
 
     Raises:
         InUse: Another process holds the lock.
-        DiskError: The folder is not writable, or `path` is a symbolic link. Otherwise root could truncate the target of
-            a link in another user's folder.
+        DiskError: The folder is not writable, or `path` is a symbolic link. Links are refused because root could
+            otherwise truncate the target of a link in another user's folder.
     """
     try:
         make_folder(os.path.dirname(path) or ".")

@@ -39,7 +39,7 @@ _HEAD_BYTES = 64 << 10
 
 
 class HttpError(PigeonpostError, OSError):
-    """No usable answer was received.
+    """A request failed, or its answer is not usable.
 
     Attributes:
         server: Scheme, host and port of the server, and no other part of the address.
@@ -108,7 +108,7 @@ class CertificateMismatch(HttpError):
     """
 
     def __init__(self, expected: str, found: str, server: str) -> None:
-        super().__init__(f"another certificate: expected {expected}, found {found}", server)
+        super().__init__(f"the certificate is not the pinned one: expected {expected}, found {found}", server)
         self.expected, self.found = expected, found
 
 
@@ -231,7 +231,7 @@ class HttpConnection:
         url: Address with scheme, host and port of the server.
         timeout_s: Time limit in seconds for connecting, and for each part of an answer.
         trust: Trusted servers for https; None for those that the system trusts.
-        connect_timeout_s: Time limit in seconds for connecting with the TLS handshake, if it is less than `timeout_s`.
+        connect_timeout_s: Time limit in seconds for connecting, including the TLS handshake, if less than `timeout_s`.
         deadline_s: Value of time.monotonic() at which everything must be complete.
 
     Raises:
@@ -350,7 +350,7 @@ class HttpConnection:
         sock = self._link.sock
         if sock is not None:
             with contextlib.suppress(OSError):  # the connection has ended
-                # For TLS too, because its own shutdown waits for the peer.
+                # This method is used for TLS too, because SSLSocket.shutdown waits for the peer.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -368,8 +368,9 @@ def _parse(
 
 
 class _LimitedReader(io.RawIOBase):
-    """The bytes of one answer. Raises TimeoutError at the deadline, and OverflowError after `budget_bytes`.
+    """Reader of the bytes of one answer, with limits.
 
+    It raises TimeoutError at the deadline, and OverflowError after `budget_bytes`.
     http.client itself has no limit for a chunk with the length -1, or for the number of heads with status 100.
     """
 

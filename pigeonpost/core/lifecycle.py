@@ -59,9 +59,9 @@ class Lifecycle:
     def __init__(self, parts: list[LifecycleComponent]) -> None:
         self._parts = parts
         # Not an Event: a signal handler runs between any two steps of the main thread, even while that holds the
-        # Event's lock, and would then wait for it permanently. Also, a signal that arrives in another thread, or just
-        # before the main thread waits, does not interrupt waiting for a lock; but Python immediately writes to this
-        # pipe. The pipe is never closed, because any thread and any signal may call `end` while this object exists.
+        # Event's lock, and would then wait for that lock permanently. Also, a signal that arrives in another thread, or
+        # just before the main thread waits, does not interrupt waiting for a lock. But Python then writes to this pipe.
+        # The pipe is never closed, because any thread and any signal may call `end` while this object exists.
         self._wake_pipe = WakePipe()
         self._has_ended = False
         self._status = 0

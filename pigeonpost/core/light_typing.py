@@ -32,7 +32,7 @@ else:
             return made
 
     class Protocol:
-        """Base class without any function at run time."""
+        """Base class that does nothing at run time."""
 
     NamedTuple = type.__new__(_NamedTupleMaker, "NamedTuple", (), {})
 

@@ -41,9 +41,9 @@ _REFUSALS = {
 
 
 class MqttSettings(Protocol):
-    """Settings of a broker: ["mqtt", KEY] with the keys host, port (0: the default), user, password, tls, ca.
+    """Settings of a broker, read as `settings["mqtt", KEY]`: host, port (0 for the default), user, password, tls, ca.
 
-    Both the Settings of a program and a dictionary with such pairs as keys have this form.
+    The Settings of a program can be passed, or a dictionary whose keys are such pairs.
     """
 
     def __getitem__(self, key: tuple[str, str], /) -> Any: ...
@@ -101,7 +101,7 @@ class MqttConnection:
         more = {}
         if not self._is_mqtt_3:
             properties = self._paho.Properties(_CONNECT)
-            properties.MaximumPacketSize = LARGEST_BYTES + 1024  # the broker then sends no longer packets
+            properties.MaximumPacketSize = LARGEST_BYTES + 1024  # the broker then does not send larger packets
             more = {"clean_start": True, "properties": properties}
         try:
             self._client.connect_async(*self._address, self._keepalive_s, **more)
@@ -125,12 +125,14 @@ class MqttConnection:
         """Queue `payload` for `topic`. paho's thread sends it. Any thread may call this; it does not block."""
         self._client.publish(topic, payload, QOS)
 
-    # Callbacks of paho. Its two interfaces, and the two versions of MQTT, pass different numbers of arguments, and a
-    # reason as a number or as an object with a number. The arguments used here have the same position in all of them.
+    # Callbacks of paho. The number of arguments depends on the callback interface of paho and on the version of MQTT. A
+    # reason is a number or an object that contains a number. The arguments used here always have the same position.
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, *more: Any) -> None:
         if getattr(reason, "value", reason) != 0:
-            self._set_fault(f"the broker refuses: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}")
+            self._set_fault(
+                f"the broker refused the connection: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}"
+            )
             return
         self._client.subscribe(self._topics)
 
@@ -194,7 +196,7 @@ def _client(settings: MqttSettings, name: str, is_mqtt_3: bool, where: str) -> t
         ca = settings["mqtt", "ca"]
         try:
             client.tls_set(ca_certs=ca or None)
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # ssl.SSLError is a subclass
             raise SettingsError(f"{where} ca {ca!r}: {error.strerror or error}") from None
     elif settings["mqtt", "ca"]:
         raise SettingsError(f"{where} ca requires tls = true")

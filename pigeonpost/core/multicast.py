@@ -97,8 +97,8 @@ class Drain:
     """Receives the waiting datagrams of a socket, many with one call of recvmmsg(2).
 
     Python's own recv releases the interpreter lock at each datagram. If another thread is busy, such as the server's
-    writer, this thread gets the lock again only after 5 ms. That limits it to 200 datagrams per second. The call of
-    recvmmsg keeps the lock, and does not wait.
+    writer, this thread gets the lock again only after 5 ms. That limits this thread to 200 datagrams per second. The
+    call of recvmmsg keeps the lock, and does not wait.
 
     Args:
         most: Maximum number of datagrams per call.
@@ -146,7 +146,7 @@ class Drain:
         self._call = call
 
     def __call__(self, sock: socket.socket) -> list[bytes]:
-        """Return the waiting datagrams of `sock`, oldest first, or an empty list if there are none or no network."""
+        """Return the waiting datagrams of `sock`, oldest first. The list is empty if there are none or no network."""
         if self._call is None:
             return self._one_by_one(sock)
         count = self._call(sock.fileno(), self._messages, self._most, socket.MSG_DONTWAIT, None)

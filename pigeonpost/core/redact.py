@@ -25,8 +25,8 @@ def hide_secrets(text: str) -> str:
 
 _PEM_BEGIN = "-----BEGIN"  # RFC 7468, section 2
 _PEM = re.compile(rf"{_PEM_BEGIN}(?:.*?-----END[^-]{{0,80}}-----|.*)", re.DOTALL)
-# In an address: everything up to the last @ before a slash. A password after "user:" may contain slashes; a port does
-# not. Lengths are bounded, so that the time grows only in proportion to the text's length.
+# In an address: everything up to the last @ before a slash. A password after "user:" may contain slashes, but
+# a port number may not. Lengths are bounded, so that the time grows only in proportion to the text's length.
 _USER = re.compile(
     r"""(//)(?:[^\s/"'?#@:]{0,256}:(?!\d+[/?#])[^\s"']{0,1024}@|[^\s/"'?#]{0,1024}@)"""
     r"""|(?<![^\s"'=(,\[])()[^\s:/@"'=,()\[]{1,256}:[^\s/@"']{1,1024}@(?=[A-Za-z0-9\[])"""

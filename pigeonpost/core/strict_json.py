@@ -49,7 +49,7 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
     except WireError:
         raise
     except StopIteration:
-        raise BadArgument("JSON was expected here") from None
+        raise BadArgument("expected JSON") from None
     except UnicodeEncodeError:
         raise BadArgument("a text contains half a surrogate pair, which is not valid Unicode") from None
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
@@ -58,12 +58,13 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
 
 
 def _is_too_deep(text: str) -> bool:
-    """Return True if brackets outside of strings remain after removing innermost pairs DEEPEST_JSON times."""
+    """Return True if brackets outside of strings are left after the innermost pairs were removed DEEPEST_JSON times."""
     marks = text.encode().translate(_AS_BRACES, _NO_MARKS)
     if marks.count(b"{") <= DEEPEST_JSON:
         return False
     brackets = marks.translate(None, b'"')
-    # Strings may contain brackets, unless the quotes of each string are adjacent here, and no quote is escaped.
+    # Only the brackets and quotes are left in `marks`. If no quote is escaped and all quotes form adjacent pairs, no
+    # string contains brackets. Otherwise the strings must be removed first.
     if 2 * marks.count(b'""') != len(marks) - len(brackets) or has_escaped(text, '"'):
         brackets = _STRING.sub("", text).encode().translate(_AS_BRACES, _NO_MARKS)
     for _ in range(DEEPEST_JSON):
@@ -103,7 +104,8 @@ _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 
 _AS_BRACES = bytes.maketrans(b"[]", b"{}")
 
-# A string, possibly unterminated. Possessive, because with backtracking a hostile line costs its length squared.
+# A string, which may be unterminated. The quantifiers are possessive, because backtracking would take quadratic time on
+# a hostile line.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -85,7 +85,7 @@ def _conversion(measured: str, wanted: str) -> Conversion:
 
 
 def _rounded(value: float) -> float:
-    """Return a number without its last digits, which are rounding errors: 1.8 instead of 1.7999999999999998."""
+    """Return a number without rounding errors in its last digits: 1.8 instead of 1.7999999999999998."""
     return float(f"{value:.15g}")
 
 

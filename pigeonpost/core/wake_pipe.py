@@ -43,7 +43,7 @@ class WakePipe:
     def drain(self) -> None:
         """Empty the pipe. Only the waiting thread may call this.
 
-        After more than 4,096 calls of `wake` the pipe is not empty yet, and the thread is woken again.
+        If `wake` was called more than 4,096 times, the pipe is not empty yet, and wakes the thread again.
         """
         try:
             os.read(self._reader, _READ_BYTES)

@@ -1,1 +1,1 @@
-"""HTTP messages without sockets: strict parsers of requests, responses, and a parser of multipart forms."""
+"""HTTP messages without sockets: strict parsers of requests, credentials and multipart forms; responses."""

@@ -156,7 +156,7 @@ class BodyConsumer(Protocol):
 
 
 class Endpoint(NamedTuple):
-    """Path for programs, whose handler does its own access control.
+    """Path that programs request. Its handler does its own access control.
 
     Attributes:
         method: HTTP method.

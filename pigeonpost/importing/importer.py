@@ -98,7 +98,7 @@ def inspect_readings(file: BinaryIO, name: str) -> ImportSummary:
 
 
 class _NodeBatcher:
-    """Numbering of the readings of one node, and their grouping into batches.
+    """Assigns numbers to the readings of one node, and groups them into batches.
 
     Args:
         node: Name of the node.

@@ -156,9 +156,10 @@ class Outbox:
     # ---------------------------------------------------------------------------------------- reading
 
     def held(self) -> list[list[Any]]:
-        """Return `[epoch, first, last, number of first]` for each epoch in the outbox, oldest first.
+        """Return `[epoch, first, last, number]` for each epoch in the outbox, oldest first.
 
-        `first` and `last` are sequence numbers. The current epoch is always the last entry, even without samples.
+        `first` and `last` are sequence numbers, and `number` is the running number of the first sample. The current
+        epoch is always the last entry, even without samples.
         """
         runs = self.ring.runs
         held: list[list[Any]] = [[run.epoch, run.first, run.last, run.number] for run in runs]
@@ -167,7 +168,7 @@ class Outbox:
         return held
 
     def run_at(self, number: int) -> SeqRange | None:
-        """Return the run that contains the sample with the running `number`, or else the next run; None at the end."""
+        """Return the run with the sample of the running `number`, or else the next run; None after the last run."""
         runs = self.ring.runs
         at = bisect_left(runs, number, key=lambda run: run.last_number)
         return runs[at] if at < len(runs) else None

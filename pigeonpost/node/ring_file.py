@@ -5,7 +5,7 @@ same time, because a slot that changes during the read fails its CRC.
 Errors: DiskError if the disk reports an error, or for a file of a newer version.
 
 The file is filled with zeros and synced before its first use. Later writes need no additional space, so a full disk
-does not prevent sampling. A slot that a crash has written only in part fails its CRC and counts as damaged.
+does not prevent sampling. A slot that is only partly written because of a crash fails its CRC and counts as damaged.
 
 A file of an earlier version is used as it is; new samples are written in the present format.
 

@@ -151,7 +151,7 @@ def find_runs(read: Read, header: Header) -> list[SeqRange]:
     held_from = max(1, last - header.slots + 1)
     at = held_from
     for run in [*joined(sorted(pieces, key=_number), held_from), SeqRange("", 1, 1, last + 1)]:
-        # Damaged samples between two runs; the last "run" stands for the end.
+        # Search for damaged samples before each run. The last entry of the loop is not a run: it marks the end.
         for number in range(at, run.number):
             found = identity(number)
             if found:

@@ -239,7 +239,8 @@ class Sampler:
         self._single = self._readers[0] if is_checked and len(self._readers) == 1 else None  # read by the metronome
         self._reading: _ReadingInProgress | None = None
         self._is_stopping = False
-        self._is_behind = False  # True if the slots that are reported as missed next passed during a late reading
+        # True if the metronome will next report slots as missed that passed during a late reading (see _fill_missed).
+        self._is_behind = False
         self._metronome = Metronome(every_s, self.sample, clock)
 
     def start(self) -> None:
@@ -357,7 +358,7 @@ class Sampler:
         return {}
 
     def _give_thread(self, late: threading.Thread | None) -> None:
-        """Give the single source its own thread. It is busy until the thread `late`, if any, has read it."""
+        """Give the single source its own thread. The source is busy until the thread `late`, if any, has read it."""
         single = self._single
         if single is not None:
             single.busy = late is not None
@@ -371,7 +372,7 @@ class Sampler:
         """Deliver samples with null for the slots that passed during a late reading. Return their number.
 
         Their number is at most the number of slots until `check` notices the late reading. More slots can only be
-        missed if the machine was suspended; these are not made up for.
+        missed if the machine was suspended. No samples are delivered for those.
         """
         count = min(missed, math.ceil((self.check_s + self._patience_s) / self._every_s)) if self._is_on() else 0
         now = self._sample_time()

@@ -268,7 +268,7 @@ class SendCursor:
         return writer.text(), count, writer.last_ms
 
     def _dates(self, slots: Sequence[Slot]) -> tuple[list[int], str]:
-        """Return the times of the samples at the beginning that have the same clock flag, and that flag."""
+        """Return the times of the first samples, up to a change of the clock flag, and that flag."""
         if all(map(_CLOCK_SET, slots)):
             return [slot.wall_ms for slot in slots], ""
         dated = map(self._dated, slots)  # once per sample, because the clock can be set in the meantime

@@ -128,12 +128,17 @@ def mix(t1: float, flow1: float, t2: float, flow2: float) -> float:
 
 
 def mix_share(t1: float, t2: float, mixed: float) -> float:
-    """Return the share of the first stream in a mixture, 0 to 1; for example the opening of a mixing valve.
+    """Return the share of the first stream in a mixture, for example the opening of a mixing valve.
+
+    The result is 0 to 1 if `mixed` is between `t1` and `t2`.
 
     Args:
         t1: Temperature of the first stream.
         t2: Temperature of the second stream.
         mixed: Temperature of the mixture.
+
+    Raises:
+        ZeroDivisionError: `t1` and `t2` are equal.
     """
     return (mixed - t2) / (t1 - t2)
 

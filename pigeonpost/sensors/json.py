@@ -72,7 +72,7 @@ def secret(value: Any) -> str:
         except (OSError, ValueError) as error:
             raise ValueError(f"refers to a file that cannot be read ({error})") from None
     if not re.fullmatch(r"[ -~]+", found):
-        raise ValueError("takes a text of ASCII characters, env:NAME or file:PATH")
+        raise ValueError("takes a string of ASCII characters, env:NAME or file:PATH")
     return found
 
 

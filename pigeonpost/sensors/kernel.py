@@ -282,7 +282,7 @@ def _w1(device: Device, channel: str) -> tuple[Read, str]:
         scratchpad = lines[0].split()
         if scratchpad[:2] in (["50", "05"], ["aa", "00"]) and scratchpad[6] == "0c":
             raise SensorError(
-                f"w1/{device.name}: 85 °C, the value at power-on: its power supply fails during the measurement"
+                f"w1/{device.name}: 85 °C is the power-on value: the sensor's supply fails during the measurement"
             )
         return int(found[1]) / 1000
 

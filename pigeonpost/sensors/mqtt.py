@@ -165,7 +165,7 @@ class MqttSource(SensorSource):
         except SensorError as error:
             raise SensorError(f"{topic}: {error}") from None
 
-    # Called by the broker's thread.
+    # The following two methods are called in the thread of paho-mqtt.
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         if topic in self._topics:  # a message for any other topic would stay in memory permanently

@@ -49,7 +49,7 @@ from pigeonpost.storage.sqlite.integrity import damage_text, refuse_foreign_wal,
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
-KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS)  # small files in the data folder
+KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS)  # small files that a backup contains
 _INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
 _MEMBER = re.compile(
     rf"(?:{LOGS}|{FILES})/[^.{_INVALID}][^{_INVALID}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}"
@@ -129,7 +129,7 @@ def fold_in_wal(path: str) -> None:
 
 
 def version_of(folder: str) -> int:
-    """Return the format of the database in `folder`; 0 if it is not a database of Pigeonpost."""
+    """Return the number of the database format in `folder`; 0 if it is not a database of Pigeonpost."""
     with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
         version: int = db.execute("PRAGMA user_version").fetchone()[0]
         return version

@@ -99,8 +99,8 @@ def _without_counted(batch: Batch, gap: Gap, top: int, is_known: bool) -> Batch:
     """Reduce the number of samples of earlier epochs in a gap to those with running numbers above `top`.
 
     The node counts the missing samples from the state at the start of the session. Since then, more samples or the same
-    gap may have been stored. If the node sends no running numbers, samples of earlier epochs are counted only with the
-    first item of an epoch.
+    gap may have been stored. If the node sends no running numbers, the samples of earlier epochs count only if the gap
+    is the first item of its epoch.
     `is_known` is True if the store or this commit contains an item of the epoch.
     """
     left = (0 if is_known else gap.before) if batch.base is None else max(0, batch.base - top)

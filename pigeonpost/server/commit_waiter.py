@@ -100,7 +100,10 @@ class CommitWaiter:
         return bool(cancelled)
 
     def _take_error(self) -> WireError:
-        """Return the error and remove all batches. Otherwise they would keep each other in memory: see `detach`."""
+        """Return the error and remove all batches.
+
+        Otherwise the error and the batches would keep each other in memory: see `detach`.
+        """
         for stream in self._streams.values():
             stream.waiting = []
         error, self._error = self._error, None
@@ -113,7 +116,7 @@ class CommitWaiter:
 
     def _on_rejected(self, error: WireError) -> None:
         with self._answered:
-            self._error = self._error or error  # the rejection of later batches is a consequence of the first error
+            self._error = self._error or error  # later batches are rejected because of the first error
             self._answered.notify_all()
 
     def _left_s(self, give_up_s: float) -> float:
@@ -121,7 +124,7 @@ class CommitWaiter:
 
 
 class _Stream:
-    """Batches of one epoch without an answer."""
+    """Batches of one epoch that are not answered yet."""
 
     def __init__(self, answered: threading.Condition) -> None:
         self.waiting: list[Batch] = []
@@ -132,7 +135,7 @@ class _Stream:
         self.waiting = [other for other in self.waiting if other is not batch]
 
     def on_committed(self, epoch: str, seq: int) -> None:
-        """Remove durable batches. A batch without sequence numbers ends with 0, so any answer is its answer."""
+        """Remove the batches up to `seq`. The end of a batch without sequence numbers is 0, so any call removes it."""
         with self._answered:
             self.waiting = [batch for batch in self.waiting if batch.ends[1] > seq]
             self._answered.notify_all()

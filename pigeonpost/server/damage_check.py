@@ -30,10 +30,10 @@ from pigeonpost.storage.sqlite.integrity import damage_text
 log = logging.getLogger(__name__)
 
 DATABASE_FAULT, LOGS_FAULT = "database", "logs"  # subjects in Faults
-LOST_FAULT = "lost rows"  # the start finds them; the fault remains until the next start, as no later check finds them
+LOST_FAULT = "lost rows"  # found only at the start, so the fault remains until the next start
 SHARE_PERCENT = 2.0  # maximum share of one core
 PASS_S = 21_600.0  # pause between two passes; a pass of 2 GB on a Pi and the pause take less than a day
-LOOK_S = 60.0  # interval between two checks that the database file is still the same
+LOOK_S = 60.0  # interval of the check that the database file was not replaced
 FIRST_S = 5.0  # delay after the start, in which connecting to the nodes has priority
 _MOST_TEXTS = 3  # faults that are shown for one subject; `control.py verify` prints all
 
@@ -129,7 +129,7 @@ class DamageCheck:
         self._thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """Stop after the present step. Return a message if that takes longer than `limit_s` seconds."""
+        """Stop after the current step. Return a message if that takes longer than `limit_s` seconds."""
         self._stopping.set()
         self._thread.join(limit_s)
         return "still checking the stored data" if self._thread.is_alive() else None
@@ -185,7 +185,7 @@ class DamageCheck:
                 self._check_file()
 
     def _check_file(self) -> None:
-        """Do only the first step: check that the database file is still the same. The store itself reports faults."""
+        """Do only the first step: check that the database file was not replaced. The store itself reports faults."""
         try:
             next(self._store.check_pieces(), "")
         except OSError as error:

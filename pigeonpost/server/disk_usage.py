@@ -4,7 +4,7 @@ Any thread may use it. `_lock` guards the last measurement, and is held while a 
 Values that cannot be measured are None.
 
 SQLite's write-ahead log grows to up to 16 MiB after each start and is then reused. It counts as stored data, but not as
-growth. In the calculation of the growth, the size of the database includes the pages in that log (PRAGMA page_count).
+growth. To calculate the growth, the size of the database is PRAGMA page_count, which includes the pages in that log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import quote
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE
 
-_FRESH_S = 60.0  # a measurement is used for this time
+_FRESH_S = 60.0  # time for which a measurement is used
 _LOOK_S, _LOOKS = 600.0, 145  # interval and number of remembered sizes: one day
 _LEAST_S = 3600.0  # minimum observation time for the daily growth, because files grow in steps
 _OF_SQLITE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm")
@@ -101,8 +101,8 @@ class DiskUsageMonitor:
 def _sizes(folder: str) -> tuple[int, int]:
     """Return two sizes of a folder in bytes.
 
-    The first one is the disk space of all files. In the second one, the size of the database's content replaces the
-    disk space of SQLite's files.
+    The first one is the disk space of all files. The second one differs only for SQLite's files: instead of their disk
+    space, it contains the size of the database's content.
     """
     stored = of_sqlite = 0
     for directory, _, names in os.walk(folder):

@@ -54,7 +54,7 @@ class EventLog:
 
         Args:
             links: Links to the nodes, each with a `state`. The sequence may grow.
-            faults: Function that returns the present faults by component; an empty text means no fault.
+            faults: Function that returns the current faults by component; an empty text means no fault.
             clock: Clock of the server.
         """
         self._links, self._faults, self._clock = links, faults, clock
@@ -90,7 +90,7 @@ class EventLog:
                 self._add(first.times[0], epoch_commit.node, "started", "the node was started")
 
     def record(self, node: str, kind: str, words: str) -> None:
-        """Add an event of `node` at the present time, with the given `kind` and `words`."""
+        """Add an event of `node` at the current time, with the given `kind` and `words`."""
         self._add(self._clock.wall_ms(), node, kind, words)
 
     def on_rename(self, node: str, new: str) -> None:

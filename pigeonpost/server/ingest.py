@@ -77,7 +77,7 @@ class Ingestor:
 
     Attributes:
         identity: Identity of the store.
-        names: Present names of the nodes.
+        names: Current names of the nodes.
         latest: Last committed sample of each node.
         fault: Reason why nothing can be stored now; empty if samples can be stored.
         stored: Number of samples stored in this run.
@@ -109,7 +109,7 @@ class Ingestor:
             failed: Called with the error if the disk fails. It must end the program.
             limits: Limits of what a node may store; None for the default limits.
             warn: Called with (node, kind of limit, text) if a node exceeds a limit.
-            names: Present names of the nodes; None for those in the store.
+            names: Current names of the nodes; None for those in the store.
         """
         self.identity = store.identity
         self.names = names or NodeRegister(store)
@@ -232,7 +232,7 @@ class Ingestor:
         """Return the durable high-water marks, without the queued batches: see Store.marks.
 
         Args:
-            node: Present or former name of the node.
+            node: Current or former name of the node.
             outbox: Id of its outbox.
             epochs: Ids of epochs.
         """
@@ -328,7 +328,7 @@ class Ingestor:
                 self._in_commit = 0
 
     def _present(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return the batches with the present names of their nodes, which may have been renamed since `submit`."""
+        """Return the batches with the current names of their nodes, which may have been renamed since `submit`."""
         return [
             batch if (name := self.names.current(batch.node)) == batch.node else batch._replace(node=name)
             for batch in batches
@@ -337,7 +337,7 @@ class Ingestor:
     def _refresh_names(self, used: Collection[str]) -> None:
         """Read the names that another server has changed.
 
-        Release those of the `used` names that a token has given to a new node.
+        Some of the `used` names may be former names that a new node uses with its own token. They are released.
         """
         self.names.refresh()
         self.names.require()

@@ -23,7 +23,7 @@ class LimitWarnings:
 
         Args:
             links: Links to the nodes. The sequence may grow.
-            faults: Its regular checks remove old warnings.
+            faults: Register of faults. Each query of it also removes old warnings.
             clock: Clock of the server.
         """
         self._links, self._clock = links, clock

@@ -1,8 +1,8 @@
 """Administration of nodes by operators: renaming, retiring and relabelling, with or without a running server.
 
 Any thread may use it. The Ingestor's writer thread changes the store, with one transaction per action. Tokens are in a
-separate file. So during a renaming both names have the token, and the node can connect even if the program crashes
-then. If that happens after the transaction, `finish` removes the token of the former name at the next start.
+separate file. So during a renaming both names have the token, and the node can connect even if the program crashes at
+that time. After a crash that follows the transaction, `finish` removes the token of the former name at the next start.
 Errors: Refused, with the reason and the remedy; NotStored if a retry may succeed; DiskError.
 """
 
@@ -45,7 +45,7 @@ class NodeAdmin:
     """Renaming, retiring and relabelling of nodes.
 
     Attributes:
-        names: Present names of the nodes.
+        names: Current names of the nodes.
     """
 
     def __init__(self, store: Store, ingestor: Ingestor, tokens: Tokens, clock: Clock) -> None:
@@ -73,8 +73,9 @@ class NodeAdmin:
         def job() -> None:
             mark = self._store.log_mark()
             filed = mark.filed if mark else 0
-            # After a crash the rows that are not in the CSV log yet would be written there with the new name. Damaged
-            # entries have no rows. Entries up to the log mark were damaged before, and the next start writes them.
+            # If rows are not in the CSV log yet and the program crashes after the renaming, the next start writes them
+            # with the new name. So they must be written first. Damaged entries have no rows. Entries up to the log
+            # mark were damaged when the log passed them, and only the next start writes them.
             if any(entry.items and entry.filed > filed for entry in self._store.logged_after(filed)):
                 raise NotStored("the CSV log is waiting for the disk: try again when its rows are written")
             self._store.rename(node, new, self._clock.wall_ms())

@@ -39,13 +39,13 @@ class NodeNames:
 
         Args:
             links: The links. The sequence may grow.
-            current: Function that returns the present name of the node that reports a name: see NodeRegister.
+            current: Function that returns the current name of the node that reports a name: see NodeRegister.
         """
         self._links, self.current = links, current
         self._lock = threading.Lock()
         self._owners: dict[str, NodeState] = {}
-        self._owned: dict[NodeState, str] = {}  # the same, by link
-        self._used: dict[NodeState, set[str]] = {}  # names that each link used in this run without proof
+        self._owned: dict[NodeState, str] = {}  # the name of each link: the reverse of `_owners`
+        self._used: dict[NodeState, set[str]] = {}  # names that each link used in this run without proving a token
 
     def claim(self, state: NodeState, name: str, is_proven: bool) -> str:
         """Assign a name to a link.
@@ -54,7 +54,7 @@ class NodeNames:
 
         Args:
             state: State of the link.
-            name: Present name of the node, even if the node reports a former name.
+            name: Current name of the node, even if the node reports a former name.
             is_proven: True if the node has proved the token of that name. It may then have moved from an address that
                 is not connected now.
 

@@ -55,7 +55,7 @@ class NodeRegister:
         """
         self._store, self._token_of, self._monotonic = store, token_of, monotonic
         self._records = NodeRecords()
-        self._present: Mapping[str, str] = {}  # present names by former name
+        self._present: Mapping[str, str] = {}  # current names by former name
         self._own: set[str] = set()  # former names that have a separate token now
         self._read_s = 0.0
         self.is_read = False
@@ -115,7 +115,7 @@ class NodeRegister:
         return self._records
 
     def current(self, name: str) -> str:
-        """Return the present name of the node that reports the name `name`."""
+        """Return the current name of the node that reports the name `name`."""
         if not self.records.former:
             return name
         node = self._present.get(name)
@@ -146,7 +146,7 @@ def move_key(entries: dict[str, V], node: str, new: str) -> None:
 
 
 class ByPresentName(Mapping[str, V]):
-    """Mapping by node name, in which a node can be looked up by its present name or any former name."""
+    """Mapping by node name, in which a node can be looked up by its current name or any former name."""
 
     def __init__(self, nodes: Mapping[str, V], current: Callable[[str], str]) -> None:
         """Initialise the mapping from `nodes`. `current` is NodeRegister.current."""

@@ -11,7 +11,7 @@ class NodeState:
 
     Attributes:
         address: Address of the node, HOST:PORT; empty if the node connects to this server.
-        expected: Name that the settings assign to the node at this address; empty for any node.
+        expected: Name that the settings assign to the node at this address; empty if they assign none.
         name: Name of the node; `expected` until the node has reported its name.
         takes_orders: True if the node connects to this server with a transport that can deliver commands.
         calls_in: True if the node connects to this server, which never connects to it.

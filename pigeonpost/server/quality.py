@@ -52,7 +52,7 @@ _AT_LEAST_S = 1.0  # minimum time for the check `jump`: noise between samples of
 
 
 class QualityFlag(NamedTuple):
-    """Quality flag: a check that the present value has failed.
+    """Quality flag: a check that the current value has failed.
 
     Attributes:
         kind: One of KINDS.
@@ -70,7 +70,7 @@ class JudgedValue(NamedTuple):
     """Result of the checks of one sensor.
 
     Attributes:
-        findings: Present quality flags.
+        findings: Current quality flags.
         counts: Number of times that each flag was set in this run, by kind.
         limits: Limits of the sensor.
     """
@@ -94,7 +94,9 @@ OPTIONS = (
     Option("jump", number(1e-9, 1e15), None, "maximum change per second"),
     Option("stuck", number(1, 864_000), None, "time without any change, in seconds"),
     Option("rail", _rail, None, "ends of the scale, [low, high]"),
-    Option("every", number(0.01, 864_000), None, "expected interval of values, in seconds, if not the node's"),
+    Option(
+        "every", number(0.01, 864_000), None, "expected interval of values, in seconds (default: the node's interval)"
+    ),
 )
 Rules = Mapping[tuple[str, str], Mapping[str, Any]]
 
@@ -191,7 +193,7 @@ class QualityChecks:
             return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
     def _node(self, name: str) -> _Node | None:
-        """Return the tracks of a node, updated to its present limits; None if it has no link and no limits."""
+        """Return the tracks of a node, updated to its current limits; None if it has no link and no limits."""
         node = self._nodes.get(name)
         if node is None or node.state is None or node.state.name != name or not node.state.sensors:
             states = [link.state for link in self._links if link.state.name == name]
@@ -248,7 +250,7 @@ class _Node:
 
 
 class _Track:
-    """Last value and present quality flags of one sensor."""
+    """Last value and current quality flags of one sensor."""
 
     __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "same_ms", "time_ms", "up_ms", "value")
 
@@ -262,7 +264,7 @@ class _Track:
 
     @property
     def limits(self) -> Mapping[str, Any]:
-        """Present limits."""
+        """Current limits."""
         return self._limits
 
     @limits.setter

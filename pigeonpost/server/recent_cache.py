@@ -36,7 +36,7 @@ class RecentColumns(NamedTuple):
         from_ms: Start of the first bucket, in ms since 1970 (UTC).
         span_ms: Length of the time range, in ms.
         width_ms: Width of a bucket, in ms.
-        columns: Buckets that are not empty, by sensor. Their places count from 0.
+        columns: Buckets that are not empty, by sensor. The `place` of the first possible bucket is 0.
     """
 
     from_ms: int
@@ -46,7 +46,7 @@ class RecentColumns(NamedTuple):
 
 
 class _NodeCache:
-    """Cached buckets of one node. Their places count from 1970, so they do not change as time passes."""
+    """Cached buckets of one node. The place (index) of a bucket counts from 1970, so it does not change with time."""
 
     def __init__(self, span_ms: int, width_ms: int, made_ms: int, sensors: Collection[str]) -> None:
         self.span_ms = span_ms
@@ -55,7 +55,7 @@ class _NodeCache:
         self.sensors = sensors
         self.last = -1  # last place that was read; if the node's clock is ahead, later places may have samples too
         self.columns: dict[str, dict[int, Bucket]] = {}
-        self._result: dict[str, list[Bucket]] = {}  # last result of `buckets`, whose places count from `_result_first`
+        self._result: dict[str, list[Bucket]] = {}  # last result of `buckets`; its place 0 is `_result_first`
         self._result_first = -1
 
     def buckets(self, first: int, last: int, changed: int) -> dict[str, list[Bucket]]:
@@ -72,7 +72,7 @@ class _NodeCache:
         return result
 
     def read(self, store: Store, node: str, first: int, last: int) -> None:
-        """Read places `first` to `last` again."""
+        """Read the buckets at the places `first` to `last` again."""
         width = self.width_ms
         found = store.downsample_all(node, first * width, (last + 1) * width, last + 1 - first, self.sensors)
         self.last = max(self.last, last)

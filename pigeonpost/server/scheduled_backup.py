@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FAULT = "backup"  # subject in Faults
 FIRST_S = 30.0  # delay after the start, in which connecting to the nodes has priority
-LOOK_S = 30.0  # interval between two checks if a backup is due
+LOOK_S = 30.0  # interval of the check whether a backup is due
 RETRY_S = 1800.0  # delay after a failed attempt
 NICE = 10  # nice value of the thread, setpriority(2): on Linux each thread has its own
 _STAMP = "%Y-%m-%dT%H%M%SZ"  # time in file names, without colons, which FAT does not allow

@@ -155,7 +155,10 @@ class _Archive:
             size -= len(self.read(min(size, 1 << 16)))
 
     def check_size(self, name: str, size: int) -> None:
-        """Reject a file that is larger than the rest of the archive. So all files together are not larger than it."""
+        """Reject a file that is larger than the rest of the archive.
+
+        So the extracted files cannot be larger in total than the archive.
+        """
         left = size if self._end is None else max(0, self._end - self._file.tell())
         if size > left:
             raise self.error(f"is truncated: its size in the header is {size:,} bytes, but only {left:,} follow", name)

@@ -68,7 +68,7 @@ class ExternalReading(NamedTuple):
         claim: Identity of the client.
         values: Number by sensor name; None for a sensor that failed.
         units: Unit by sensor name.
-        time_ms: Time of the sample, in ms since 1970 (UTC); None for the present time of the server.
+        time_ms: Time of the sample, in ms since 1970 (UTC); None for the current time of the server.
         errors: Descriptions of the errors of failed sensors, by sensor name.
     """
 
@@ -140,7 +140,7 @@ class UnnumberedSources:
             tokens: Names of the nodes that have a token. The collection may change.
             faults: Receives a fault if too many unknown clients connect.
             throttle: Limits the log lines about refused clients.
-            current: Function that returns the present name of the node that reports a name: see NodeRegister.
+            current: Function that returns the current name of the node that reports a name: see NodeRegister.
         """
         self._ingestor = ingestor
         self._links = links

@@ -35,11 +35,11 @@ class ChunkRow(NamedTuple):
 
     Attributes:
         node: Id of the node.
-        low: Earliest time of a sample, in ms since 1970 (UTC). If the clock stepped, it may not be the first sample's.
+        low: Earliest time of a sample, in ms since 1970 (UTC): that of the first sample, unless the clock stepped.
         epoch: Id of the epoch.
         first: Sequence number of the first sample.
         count: Number of samples.
-        high: Latest time of a sample, in ms since 1970 (UTC). If the clock stepped, it may not be the last sample's.
+        high: Latest time of a sample, in ms since 1970 (UTC): that of the last sample, unless the clock stepped.
         step: Regular interval of the samples in ms; 0 if all residuals are relative to `low`.
         shape: Id of the shape.
         clock: "unset" or "server"; None if the times are those of the node's own clock, which was set.

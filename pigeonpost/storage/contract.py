@@ -115,7 +115,9 @@ class Store:
         raise NotImplementedError
 
     def merge_late_rollups(self, window: Window, parts: Mapping[int, Mapping[str, list[Rollup]]]) -> bool:
-        """Merge late samples into rollups whose samples are deleted, then delete them. Must be called within `writing`.
+        """Merge late samples into rollups whose samples are deleted, then delete the late samples.
+
+        Must be called within `writing`.
 
         Args:
             window: A window of the longest span. The shorter windows in it are merged too.
@@ -170,7 +172,7 @@ class Store:
     def release(self, name: str) -> None:
         """Record that a node that uses `name` from now on is a new node. Must be called within `writing`.
 
-        It is not one of the nodes that had this name before they were renamed.
+        It is none of the nodes that had this name before they were renamed.
         """
         raise NotImplementedError
 

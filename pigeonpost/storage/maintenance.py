@@ -8,8 +8,8 @@ cannot be read is left unchanged, and the work continues with all others.
 Rollups are calculated for windows of ten minutes and of one hour. A window is [start, end) and is identified by its
 end. It is rolled up from its samples when it is over, and again when a late sample is added to it. So a rollup always
 equals a recount, regardless of the order in which the samples arrived. There is one exception: if the samples of the
-window are already deleted (`keep`), a late sample is merged into the rollup. Count, mean, minimum, maximum and standard
-deviation then stay exact. Median and mode are taken from the larger of the two parts.
+window are already deleted (setting `keep`), a late sample is merged into the rollup. Count, mean, minimum, maximum and
+standard deviation then stay exact. Median and mode are taken from the larger of the two parts.
 """
 
 from __future__ import annotations
@@ -338,7 +338,8 @@ class MaintenanceWorker:
     def _delete_expired(self, before_ms: int) -> bool:
         """Delete some expired samples. Return True if any were deleted.
 
-        Only complete hours are deleted, so the writer thread is not asked again for the same hour too often.
+        If nothing could be deleted, the next attempt is made after _DELETE_AGAIN_MS or in the next hour, because only
+        complete hours are deleted.
         """
         last_ms = self._nothing_before_ms
         if before_ms // HOUR_MS == last_ms // HOUR_MS and 0 <= before_ms - last_ms < _DELETE_AGAIN_MS:

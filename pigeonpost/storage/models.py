@@ -330,7 +330,7 @@ class NodeUsage(NamedTuple):
     """Usage of the limited resources of a store by one node: see server/node_limits.py.
 
     Attributes:
-        nodes: Number of nodes in the complete store.
+        nodes: Number of all nodes in the store.
         epochs: Number of epochs of the node.
         gaps: Number of gaps of the node.
         missing: Number of samples in these gaps, including those of earlier epochs (`before`).

@@ -27,7 +27,8 @@ class RecordTables:
         """Return all records in the database `db`, for Store.node_records."""
         former = self._rows(
             db,
-            # Another node can only have received a former name through its own token or through a release.
+            # A node that has a former name now received it through its own token or through a release. In both cases
+            # the name counts as released.
             "SELECT f.name, n.name, f.until, CASE WHEN o.id IS NULL THEN f.released ELSE 1 END"
             " FROM former_names f JOIN nodes n ON n.id = f.node LEFT JOIN nodes o ON o.name = f.name"
             " ORDER BY f.until, f.name, n.name",
@@ -60,10 +61,11 @@ class RecordTables:
         """
         id = self._id(db, node)
         if self._rows(db, "SELECT id FROM nodes WHERE name = ?", new):
-            raise ValueError(f"data of a node {new} is already stored")
+            raise ValueError(f"data is already stored for a node named {new}")
         self._run(db, "UPDATE nodes SET name = ? WHERE id = ?", new, id)
         self._run(db, "DELETE FROM former_names WHERE name = ? AND node = ?", new, id)
-        self.release(db, node)  # earlier owners of this name: a clock that stepped cannot tell which node had it last
+        # Earlier owners of this name lose it. After a clock step, `until` would not show which node had it last.
+        self.release(db, node)
         self._run(
             db,
             "INSERT INTO former_names (name, node, until, released) VALUES (?, ?, ?, 0)"

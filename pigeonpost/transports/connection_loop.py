@@ -47,7 +47,7 @@ ROUND_S = 0.02  # minimum time from one round to the next when there are more th
 FEW = 8  # up to this number of members, sockets are read immediately: without rounds and rests
 CALM_S = 0.5  # longest rest while members receive only live samples
 AHEAD_S = 0.04  # the rest ends this long before the next commit, so that the commit includes the samples
-STIR_S = 1.0  # no rest for this time after a member has read more than live samples
+STIR_S = 1.0  # no rest for this time after a member has read more bytes than live samples have
 EXPECT_S = 2.0  # no rest for this time after a member began to expect an answer; not longer, since a peer may be silent
 HURRY_S = 0.1  # neither rest nor rounds for this time after a member has filled its read buffer
 FULL_S = 0.05  # after this time held samples are submitted again, even if nothing wakes the loop
@@ -92,8 +92,8 @@ class ConnectionLoop:
 
     Args:
         clock: Clock for timers.
-        next_commit_s: Function that returns the time of the next commit, by `clock.monotonic`. With a time in the
-            past the loop does not rest.
+        next_commit_s: Function that returns the time of the next commit, by `clock.monotonic`. If that time is in the
+            past, the loop does not rest.
     """
 
     def __init__(self, clock: Clock, next_commit_s: Callable[[], float] = lambda: 0.0) -> None:
@@ -233,7 +233,7 @@ class ConnectionLoop:
             self._expecting.pop(member, None)
 
     def stir(self) -> None:
-        """Do not rest for STIR_S: a member has read more than live samples."""
+        """Do not rest for STIR_S: a member has read more bytes than live samples have."""
         self._stirred_s = self.clock.monotonic()
 
     def hurry(self) -> None:

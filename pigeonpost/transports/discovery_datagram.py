@@ -171,7 +171,7 @@ class DatagramLoop(Transport):
         self._wake_pipe.wake()
         self._thread.join(limit_s)
         if self._thread.is_alive():
-            return "the announcements did not end"
+            return "the thread of the announcements did not end"
         self._wake_pipe.close()
         return None
 

@@ -92,5 +92,5 @@ class DiscoveryNodeTransport(DatagramLoop):
 
 
 def _random(low: float, high: float) -> float:
-    """Return a random number from `low` to `high`; the module random would need 0.2 MiB of a node's memory."""
+    """Return a random number from `low` to `high`; importing `random` would cost a node 0.2 MiB of memory."""
     return low + (high - low) * os.urandom(1)[0] / 255

@@ -40,7 +40,7 @@ STALE_MS = 300_000  # maximum age of a datagram, if both clocks are set
 LEAST_MOVE_S = 5.0  # minimum time between two attempts to connect that announcements of one node cause
 DATAGRAMS_A_S = 100  # maximum number of checked datagrams of one source per second, to limit the cost of a flood
 AT_ONCE = 4000  # checked datagrams of one source in a burst, so that a short flood does not hide an announcement
-SOURCES = 4  # all sources without a proven token together have this multiple of both limits: addresses can be forged
+SOURCES = 4  # all unproven sources together have this many times both limits: addresses can be forged
 MOST_SOURCES = 256  # maximum number of sources that are counted separately
 MOST_NAMED = 256  # maximum number of pairs of node and reason that are counted separately in the log
 _REMEMBERED_NONCES = 32  # number of remembered nonces of each node
@@ -59,7 +59,8 @@ class Budget:
     """Rate limit of the datagrams that are checked: per source, and for all sources without a proven token together."""
 
     def __init__(self) -> None:
-        # By source, the latest last: number of datagrams that may still be checked, and the monotonic time of that.
+        # By source, the latest last: number of datagrams that may still be checked, and the monotonic time when that
+        # number was calculated.
         self._budgets: dict[str, tuple[float, float]] = {}
         self._trusted: set[str] = set()
 
@@ -245,7 +246,8 @@ class DiscoveryServerTransport(DatagramLoop):
         links = [link for link in self._context.links if _is_movable(link) and _is_for(link, announcement.node, texts)]
         found = self._found.get(announcement.node)
         if found is not None and found in links and len(links) > 1:
-            # The configured link to an address without a name has reached this node: keep that link, end the other.
+            # A link that is configured by address, without a node name, has reached this node: keep it, and end the
+            # link that was created by an announcement.
             links.remove(found)
             self._context.links.remove(self._found.pop(announcement.node))
             found.end()

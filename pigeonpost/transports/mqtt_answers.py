@@ -26,9 +26,9 @@ class Resume(NamedTuple):
     Attributes:
         number: Highest running number (counted over all epochs) stored from this outbox, or None if the server did not
             send it.
-        have: Epoch to the highest sequence number stored.
-        up_ms: Epoch to the uptime of that sample in milliseconds, as the server sent it (not checked).
-        ledger: Identifier of the server's store, or empty if the server sent none that is valid.
+        have: Highest sequence number stored of each epoch, by epoch.
+        up_ms: Uptime of that sample in milliseconds, by epoch, as the server sent it (not checked).
+        ledger: Identifier of the server's store, or empty if the server sent no valid one.
         server: Name of the server.
         commit_s: The server's time between two commits in seconds, or 0 if the server did not send it.
         time_ms: The server's time in milliseconds since 1970 (UTC), or None if its clock is not set.
@@ -60,7 +60,7 @@ class Ack(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """An answer that the server lacks samples before those of a body.
+    """An answer which reports that the server lacks the samples before those of a body.
 
     Attributes:
         have: The epoch and its highest seq stored, or None if the server sent an invalid seq.
@@ -70,7 +70,7 @@ class Hole(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """An answer that the server does not accept a body.
+    """An answer which reports that the server does not accept a body.
 
     Attributes:
         error: The reason, for the log.

@@ -91,30 +91,30 @@ class SendWindow:
 
     def __init__(self) -> None:
         self._size = MOST_BODIES
-        self._publisher: list[tuple[str, int, float]] = []  # epoch, last sequence number, when it is late
+        self._bodies: list[tuple[str, int, float]] = []  # epoch, last sequence number, when it is late
 
     @property
     def is_full(self) -> bool:
         """True if no further body may be published now."""
-        return len(self._publisher) >= self._size
+        return len(self._bodies) >= self._size
 
     def add(self, epoch: str, last: int, late_s: float) -> None:
         """Add a body of `epoch` up to the sequence number `last`, which is late after the monotonic time `late_s`."""
-        self._publisher.append((epoch, last, late_s))
+        self._bodies.append((epoch, last, late_s))
 
     def acknowledge(self, epoch: str, seq: int) -> None:
         """Remove the bodies of `epoch` up to `seq`, and double the maximum number of bodies, up to MOST_BODIES."""
-        self._publisher = [body for body in self._publisher if body[0] != epoch or body[1] > seq]
+        self._bodies = [body for body in self._bodies if body[0] != epoch or body[1] > seq]
         self._size = min(2 * self._size, MOST_BODIES)
 
     def clear(self, size: int | None = None) -> None:
         """Remove all bodies. From now on `size` bodies may be unacknowledged; None keeps the limit."""
-        self._publisher = []
+        self._bodies = []
         self._size = size or self._size
 
     def late_s(self) -> float | None:
         """Return the monotonic time in seconds when the first body is late, or None if there is none."""
-        return min((late_s for _, _, late_s in self._publisher), default=None)
+        return min((late_s for _, _, late_s in self._bodies), default=None)
 
 
 class Conversation:
@@ -146,7 +146,7 @@ class Conversation:
         self._ack_s = ACK_S
         self._executed: deque[object] = deque(maxlen=MOST_ANSWERS)  # identities of executed commands
         self._fault = ""  # last logged fault, or empty after an answer
-        self._columns_refused = False  # some server rejected columns: an older one of several with a common store
+        self._columns_refused = False  # a server rejected columns: with a common store, versions can differ
 
     def _enter(self, event: Trigger) -> None:
         self.state = next_state(self.state, event)
@@ -300,7 +300,7 @@ class Conversation:
         for epoch, seq in answer.have.items():
             if new := self._cursor.fork_if_other(epoch, seq, answer.up_ms[epoch]):
                 text = (
-                    "another running copy of this card sent sample %d of epoch %s;"
+                    "another running copy of this node's SD card sent sample %d of epoch %s;"
                     " this node's samples from there on get the new epoch %s"
                 )
                 log.error("MQTT %s: " + text, self._place, seq, epoch, new)

@@ -121,7 +121,7 @@ class MqttServerTransport(Transport):
         if state is None or node_session is None:
             return False  # the node has not published anything yet
         if self._signed and node_session.key is None and self._context.current(node) in self._context.tokens:
-            return False  # the node has had a token on this server since then, but has not proven it yet
+            return False  # this server has a token for the node, but the node's last body was not signed with it
         give_up_s, informed_session = clock.monotonic() + limit_s, None
         with self._body_received:
             count_before, is_confirmed = self._body_counts[node], False
@@ -162,7 +162,7 @@ class MqttServerTransport(Transport):
         session = batch_payload.fields.get("session")
         session = session if type(session) is str and len(session) <= _LONGEST_SESSION else ""
         if key is not None and self._is_old(mac, session, batch_payload):
-            node_session = _NodeSession(self, node, key, session)  # the node ignores the answers
+            node_session = _NodeSession(self, node, key, session)  # a replayed body: the node ignores the answers
         else:
             node_session = self._session_of(node, key, session)
             self._record(batch_payload, state)

@@ -1,6 +1,6 @@
 """States of the conversation between a node and the servers over MQTT, and the transitions between them.
 
-No I/O and no clock. docs/protocol.md, section MQTT, describes the same in prose ("The node's way").
+No I/O and no clock. docs/protocol.md, section MQTT, describes the same in prose.
 """
 
 from __future__ import annotations

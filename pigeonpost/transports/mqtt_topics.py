@@ -9,7 +9,7 @@ PURPOSE = "mqtt"
 
 ROOT = "pigeonpost"
 
-MOST_HELD = 10_000  # maximum number of epochs in a question, the newest ones; samples of older epochs are sent again
+MOST_HELD = 10_000  # maximum number of epochs in a question: the newest ones; samples of others are sent again
 
 
 def sign_with_key(body: bytes, key: Key | None) -> bytes:

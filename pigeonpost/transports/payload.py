@@ -86,7 +86,7 @@ class BatchPayload(NamedTuple):
 
     @property
     def units(self) -> dict[str, str]:
-        """Sensor name to unit, for the sensors that the body describes."""
+        """Unit of each sensor that the body describes, by sensor name."""
         return {sensor["name"]: sensor["unit"] for sensor in self.sensors}
 
     @property

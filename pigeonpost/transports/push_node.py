@@ -64,7 +64,7 @@ class PushNodeTransport(Transport):
         self._stopping = threading.Event()
         self._fault = ""  # last logged fault; the same fault is not logged again
         self._has_succeeded = False  # a request succeeded on this connection
-        self._columns_refused = False  # some server rejected columns: an older one of several behind the same address
+        self._columns_refused = False  # a server rejected columns: behind one address, versions can differ
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
 
     def start(self) -> None:
@@ -152,8 +152,8 @@ class PushNodeTransport(Transport):
         new = self._cursor.fork_if_other(epoch, seq, up_ms)
         if new:
             log.error(
-                "%s has another sample %d of epoch %s than this node: another running copy of this card sent it."
-                " This node's samples from there on get the new epoch %s", self._client.place, seq, epoch, new,
+                "%s has another sample %d of epoch %s than this node: another running copy of this node's SD card sent"
+                " it. This node's samples from there on get the new epoch %s", self._client.place, seq, epoch, new,
             )  # fmt: skip
 
     def _record_time(self, answer: Mapping[str, Any]) -> None:

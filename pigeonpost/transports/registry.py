@@ -58,8 +58,8 @@ class ServerTransportEntry(NamedTuple):
 def _discovery_node(settings: Settings, info: NodeInfo, outbox: Outbox, clock: Clock) -> Transport:
     """Return the announcements, or a transport that does nothing if no server could use them.
 
-    This is so without a token to sign with, and for a node that connects to servers itself. In the second case, the
-    setting [announce] on enables the announcements nevertheless.
+    No server could use them if the node has no token to sign them with, or if the node connects to servers itself. In
+    the second case, the setting [announce] on enables the announcements nevertheless.
     """
     connects = settings["mqtt", "host"] or settings["push", "to"]
     if info.key is None or (connects and settings.origin("announce", "on") == "default"):

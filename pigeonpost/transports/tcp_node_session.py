@@ -207,7 +207,7 @@ class NodeSession(LinkSession):
     def _warn(self, what: str, text: object, last: bool = False) -> None:
         if self._rare_log is None or self.is_proven:
             super()._warn(what, text, last)
-        else:  # all ERRORs of peers are one kind of line: their codes are untrusted, and RareLog keeps each kind
+        else:  # one kind for all ERRORs of peers: their codes are untrusted, and RareLog stores every kind
             kind = "peer reports" if what.startswith("peer reports ") else what
             self._rare_log.log(logging.WARNING, kind, f"{self.peer}: {what}: {text}")
 
@@ -236,8 +236,8 @@ class NodeSession(LinkSession):
         if not new:
             return seq
         log.error(
-            "%s: %s has another sample %d of epoch %s than this node: another running copy of this card sent it."
-            " This node's samples from there on get the new epoch %s", self.peer, self._server, seq, epoch, new,
+            "%s: %s has another sample %d of epoch %s than this node: another running copy of this node's SD card sent"
+            " it. This node's samples from there on get the new epoch %s", self.peer, self._server, seq, epoch, new,
         )  # fmt: skip
         self._queue_message("HELD", {"held": [entry for entry in self._outbox.held() if entry[0] == new]})
         return seq

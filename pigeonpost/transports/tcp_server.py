@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 STORE_S = 120.0  # longest wait for the store's high-water marks of a node
-LIVE_BYTES = 4096  # a node that sends more bytes than this in one read sends more than live samples
+LIVE_BYTES = 4096  # a node that sends more bytes than this in one read sends other data than live samples
 MOST_LINES = 1024  # maximum number of lines processed in one step; a read with a sample in each line has fewer
 
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S = 5.0  # time limit of a handshake, including the wait for the peer's first byte
 
 _HANDSHAKE, _ALERT = 22, 21  # the first byte of a TLS record (RFC 8446, 5.1) at the beginning of a connection
-FIRST_BYTES = 512  # number of bytes of an answer that is not TLS which are kept, to find the reason in them
+FIRST_BYTES = 512  # number of bytes that are kept of an answer that is not TLS; they may contain the reason
 
 
 class TlsSocket(LineSocket):

@@ -121,7 +121,7 @@ def _checked(context: RequestContext) -> str:
         return damage
     if app.check is None or app.check.checked_ms is None:
         return "the first check of this run is not finished"
-    what = "no damage" if app.store.is_checked else "no damage of the CSV logs"
+    what = "no damage" if app.store.is_checked else "no damage in the CSV logs"
     return f"{clock(app.check.checked_ms, now_ms)}: {what}"
 
 

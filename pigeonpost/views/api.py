@@ -107,7 +107,7 @@ def samples(context: RequestContext) -> Response:
         context: The request.
 
     Raises:
-        HTTPError: 400 for an invalid query, 404 if nothing is stored of the node.
+        HTTPError: 400 for an invalid query, 404 if nothing is stored for the node.
     """
     query, app = context.request.query, context.app
     node, sensor = _named(context)
@@ -157,7 +157,7 @@ def statistics(context: RequestContext) -> Response:
     """Return the statistics of past windows, each identified by its end.
 
     `GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&format=json|csv`. The response
-    contains the windows that end in (from, to], at most 10,000. By default `to` is the present time, and `from` is 1000
+    contains the windows that end in (from, to], at most 10,000. By default `to` is the current time, and `from` is 1000
     windows earlier. With `closed=left`, the default, a window is [start, end). With `closed=right` it is (start, end]
     and is calculated from the samples. Where these are deleted, the stored window is returned, with its own `closed`.
 
@@ -204,7 +204,7 @@ def statistics(context: RequestContext) -> Response:
 
 
 def _named(context: RequestContext) -> tuple[str, str]:
-    """Return the node (by its present name) and the sensor of a query, or empty strings. Raises HTTPError 400."""
+    """Return the node (by its current name) and the sensor of a query, or empty strings. Raises HTTPError 400."""
     query = context.request.query
     node = name_in(query, "node", NODE_NAME)
     return context.app.ingestor.names.current(node), name_in(query, "sensor", SENSOR_NAME)
@@ -258,7 +258,7 @@ def _csv(head: str, rows: Iterable[Iterable[str]]) -> Response:
 
 
 def health(context: RequestContext) -> Response:
-    """Return the present faults for `context`, one text per fault, for `control.py check`: `GET /api/v1/health`."""
+    """Return the current faults for `context`, one text per fault, for `control.py check`: `GET /api/v1/health`."""
     snapshot = context.snapshot()
     faults = list(snapshot.faults)
     faults += [

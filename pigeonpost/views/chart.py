@@ -53,7 +53,7 @@ class ChartRequest(NamedTuple):
         from_ms: Start in ms since 1970 (UTC).
         to_ms: End in ms since 1970 (UTC).
         span: The requested length, such as `24h`; empty if the query contains a start.
-        ends: True if the query contains an end; otherwise the chart ends with the present time.
+        ends: True if the query contains an end; otherwise the chart ends with the current time.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -75,7 +75,7 @@ class ChartRequest(NamedTuple):
 
 
 def _written(time_ms: int) -> str:
-    """Return a time for a query string: in RFC 3339, or after the year 9999, where RFC 3339 ends, in ms since 1970."""
+    """Return a time for a query string, in RFC 3339. After the year 9999, which is its limit, use ms since 1970."""
     return rfc3339(time_ms) if time_ms < _YEAR_10_000_MS else str(time_ms)
 
 
@@ -221,9 +221,9 @@ def _in_units(series: Series, units: Mapping[str, str]) -> Series:
 
 
 def _limited(column: Bucket) -> Bucket:
-    """Limit a bucket to values for which an axis can be calculated.
+    """Limit the values of a bucket so that an axis can be calculated.
 
-    Near the limits of floats they would become infinite or 0.
+    With values near the limits of floats, intermediate results would become infinite or 0.
     """
     if _is_tiny(column):
         return column._replace(low=0.0, high=0.0, mean=0.0)

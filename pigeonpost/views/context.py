@@ -42,7 +42,7 @@ class WebContext(NamedTuple):
         store: The store.
         csv: The CSV log of this run.
         ingestor: The ingestor.
-        links: One link per node from which it collects: `state` to read, `ask` to send.
+        links: Links to the nodes from which it collects: `state` is the state of a node, `ask` sends a command to it.
         users: Users with a password. If there are none, only clients on this machine have access.
         api_tokens: Tokens of programs.
         control: Key of control.py on this machine (`Authorization: Bearer ...`).
@@ -50,7 +50,7 @@ class WebContext(NamedTuple):
         names: Host names that browsers may use for this server, in addition to those of this machine.
         stop: Function that requests the program to stop; its argument is the reason, for the log.
         disk: Monitor of the disk usage.
-        faults: Present faults of this server.
+        faults: Current faults of this server.
         throttle: Counter of failed attempts with every kind of secret.
         transports: Transports other than TCP, and components such as the backup, by name.
         names_origin: Origin of `names` in the settings.

@@ -79,7 +79,7 @@ def _summary(snapshot: StatusSnapshot) -> Html:
 
 
 def _contains_age(snapshot: StatusSnapshot) -> bool:
-    """Return True if the summary contains the age of the last sample of a node, so that another age would confuse."""
+    """Return True if the summary already contains the age of a node's last sample, so no other age must follow."""
     return not snapshot.faults and any(node.condition == "late" for node in snapshot.summaries)
 
 

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
     from protocol import Number
 
-_LOOKED_AT = 500  # last samples that are read; before these, only the last hour with a value is searched
-_DAYS = 30  # range of this search
+# The last samples are read individually. If the failure began earlier, the last hour with a value is searched.
+_LOOKED_AT = 500  # number of these samples
+_DAYS = 30  # range of the search, in days
 _HOUR_MS = 3_600_000
 _FAR_MS = 1 << 52  # a time after all samples
 
 
 class FailureTracker:
-    """Start times of the present failures of sensors, by the clocks of their nodes."""
+    """Start times of the current failures of sensors, by the clocks of their nodes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -59,11 +60,11 @@ class FailureTracker:
                 self._since[node] = found
 
     def since_ms(self, node: str, sensor: str) -> int | None:
-        """Return the time of the first sample without a value of `sensor` of `node` since its last value.
+        """Return the time at which the current failure of `sensor` of `node` began, in ms since 1970.
 
-        It is in ms since 1970. If the failure is older than the last 500 samples, it is exact to the hour; if no value
-        is found at all, it is the time of the oldest sample that was read. None if nothing is stored of the node, or if
-        its last stored sample has a value.
+        This is the time of the first sample after the last value. If the failure is older than the last 500 samples,
+        the time is exact to the hour. If no value is found at all, it is the time of the oldest sample that was read.
+        Return None if nothing is stored for the node, or if its last stored sample has a value.
         """
         with self._lock:
             found = self._since.get(node, {}).get(sensor)

@@ -82,7 +82,7 @@ def _zone_foot(context: RequestContext) -> Html:
 
 
 def _menu(path: str) -> Html:
-    """Return the menu. The entry of the present page is marked."""
+    """Return the menu. The entry of the current page is marked."""
     links = join_html((
         Html('<a href="{}"{}>{}</a>').format(
             to, Html(' aria-current="page"') if path == to or path in others else "", words)

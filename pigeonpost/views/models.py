@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
     from protocol import Sample
 
-# waiting: no sample has arrived yet; past: this server no longer collects from the node; retired: by an operator
+# waiting: no sample has arrived yet; past: this server no longer collects from the node; retired: an operator has
+# retired the node
 NodeStatus = Literal["reporting", "waiting", "late", "off", "lost", "past", "retired"]
 UNWATCHED = ("past", "retired")  # states in which no samples are expected
 Level = Literal["good", "wait", "bad"]  # bad: a fault of the server or a node; wait: a sensor fails, or no samples yet
 
 
 class SensorView(NamedTuple):
-    """Present state of one sensor, and its last day in columns.
+    """Current state of one sensor, and its last day in columns.
 
     Attributes:
         node: Name of the node.
@@ -34,17 +35,17 @@ class SensorView(NamedTuple):
         low: Lowest value of today; None if there is none.
         high: Highest value of today; None if there is none.
         trend: 1 rising, -1 falling, 0 steady, None unknown.
-        columns: Buckets at places 0 to `span_ms // width_ms` - 1; the last place contains the present time. Empty ones
-            are left out.
+        columns: Buckets with a `place` from 0 to `span_ms // width_ms` - 1. The last one contains the current time.
+            Empty buckets are left out.
         width_ms: Duration of a column in ms.
         span_ms: Duration of all columns in ms.
-        flag_texts: Texts of the present quality flags, by kind.
+        flag_texts: Texts of the current quality flags, by kind.
         counts: Number of values with each flag in this run.
         limits: Limits of the quality checks; a sensor without limits has neither flags nor counts.
         low_ms: Start of the column with `low`.
         high_ms: Start of the column with `high`.
         label: Label that an operator has set; empty if there is none.
-        flags: Present quality flags, from which `flag_texts` is made.
+        flags: Current quality flags, from which `flag_texts` is made.
         since_ms: Start of the failure, or the earliest known time of it, by this server's clock; None if the sensor
             works or the time is unknown.
         taken_ms: `time_ms` by this server's clock.
@@ -85,7 +86,7 @@ class SensorView(NamedTuple):
         return self.label or self.name.replace("_", " ")
 
 
-class Trouble(NamedTuple):
+class SensorFault(NamedTuple):
     """A sensor of a reporting node that fails or is out of range.
 
     Attributes:
@@ -100,7 +101,7 @@ class Trouble(NamedTuple):
 
 
 class NodeView(NamedTuple):
-    """Present state of one node.
+    """Current state of one node.
 
     Attributes:
         name: Name; empty if the settings contain only the address, and the node was not reached yet.
@@ -153,7 +154,7 @@ class NodeView(NamedTuple):
     warnings: Sequence[str] = ()
     certificate: str = ""
     waiting: int | None = None
-    troubles: Sequence[Trouble] = ()
+    troubles: Sequence[SensorFault] = ()
     readings: Sequence[SensorView] = ()
 
 
@@ -184,7 +185,7 @@ class NodeNow(NamedTuple):
     words: str
     since_ms: int | None
     warnings: Sequence[str] = ()
-    troubles: Sequence[Trouble] = ()
+    troubles: Sequence[SensorFault] = ()
 
     @property
     def is_connected(self) -> bool:
@@ -207,7 +208,7 @@ class StatusSnapshot(NamedTuple):
         last_ms: Time of the last sample.
         faults: Faults of this server.
         nodes: The nodes, each made at the first access, since a page shows only some of thousands.
-        summaries: Present state of each node, in the same order.
+        summaries: Current state of each node, in the same order.
         places: Index of each node by name.
     """
 

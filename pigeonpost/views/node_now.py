@@ -1,4 +1,4 @@
-"""Present state of one node, and the faults of its sensors: the part of a snapshot that is made for every node.
+"""Current state of one node, and the faults of its sensors: the part of a snapshot that is made for every node.
 
 It is made for each of possibly thousands of nodes whenever a page is rendered, and therefore does not query the store.
 """
@@ -31,7 +31,7 @@ def node_now(name: str, state: NodeState | None, sample: Sample | None, retired_
         state: State of its link; None if this server does not collect from it.
         sample: Its last sample, or None.
         retired_ms: Time when it was retired in ms since 1970, or None.
-        now_ms: Present time in ms since 1970.
+        now_ms: Current time in ms since 1970.
     """
     last_ms = sample.time_ms - ((state.offset_ms if state else None) or 0) if sample else None
     is_late = last_ms is None or now_ms - last_ms > wait_ms(state)
@@ -72,7 +72,7 @@ def _condition(
 
 
 def wait_ms(state: NodeState | None) -> float:
-    """Return the age in ms from which the last sample of a node is late. `state` is the state of its link, or None.
+    """Return the age in ms above which the last sample of a node is late. `state` is the state of its link, or None.
 
     After connecting, a node has the same time for its first sample.
     """

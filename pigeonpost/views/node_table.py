@@ -71,7 +71,7 @@ def choose_nodes(snapshot: StatusSnapshot, query: FrontQuery) -> NodeList:
 
 
 def _state_of(node: NodeNow) -> str:
-    """Return the state of STATES for the counts."""
+    """Return the state, one of STATES, under which a node is counted."""
     condition = node.condition
     if condition in ("late", "lost"):
         return "lost"

@@ -56,7 +56,7 @@ class PreferenceStore:
 
         Args:
             data: Path of the data folder.
-            faults: Present faults of the server, to which a damaged file is added; None if faults are not reported.
+            faults: Current faults of the server, to which a damaged file is added; None if faults are not reported.
         """
         self._folder = data
         self._file = JsonFile(
@@ -75,7 +75,7 @@ class PreferenceStore:
 
         Args:
             user: The name in RequestContext.user.
-            change: Function that returns the new preferences for the present ones. It is called while the data folder
+            change: Function that returns the new preferences for the current ones. It is called while the data folder
                 is locked. Invalid and surplus values in its result are removed.
 
         Raises:

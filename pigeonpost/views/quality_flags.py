@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def flags_table(sensors: Sequence[SensorView]) -> Html:
-    """Return a table of the limits of `sensors`, their present flags, and the number of values with each flag."""
+    """Return a table of the limits of `sensors`, their current flags, and the number of values with each flag."""
     rows = join_html(
         Html('<tr><th>{}</th><td data-label="limits">{}</td><td data-label="now">{}</td><td data-label="in this run">{}'
              "</td></tr>").format(
@@ -77,7 +77,7 @@ def flag_words(flag: QualityFlag, unit: str) -> str:
 
 
 def flags_of(sensor: SensorView) -> Html:
-    """Return the flags of the present value of `sensor` in a few words each; empty if there are none."""
+    """Return the flags of the current value of `sensor` in a few words each; empty if there are none."""
     if not sensor.flag_texts:
         return Html("")
     words = join_html((Html('<span class="odd">{}</span>').format(text) for text in sensor.flag_texts.values()), " ")

@@ -1,4 +1,4 @@
-"""Table of all addresses, in which the page or the endpoint of a request is found by its path and method.
+"""Table of all addresses. It finds the page or the endpoint of a request by path and method.
 
 Any thread may use it, since it does not change after construction.
 Errors: HTTPError 404 and 405.

@@ -32,7 +32,7 @@ def sensor_views(
         units: Units of all sensors that it ever had.
         day: The last day of the node.
         kept: Sensors of the store to return even if the node no longer reports them.
-        now_ms: Present time in ms since 1970.
+        now_ms: Current time in ms since 1970.
     """
     reported = {sensor["name"]: sensor for sensor in (now.state.sensors if now.state else [])}
     # In the node's own order, then its former sensors.
@@ -79,7 +79,7 @@ def _extremes(
 def _with_value(low: _Extreme | None, high: _Extreme | None, value: Number, time_ms: int) -> tuple[_Extreme, _Extreme]:
     """Return the lowest and the highest value of today, including the value shown.
 
-    The buckets end at this server's present time, while the clock of a node may be ahead.
+    The buckets end at the current time of this server. The clock of a node may be ahead, so the value may be later.
     """
     this = value, time_ms
     return (low if low and low[0] <= value else this), (high if high and high[0] >= value else this)

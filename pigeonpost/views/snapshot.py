@@ -3,7 +3,7 @@
 Any thread may use it. `_lock` guards the last snapshot. It is held while a new one is made, so that many simultaneous
 requests share one. Errors: NotStored. If the store is damaged, the snapshot contains the data known before.
 
-A snapshot contains the present state of every node. The rest, with the last day of its sensors, is made only for the
+A snapshot contains the current state of every node. The rest, with the last day of its sensors, is made only for the
 nodes that a page shows. With thousands of nodes, the front page shows fifty.
 
 The content of STATUS is untrusted input: a field that should be a number is ignored if it is not one.
@@ -23,7 +23,7 @@ from pigeonpost.server.recent_cache import RecentColumns
 from pigeonpost.views.context import WebContext
 from pigeonpost.views.failures import FailureTracker
 from pigeonpost.views.lazy import LazyItems, LazyWhole
-from pigeonpost.views.models import UNWATCHED, NodeNow, NodeView, SensorView, StatusSnapshot, Trouble
+from pigeonpost.views.models import UNWATCHED, NodeNow, NodeView, SensorFault, SensorView, StatusSnapshot
 from pigeonpost.views.node_now import failing, is_out_of_range, node_now, wait_ms
 from pigeonpost.views.quality_flags import flag_words
 from pigeonpost.views.sensor_views import sensor_views
@@ -154,9 +154,9 @@ class SnapshotBuilder:
             self._known[name] = _Known(signature, (now.last_ms or 0) + wait_ms(state), now)
         return now
 
-    def _troubles(self, now: NodeNow, state: NodeState, now_ms: int) -> tuple[list[Trouble], bool]:
+    def _troubles(self, now: NodeNow, state: NodeState, now_ms: int) -> tuple[list[SensorFault], bool]:
         """Return the faults of the sensors of a reporting node, and True if any sensor has limits."""
-        found = [Trouble(now.name, self._title(now.name, sensor), fault) for sensor, fault in failing(now)]
+        found = [SensorFault(now.name, self._title(now.name, sensor), fault) for sensor, fault in failing(now)]
         has_limits = False
         units = {sensor["name"]: str(sensor.get("unit", "")) for sensor in state.sensors}
         for name, value in now.sample.values.items() if now.sample else ():
@@ -167,7 +167,7 @@ class SnapshotBuilder:
                 unit = units.get(name, "")
                 words = [flag_words(flag, unit) for flag in flags if is_out_of_range(flag)]
                 words = words or self._alerts(now.name, name, value, unit)
-                found += [Trouble(now.name, self._title(now.name, name), text) for text in words]
+                found += [SensorFault(now.name, self._title(now.name, name), text) for text in words]
         return found, has_limits
 
     def _alerts(self, node: str, sensor: str, value: Number, unit: str) -> list[str]:

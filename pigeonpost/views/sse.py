@@ -200,7 +200,7 @@ class EventStream:
         return _Event(f"{self._run}-{self._number}", [(node, latest[node]) for node in nodes if node in latest])
 
     def _missed(self, last_id: str, client: _Client) -> bytes:
-        """Return the events after `last_id`, or one with the present state if they are no longer kept."""
+        """Return the events after `last_id`, or one with the current state if they are no longer kept."""
         run, _, number_text = last_id.partition("-")
         if run == self._run and number_text.isascii() and number_text.isdigit() and len(number_text) < 16:
             first_kept = self._events[0][0] if self._events else self._number + 1

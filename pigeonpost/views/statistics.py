@@ -6,7 +6,7 @@ calculations at the same time to two. Errors: HTTPError if too many are waiting.
 Ranges of up to two days are calculated from the samples, longer ranges from rollups. Count, mean, extremes and standard
 deviation are always those of all values (the deviation by Chan, Golub and LeVeque 1979). With rollups, the median and
 the mode are the weighted median of the windows' medians and the weighted mode of their modes, and `is_exact` is False.
-Of a part whose samples are deleted, only complete windows are included.
+Where the samples are deleted, only complete windows are included.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _SAMPLES_MS = 2 * 86_400_000  # longest range that is calculated from the samples
 _MOST_SAMPLES = 20_000  # with more samples, rollups are used
 _MOST_VALUES = 1_280_000  # limit for all channels together: 64 channels of 20,000 samples
-_MOST_RECOUNTED = 1_000_000  # limit of samples read for windows (start, end], and for windows without a rollup
+_MOST_RECOUNTED = 1_000_000  # maximum number of samples read for windows (start, end] or without a rollup
 _SHORT_MS, _LONG_MS = 600_000, 3_600_000  # lengths of the windows
 _SHORT_UP_TO_MS = 14 * 86_400_000
 LONGEST_MS = 370 * 86_400_000
@@ -247,7 +247,7 @@ def closed_left(
         from_ms: Start in ms since 1970.
         to_ms: End in ms since 1970.
         kept_from_ms: Time before which the samples are deleted, in ms since 1970.
-        now_ms: Present time in ms since 1970.
+        now_ms: Current time in ms since 1970.
 
     Raises:
         HTTPError: 503 if too many samples have no rollup yet.
@@ -331,7 +331,7 @@ def statistics_table(what: str, rows: Sequence[Row], now_ms: int) -> Html:
     Args:
         what: Head of the first column.
         rows: The rows.
-        now_ms: Present time in ms since 1970. Times of the present day are written without a date.
+        now_ms: Current time in ms since 1970. Times of the current day are written without a date.
     """
     lines = join_html(
         Html("<tr><th scope=row>{}</th>{}</tr>\n").format(name, join_html(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pigeonpost.core.format import age, clock
-from pigeonpost.views.models import UNWATCHED, Level, NodeNow, Trouble
+from pigeonpost.views.models import UNWATCHED, Level, NodeNow, SensorFault
 
 
 def summary(nodes: Sequence[NodeNow], faults: Sequence[str], now_ms: int) -> tuple[Level, str]:
@@ -14,7 +14,7 @@ def summary(nodes: Sequence[NodeNow], faults: Sequence[str], now_ms: int) -> tup
     Args:
         nodes: State of all nodes.
         faults: Faults of this server.
-        now_ms: Present time in ms since 1970.
+        now_ms: Current time in ms since 1970.
     """
     if faults:
         return "bad", _capital("; ".join(faults))
@@ -43,12 +43,12 @@ def summary(nodes: Sequence[NodeNow], faults: Sequence[str], now_ms: int) -> tup
     return "good", f"{'Both' if len(watched) == 2 else f'All {len(watched):,}'} nodes are reporting"
 
 
-def _in_trouble(troubles: Sequence[Trouble]) -> str:
+def _in_trouble(troubles: Sequence[SensorFault]) -> str:
     first = troubles[0]
     named = f"{first.sensor} of {first.node}: {first.words}"
     if len(troubles) == 1:
         return f"Sensor {named}"
-    return f"{len(troubles):,} sensors fail or are out of range; the first is {named}"
+    return f"{len(troubles):,} sensors are failing or out of range; the first is {named}"
 
 
 def _complaint(subject: str, node: NodeNow, now_ms: int) -> str:

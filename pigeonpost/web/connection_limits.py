@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.format import counted
 
-_STUCK_S = 1.0  # a response that has been sending for this time is stuck, because its client does not read
+_STUCK_S = 1.0  # a response whose sending takes longer is considered stuck, because its client does not read
 
 
 class Limits(NamedTuple):
@@ -25,10 +25,10 @@ class Limits(NamedTuple):
         body_s: Seconds for receiving a complete body.
         idle_s: Seconds until the next request on a connection.
         send_s: Seconds for sending a response.
-        at_work: Number of requests in progress.
+        at_work: Maximum number of requests in progress.
         queue_s: Seconds for which a further request waits for a slot.
-        open: Number of open connections.
-        downloads: Number of files being sent, in addition to the requests in progress.
+        open: Maximum number of open connections.
+        downloads: Maximum number of files being sent, in addition to the requests in progress.
     """
 
     head_s: float = 5.0

@@ -90,7 +90,7 @@ class TlsConnection:
     def send_close_notify(self) -> None:
         """Send the TLS close notification, and do not wait for that of the client.
 
-        Without it, the client could take the data for truncated.
+        Without it, the client could conclude that the data was truncated.
         """
         try:
             self.sock.setblocking(False)

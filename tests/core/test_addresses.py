@@ -61,12 +61,12 @@ class Addresses(unittest.TestCase):
             ("basement:", "the port is missing"),
             (":5003", "the host is missing"),
             ("pi:5003\n", "the port must be a number from 0 to 65535"),
-            ("pi/:5003", "the host is only a name or an address"),
-            ("[::1:5003", "with one pair of brackets around the host"),
-            ("[::1]5003", "with one pair of brackets around the host"),
+            ("pi/:5003", "the host must be only a name or an address"),
+            ("[::1:5003", "put one pair of brackets around the host"),
+            ("[::1]5003", "put one pair of brackets around the host"),
             ("192.168.1.300:5003", "each part of an address is a number up to 255"),
-            ("[fe80::1]:5003", "with its network interface: [fe80::1%eth0]:5003"),
-            ("[febf::1]:5003", "with its network interface: [febf::1%eth0]:5003"),
+            ("[fe80::1]:5003", "add the network interface: [fe80::1%eth0]:5003"),
+            ("[febf::1]:5003", "add the network interface: [febf::1%eth0]:5003"),
             ("[12:34]:5003", "an IPv6 address is like fe80::1%eth0 or [2001:db8::1]:5003"),
         ):
             with self.subTest(text), self.assertRaises(ValueError) as caught:

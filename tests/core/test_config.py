@@ -235,7 +235,7 @@ class Refusals(Loading):
 
     def test_errors_contain_the_accepted_values(self):
         for text, words in (
-            ("[node]\nname = 7\n", "[node] name takes a text, not 7"),
+            ("[node]\nname = 7\n", "[node] name takes a string, not 7"),
             ("[node]\nevery = true\n", "[node] every takes a number from 0.01 to 86400, not True"),
             ("[node]\nevery = nan\n", "[node] every takes a number from 0.01 to 86400, not nan"),
             ("[node]\nevery = inf\n", "[node] every takes a number"),

@@ -86,7 +86,10 @@ class BrokerCase(unittest.TestCase):
                 client.on_disconnect(client, None, Code(135))
         self.assertEqual(
             logged.output,
-            ["WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refuses: Not authorized; trying again"],
+            [
+                "WARNING:pigeonpost.core.mqtt_client:MQTT broker:1883: the broker refused the connection:"
+                " Not authorized; trying again"
+            ],
         )
 
     def test_lost_connection_is_logged_with_both_callback_interfaces(self):

@@ -29,8 +29,8 @@ from tests.faults.simulate import first_seed, play, play_many
 from tests.support import LONG, clean_environment, rounds
 
 SEEDS = rounds("PIGEONPOST_TEST_SEEDS", 10, 8_000)
-# Of 20,000 seeds two: several faults on one card, of version 1 in between, and its server's data lost, leave one sample
-# that no gap counts (docs/promise.md).
+# In two of 20,000 seeds, one sample is not counted by any gap: several faults on one card, a file of version 1 in
+# between, and the loss of its server's data come together (docs/promise.md).
 UNCOUNTED = (8045, 15419)
 BOOT = "00000000000000b0"
 

@@ -314,7 +314,7 @@ class Json(unittest.TestCase):
             faults('{"time": 1, "time": 2}\nx\n{"time":1795188970,"values":{"t":"x"}}\n' + "1" * 70_000, "x.jsonl"),
             [
                 "line 1: the key 'time' occurs twice in one JSON object",
-                "line 2: JSON was expected here",
+                "line 2: expected JSON",
                 "line 3: t must be a number, not 'x'",
                 "line 4: the line is longer than 65,536 bytes, which is the maximum",
             ],
@@ -338,7 +338,7 @@ class Json(unittest.TestCase):
 
     def test_faults_are_reported(self):
         for text, said in (
-            ("", "JSON was expected here"),
+            ("", "expected JSON"),
             ("{", "not JSON"),
             ("7", "the JSON must be a list of readings"),
             ("{}", "the JSON must be a list of readings"),

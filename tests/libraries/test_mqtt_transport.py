@@ -236,7 +236,9 @@ class ProtectedTest(MqttCase):
     def test_wrong_password_is_reported(self):
         self.environment["PIGEONPOST_MQTT_PASSWORD"] = "wrong"
         node = self.start_node(temp_folder(self))
-        self.assertRegex(node.logs("the broker refuses"), re.compile("not authori[sz]ed|bad user name", re.IGNORECASE))
+        self.assertRegex(
+            node.logs("the broker refused the connection"), re.compile("not authori[sz]ed|bad user name", re.IGNORECASE)
+        )
 
     def test_broker_without_a_valid_certificate_receives_nothing(self):
         self.environment["PIGEONPOST_MQTT_CA"] = ""

@@ -158,7 +158,8 @@ class ProtectedTest(Case):
         path = os.path.join(broker.folder, "passwords")
         subprocess.run(["mosquitto_passwd", "-c", "-b", path, "reader", "secret of the reader"], check=True)
         broker.start()
-        refused = "the broker refuses: (user or password is wrong|Not authorized|Bad user name)"  # of paho 1 or 2
+        # The reasons of paho 1 and 2.
+        refused = "the broker refused the connection: (user or password is wrong|Not authorized|Bad user name)"
         for options, said in (
             ({}, refused), ({"user": "reader", "password": "guess"}, refused),
             ({"user": "reader", "password": "secret of the reader"}, "^stale: no message on x yet$"),

@@ -186,7 +186,7 @@ class Tables(unittest.TestCase):
             ({}, "here: channels is missing; for example: channels.dew = {formula ="),
             ({"channels": {"x": {}}}, "here: channels.x: formula is missing"),
             ({"channels": {"x": {"formula": " "}}}, "here: channels.x: formula is missing"),
-            ({"channels": {"x": {"formula": 5}}}, "here: channels.x: formula takes a text"),
+            ({"channels": {"x": {"formula": 5}}}, "here: channels.x: formula takes a string"),
             ({"channels": {"x": {"formula": "1 +"}}}, "here: channels.x: formula, column 4: invalid syntax"),
             ({"channels": {"x": {"formula": "1", "gain": 2}}}, "unknown key 'gain'"),
             ({"channels": {"x": {"formula": "1"}}, "fresh": 0}, "fresh takes a number from 0.01"),

@@ -544,7 +544,7 @@ class Nest(JsonCase):
         for value, words in (
             ("env:NOT_SET_ANYWHERE", "refers to the variable NOT_SET_ANYWHERE, which is not set"),
             ("file:/nowhere", "refers to a file that cannot be read"),
-            ("", "takes a text of ASCII characters"),
+            ("", "takes a string of ASCII characters"),
         ):
             with self.assertRaises(SettingsError) as caught:
                 self.make(client_secret=value)
@@ -562,7 +562,7 @@ class Tables(JsonCase):
             (url, "channels is missing; for example: channels.power ="),
             ({**url, "channels": {"x": {}}}, "channels.x: path is missing"),
             ({**url, "channels": {"x": {"path": "a..b"}}}, "path takes keys and indices separated by dots"),
-            ({**url, "channels": {"x": {"path": 5}}}, "path takes a text"),
+            ({**url, "channels": {"x": {"path": 5}}}, "path takes a string"),
             ({**url, "channels": {"x": {"path": "a", "worker": "b"}}}, 'worker is only for preset = "dwarfpool"'),
             ({**url, "channels": {"x": {"path": "a", "value": "b"}}}, "must have either `path` or `value`, not both"),
             ({**url, "channels": {"x": {"path": "a", "words": {"ON": "x"}}}}, "words takes a number"),
@@ -573,7 +573,7 @@ class Tables(JsonCase):
             ({**channels, "url": "http://me:sesame@a/"}, "url must not contain a user and a password"),
             ({**channels, **url, "timeout": 0}, "timeout takes a number from 0.1"),
             ({**channels, **url, "headers": {"a b": "c"}}, "headers takes names of HTTP headers as keys"),
-            ({**channels, **url, "headers": {"a": "b\r\nc: d"}}, "headers takes a text of ASCII characters"),
+            ({**channels, **url, "headers": {"a": "b\r\nc: d"}}, "headers takes a string of ASCII characters"),
             ({**channels, **url, "device": "d"}, 'device is only for preset = "nest"'),
             ({**channels, **url, "preset": "tado"}, "preset takes 'nest' or 'dwarfpool'"),
             ({"preset": "dwarfpool"}, "must have either `url` or `file`"),

@@ -253,8 +253,10 @@ class Connections(Case):
 
     def test_refused_connection_is_reported(self):
         for version, code, words in (
-            (1, 4, "the broker refuses: user or password is wrong"), (1, 2, "the client's name is not accepted"),
-            (2, 135, "the broker refuses: reason 135"), (2, 149, "the broker refuses: reason 149"),
+            (1, 4, "the broker refused the connection: user or password is wrong"),
+            (1, 2, "the client's name is not accepted"),
+            (2, 135, "the broker refused the connection: reason 135"),
+            (2, 149, "the broker refused the connection: reason 149"),
         ):  # fmt: skip
             source = self.source({"x": {"topic": "x"}}, version, refuses=code)
             with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logs:

@@ -102,10 +102,12 @@ class RenameTest(AdminCase):
     def test_rename_fails_if_another_server_used_the_name_in_the_meantime(self):
         self.bring(batch(1, 5))
         token = self.tokens.make("a")
-        taken = mock.patch.object(self.store, "rename", side_effect=ValueError("data of a node b is already stored"))
+        taken = mock.patch.object(
+            self.store, "rename", side_effect=ValueError("data is already stored for a node named b")
+        )
         with (
             taken,
-            self.assertRaisesRegex(Refused, "node a cannot be renamed to b: data of a node b is already stored"),
+            self.assertRaisesRegex(Refused, "node a cannot be renamed to b: data is already stored for a node named b"),
         ):
             self.admin.rename("a", "b")
         self.assertEqual((self.tokens.text_of("a"), self.tokens.text_of("b")), (token, None))

@@ -163,7 +163,7 @@ class MemoryStore(Store):
     def rename(self, node: str, new: str, now_ms: int) -> None:
         self._require(node)
         if any(new == known for known, _ in self.epochs):
-            raise ValueError(f"data of a node {new} is already stored")
+            raise ValueError(f"data is already stored for a node named {new}")
 
         def key(old: tuple[Any, ...]) -> Any:
             return (new if old[0] == node else old[0], *old[1:])

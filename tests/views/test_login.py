@@ -75,7 +75,7 @@ class RejectedPassword(PasswordCase):
     def test_two_different_new_passwords_are_rejected(self):
         status, _, page = self.change(again="another one")
         self.assertEqual(status, 400)
-        self.assertIn("repetition differ", page)
+        self.assertIn("are not the same", page)
         self.assert_unchanged()
 
     def test_short_password_is_rejected(self):

@@ -239,10 +239,10 @@ class Summaries(SnapshotCase):
         self.node(connected=False)
         self.ingestor.fault = "nothing can be stored: database or disk is full"
         self.assert_says("bad", "Nothing can be stored: database or disk is full")
-        self.csv.fault = "the CSV log waits: No space left on device"
+        self.csv.fault = "the CSV log cannot be written: No space left on device"
         self.assert_says(
             "bad",
-            "Nothing can be stored: database or disk is full; the CSV log waits: No space left on device",
+            "Nothing can be stored: database or disk is full; the CSV log cannot be written: No space left on device",
         )
         self.assertEqual(len(self.snapshot().faults), 2)
 
@@ -291,7 +291,7 @@ class SensorFaults(SnapshotCase):
         for name in ("attic", "basement"):
             self.node(name)
             self.put(name, values={"temperature": None})
-        self.assert_says("wait", "2 sensors fail or are out of range; the first is temperature of attic: no reading")
+        self.assert_says("wait", "2 sensors are failing or out of range; the first is temperature of attic: no reading")
 
     def test_lost_node_has_priority_over_a_failed_sensor(self):
         self.node("attic")

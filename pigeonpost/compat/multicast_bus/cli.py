@@ -34,7 +34,7 @@ from pigeonpost.core.errors import BadPacket, SettingsError
 from pigeonpost.core.format import counted
 from pigeonpost.core.multicast import listener
 
-# Codifier of `say`. With the codifier of the server, the server would stop sending because of a duplicate.
+# Codifier of `say`. If `say` used the server's codifier, the server would detect a duplicate and stop sending.
 OWN_CODIFIER = "PP"
 _LAST_MS = 253_402_300_799_999  # end of the year 9999, in milliseconds since 1970 (UTC)
 _FLAG_NAMES = {"ping": "P", "start": "S", "halt": "H", "config": "C", "set": "A", "step": "E", "alive": "I"}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pigeonpost.compat.multicast_bus.packets import DATA, FLAGS, LAST_SEQUENCE, Packet
 
 MOST_CODIFIERS = 512  # stored components; an untrusted sender could send all 8,836 codifiers
-BELIEVED_MS = 24 * 3_600_000  # maximum difference between a sender's time and ours for which its time is used
+BELIEVED_MS = 24 * 3_600_000  # a sender's time is used if it differs from the time of this server by at most this
 ALIVE_INTERVALS = 2.5  # number of KeepAliveIntervals without I after which a component is not alive
 USUAL_ALIVE_S = 60.0
 _WINDOW = 64  # number of latest sequence numbers for which receipt is recorded

@@ -47,8 +47,8 @@ def rows_written(
     Args:
         fd: File descriptor of the log.
         at: Position of the first item in the log, in bytes.
-        wanted: Complete rows in their order, one or several in each item. A LostRows item is found only if the item
-            after it is found too; otherwise it is returned as b"".
+        wanted: Complete rows in their order, one or several in each item. The rows of a LostRows item are identified by
+            its description and by the item after it. The result has b"" in its place if the log does not contain them.
         alias: Result of `names_as_one`. The log may contain rows under a former name if another server renamed the
             node.
     """

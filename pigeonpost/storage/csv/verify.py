@@ -69,7 +69,7 @@ class Tally:
 
 
 class LineTally:
-    """Number of lines without headers and gaps, the sum of the lines' hashes, and the number of gaps."""
+    """Number of lines, the sum of their hashes, and the number of gaps. Headers and gaps do not count as lines."""
 
     def __init__(self) -> None:
         self.lines = self.sum = self.gaps = 0

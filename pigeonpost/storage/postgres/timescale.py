@@ -31,7 +31,7 @@ BEGIN
     SELECT n.nspname, string_to_array(substring(e.extversion FROM '^[0-9]+[.][0-9]+'), '.') INTO place, version
         FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb';
     IF place IS NULL THEN
-        RAISE 'this database does not have the extension: CREATE EXTENSION timescaledb';
+        RAISE 'this database does not have the extension timescaledb: run CREATE EXTENSION timescaledb first';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'samples'::regclass AND contype = 'p'
                    AND cardinality(conkey) = 3) THEN

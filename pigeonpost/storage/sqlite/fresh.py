@@ -5,9 +5,9 @@ Rows are never removed from an index, so it may contain rows that no longer exis
 these, a new index replaces it.
 
 A reader finds all rows, for the following reasons. A row leaves `fresh` only when it is moved to `chunks` or deleted
-permanently. A reader first fetches the index, and its snapshot then begins in `catch_up`, under the lock. So snapshots
-are added to an index in the order in which they begin. If a committed row is not in the index, it was already moved or
-deleted when the index was created, and therefore also when the reader's snapshot began.
+permanently. A reader first fetches the index, and its snapshot then begins in `catch_up`, under the lock. So the rows
+of snapshots are added to an index in the order in which the snapshots begin. If a committed row is not in the index, it
+was already moved or deleted when the index was created, and therefore also when the reader's snapshot began.
 
 `_lock` guards all data of an index. It is held while rows are added or looked up. Errors: sqlite3.Error.
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pigeonpost.storage.models import HOUR_MS
 
-_MISSING_ROWS = 1000  # a new index is created after readers have looked for more missing rows than this
+_MISSING_ROWS = 1000  # a new index is created after readers have looked for more deleted or moved rows than this
 _ADDED_ROWS = 20_000  # a new index is created when an index has this many rows more than twice its initial number
 _ANY_MS = -(1 << 62), 1 << 62  # time range of a damaged row: every query for its node reads it and reports the damage
 
@@ -93,7 +93,7 @@ class FreshIndex:
 
     @property
     def is_stale(self) -> bool:
-        """True if the index contains so many missing rows that a new index should replace it."""
+        """True if a new index should replace this one, because many of its rows probably no longer exist in `fresh`."""
         return self._missing > _MISSING_ROWS or self._count > 2 * self._initial_count + _ADDED_ROWS
 
     def catch_up(self, db: sqlite3.Connection) -> None:

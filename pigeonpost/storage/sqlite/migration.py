@@ -222,8 +222,8 @@ def _in_place(path: str, report: Progress) -> None:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         version = _version(db)
-        # A run that was killed in `_swap` may have left a hard link to this file, which would change with it and is no
-        # copy.
+        # A run that was killed in `_swap` may have left a hard link to this file. The link is not a copy, because its
+        # content would change together with the file.
         if version != UNFINISHED and os.path.exists(second := _free_name(f"{path}.v{version}", path)):
             os.unlink(second)
         RowConversion(db, True, version, "", report).run()

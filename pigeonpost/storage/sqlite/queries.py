@@ -106,7 +106,7 @@ def unlogged_fault(db: sqlite3.Connection) -> str:
     """Return a description of the fault of the list that `unlogged` reads from `db`, or an empty string."""
     row = db.execute("SELECT CAST(value AS BLOB) FROM meta WHERE key = 'unlogged'").fetchone()
     is_valid = row is None or row[0] == json.dumps(sorted(unlogged(db))).encode()
-    return "" if is_valid else "meta: the list of rows that the CSV log lacks"
+    return "" if is_valid else "meta: the list of rows that the CSV log lacks is invalid"
 
 
 def put_log_mark(db: sqlite3.Connection, log: LogMark, lacking: frozenset[int]) -> None:
@@ -117,7 +117,7 @@ def put_log_mark(db: sqlite3.Connection, log: LogMark, lacking: frozenset[int]) 
         log: Name and size of the log, and the filing number up to which it is written.
         lacking: Filing numbers up to that number that the log lacks.
     """
-    # INSERT OR REPLACE gives it the highest id: a log may have the name of an older one that was moved away.
+    # INSERT OR REPLACE gives the new log the highest id, even if it has the name of an older log that was moved away.
     newest = "name = ? AND id = (SELECT max(id) FROM logs)"
     same = db.execute(f"UPDATE logs SET size = ?, tail = ?, filed = ? WHERE {newest}", (*log[1:], log[0]))
     if not same.rowcount:

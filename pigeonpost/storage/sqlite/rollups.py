@@ -30,7 +30,7 @@ _NODE = "(SELECT id FROM nodes WHERE name = ?)"
 _SUMMARY = '"end", "values", mean, median, mode, low, high, deviation'
 MOST_WINDOWS, MOST_WINDOWS_IN_ALL = 5_000, 50_000
 _LEAST = -(1 << 62)  # lower than the end of any window
-_MANY = 64  # number of samples in a batch from which all windows in its time range are marked
+_MANY = 64  # in a batch with at least this number of samples, all windows in its time range are marked
 Key = tuple[int, int, int]  # id of the node; span and end of the window in ms
 
 

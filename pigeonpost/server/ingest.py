@@ -261,14 +261,17 @@ class Ingestor:
                 self._changed.wait(left_s)
             if self._stopping.is_set():
                 return False
-            self._batches.append(batch)
+            # All calls that can fail, for example for lack of memory, come first: once the batch is in the queue, the
+            # writer thread must have been woken. It cannot continue before this thread releases the lock.
+            sizes = self._sizes(batch)
+            hurry = self._hurry or urgent or self._is_backlog(batch, *sizes)
             self._arrived_s = self.clock.monotonic()
-            was_calm = not self._hurry
-            self._hurry = self._hurry or urgent
-            self._urgent = self._urgent or urgent
-            self._count(batch)
-            if len(self._batches) == 1 or (self._hurry and was_calm):
+            if not self._batches or (hurry and not self._hurry):
                 self._changed.notify_all()
+            self._batches.append(batch)
+            self._hurry = hurry
+            self._urgent = self._urgent or urgent
+            self._count(batch, *sizes)
         return True
 
     def cancel(self, batch: Batch) -> bool:
@@ -279,16 +282,21 @@ class Ingestor:
                     del self._batches[place]
                     self._waiting, self._waiting_of = 0, {}
                     for other in self._batches:
-                        self._count(other)
+                        self._count(other, *self._sizes(other))
                     self._changed.notify_all()
                     return True
         return False
 
-    def _count(self, batch: Batch) -> None:
-        self._waiting += batch.weight
-        node_samples = self._waiting_of.get(batch.node, 0) + batch.sample_count
-        self._waiting_of[batch.node] = node_samples
-        if node_samples >= batch.window // 2 or self._waiting >= self._buffer_samples // 2:
+    def _sizes(self, batch: Batch) -> tuple[int, int]:
+        """Return the weight of all queued batches, and the number of queued samples of the node, with `batch`."""
+        return self._waiting + batch.weight, self._waiting_of.get(batch.node, 0) + batch.sample_count
+
+    def _is_backlog(self, batch: Batch, weight: int, node_samples: int) -> bool:
+        return node_samples >= batch.window // 2 or weight >= self._buffer_samples // 2
+
+    def _count(self, batch: Batch, weight: int, node_samples: int) -> None:
+        self._waiting, self._waiting_of[batch.node] = weight, node_samples
+        if self._is_backlog(batch, weight, node_samples):
             self._hurry = self._has_backlog = True
 
     # ---------------------------------------------------------------------------------- the writer thread
@@ -366,7 +374,7 @@ class Ingestor:
                 self._backlog_s = self.clock.monotonic()
             self._waiting, self._waiting_of, self._hurry, self._has_backlog = 0, {}, self._urgent, False
             for batch in self._batches:
-                self._count(batch)
+                self._count(batch, *self._sizes(batch))
             self._changed.notify_all()
         for (on_committed, epoch), seq in plan.acknowledgements.items():
             on_committed(epoch, seq)

@@ -14,7 +14,7 @@ from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.models import HighWaterMark, Rollup, Window
 from pigeonpost.storage.sqlite.store import SqliteStore
-from protocol import IMPORTED, Sample
+from protocol import IMPORTED, Batch, Sample
 from tests.page_support import use_memory_disk
 from tests.storage.test_contract import E1, E2, OUTBOX, batch, gap
 from tests.support import LIMIT_S, rounds, wait_until
@@ -358,6 +358,21 @@ class WriterThreadTest(RunningCase):
         self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
         self.submit(batch(4, 4))
         self.assertTrue(self.answers.wait_for(lambda: (E1, 4) in self.answers.acks))
+
+    def test_failed_submit_does_not_stop_the_writer(self):
+        """Found by a call without memory: a queued batch that had not woken the writer let all later ones wait."""
+        self.start(commit_s=0.02)
+        for name, failing in (
+            ("weight", mock.patch.object(Batch, "weight", mock.PropertyMock(side_effect=MemoryError))),
+            ("wake", mock.patch.object(self.ingestor._changed, "notify_all", side_effect=MemoryError)),
+        ):
+            with self.subTest(name):
+                wait_until(lambda: not self.ingestor._batches, "the queue is empty")
+                with self.ingestor._changed, failing, self.assertRaises(MemoryError):
+                    self.ingestor.submit(self.answers.of(batch(1, 3)))
+                self.submit(batch(1, 3))
+                self.assertTrue(self.answers.wait_for(lambda: (E1, 3) in self.answers.acks))
+                self.answers.acks.clear()
 
     def test_writer_waits_between_two_commits(self):
         self.start(commit_s=600)

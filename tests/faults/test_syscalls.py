@@ -139,10 +139,10 @@ class OfTheNode(unittest.TestCase):
         self.assertEqual({key: held.get(key) for key in self.heard}, self.heard)
         return held
 
-    def every(self, call, fault, fresh, expected):
+    def every(self, call, fault, fresh, expected, text=""):
         """Inject a fault at the first, second, ... `call` of any one thread until it is no longer reached.
 
-        Returns their number.
+        A run that ends with `expected` must have logged `text`. Returns the number of calls.
         """
         k, status = 1 - STRIDE, expected
         while status is not None:
@@ -150,12 +150,15 @@ class OfTheNode(unittest.TestCase):
             with self.subTest(call=call, k=k, fresh=fresh):
                 status = self.run_with(f"{call}:{fault}:when={k}", fresh)
                 self.assertIn(status, (expected, None), self.log())
+                if status is not None:
+                    self.assertIn(text, self.log())
                 held = self.check()
                 self.assertLessEqual(set() if fresh else self.old, held.keys())
         return k - STRIDE
 
     def log(self):
-        return (self.folder / "node.py.log").read_text()[-2000:]
+        """Return the log of the last run, which begins with the settings that are used."""
+        return (self.folder / "node.py.log").read_text().rpartition("INFO settings: ")[2]
 
     # ---------------------------------------------------------------------------------------- one of each kind
 
@@ -191,19 +194,18 @@ class OfTheNode(unittest.TestCase):
     @long
     def test_a_disk_that_fails_while_it_makes_its_outbox(self):
         for call in ("pwrite64", "fdatasync", "fsync"):
-            self.assertGreater(self.every(call, "error=EIO", True, DISK_ERROR), 0)
+            self.assertGreater(self.every(call, "error=EIO", True, DISK_ERROR, "Input/output error"), 0)
 
     @long
     def test_a_disk_that_fails_while_it_writes_its_outbox(self):
         for call in ("pwrite64", "fdatasync"):
-            self.assertGreater(self.every(call, "error=EIO", False, DISK_ERROR), 0)
-            self.assertIn("Input/output error", self.log())
+            self.assertGreater(self.every(call, "error=EIO", False, DISK_ERROR, "Input/output error"), 0)
 
     @long
     def test_a_disk_that_is_full(self):
-        self.assertGreater(self.every("pwrite64", "error=ENOSPC", True, DISK_ERROR), 0)
-        self.assertGreater(self.every("pwrite64", "error=ENOSPC", False, DISK_ERROR), 0)
-        self.assertIn("No space left on device", self.log())
+        for fresh in (True, False):
+            number = self.every("pwrite64", "error=ENOSPC", fresh, DISK_ERROR, "No space left on device")
+            self.assertGreater(number, 0)
 
 
 @unittest.skipUnless(may_trace(), "strace is not here, or may not trace")

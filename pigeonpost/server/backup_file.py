@@ -66,7 +66,8 @@ def contents_text(store: Store) -> str:
     nodes, gaps = store.nodes(), store.gaps(-1)
     expired = sum(node["forgotten"] for node in nodes)
     samples = sum(node["samples"] for node in nodes) - expired
-    text = f"{samples} samples of {counted(len(nodes), 'node')}: none missing, none stored twice"
+    noun = "sample" if samples == 1 else "samples"
+    text = f"{samples} {noun} of {counted(len(nodes), 'node')}: none missing, none stored twice"
     if expired:
         text += f"; {expired} expired samples were deleted"
     if gaps:

@@ -116,7 +116,7 @@ class DataCase(ControlCase):
 
     def assert_sound(self, samples, data=None):
         self.assertRegex(
-            self.done("verify", data=data), rf"^{samples} samples of \d nodes?: none missing, none stored twice"
+            self.done("verify", data=data), rf"^{samples} samples? of \d nodes?: none missing, none stored twice"
         )
 
 
@@ -231,7 +231,7 @@ class Backup(DataCase):
         for number in range(3):
             other = temp_folder(self)
             told = self.done("restore", f"{self.place}/{number}.tar", data=other)
-            seen.append(int(re.search(r": (\d+) samples of 1 node: none missing, none stored twice", told)[1]))
+            seen.append(int(re.search(r": (\d+) samples? of 1 node: none missing, none stored twice", told)[1]))
         self.assertEqual(seen, sorted(set(seen)))
         self.assert_sound(count[0])
 
@@ -1402,7 +1402,7 @@ class Promise(unittest.TestCase):
         self.house.settle()
         figures = self.house.check()
         self.assertEqual((figures["lost"], figures["repeated"], figures["gaps"]), (0, 0, 0))
-        self.assertRegex(self.control("verify"), r"^\d+ samples of 1 node: none missing, none stored twice\n$")
+        self.assertRegex(self.control("verify"), r"^\d+ samples? of 1 node: none missing, none stored twice\n$")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def page_code(host, port, *, path="/", address=ADDRESS):
 
 def samples_in(verified):
     """Return the number of samples that `control.py verify` reports, each once."""
-    return int(re.search(r"(\d+) samples of 1 node: none missing, none stored twice", verified)[1])
+    return int(re.search(r"(\d+) samples? of 1 node: none missing, none stored twice", verified)[1])
 
 
 class Compose(unittest.TestCase):
@@ -219,7 +219,7 @@ class Documented(unittest.TestCase):
         ]
         self.write_env(f"{variables}{settings}PIGEONPOST_SERVER_NODES=127.0.0.1\n")
         self.do("docker compose up -d")
-        logged = HOST.wait_for_log(NODE, " temperature, every 10 s")
+        logged = HOST.wait_for_log(NODE, " temperature, sampled every 10 s")
         self.assertIn("PIGEONPOST_NODE_TOML", logged)
         HOST.wait_for_log(SERVER, "the page is at ")
         self.do("docker compose exec server python3 control.py alive")
@@ -285,10 +285,10 @@ class Single(unittest.TestCase):
         volume = self.volume("kept")
         simulated = {"PIGEONPOST_NODE_SIMULATE": "true"}
         first = self.run_("python3", "node.py", volume=volume, variables=simulated)
-        HOST.wait_for_log(first, f"node {first}: temperature, light")
+        HOST.wait_for_log(first, f"node {first}: sensors temperature, light")
         self.remove(first)
         second = self.run_("python3", "node.py", volume=volume, variables=simulated)
-        HOST.wait_for_log(second, f"node {first}: temperature, light")
+        HOST.wait_for_log(second, f"node {first}: sensors temperature, light")
         self.assertNotEqual(first, second)
 
     def test_published_port_is_reached_by_the_names_that_are_set(self):
@@ -351,7 +351,7 @@ class Single(unittest.TestCase):
             file.write(NODE_TOML)
         options = [f"--volume={path}:/etc/pigeonpost/node.toml:ro"]
         node = self.run_("python3", "node.py", options=options, variables={"PIGEONPOST_NODE_NAME": "attic"})
-        logged = HOST.wait_for_log(node, "node attic: answer, temperature")
+        logged = HOST.wait_for_log(node, "node attic: sensors answer, temperature")
         self.assertIn("/etc/pigeonpost/node.toml", logged)
 
     def test_node_without_the_device_names_the_line_of_compose(self):

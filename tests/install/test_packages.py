@@ -111,7 +111,7 @@ class Package:
         machine.sh(told.rstrip().rpartition("units: ")[2].replace("sudo ", ""))
         machine.wait_for_log("pigeonpost-server", "the page is at ")
         machine.run("curl", "--silent", "--fail", "http://127.0.0.1/healthz")
-        self.assertIn("1 samples of 1 nodes: all there", self.control("verify"))
+        self.assertIn("1 sample of 1 node: none missing", self.control("verify"))
         machine.sh("systemctl disable --now pigeonpost-server.socket pigeonpost-server; dpkg --purge pigeonpost")
         machine.sh("rm -rf /var/lib/private/pigeonpost-server /var/lib/pigeonpost-server")
 

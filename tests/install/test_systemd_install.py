@@ -127,7 +127,7 @@ class Install:
         text = text.replace('password = "x"\n', "")
         self.machine.write("/etc/pigeonpost/node.env", f"PIGEONPOST_NODE_TOML='{text}'\n", 0o600)
         self.control("install", "node", "--write")
-        self.assertIn("node basement: a, every", self.machine.journal("pigeonpost-node"))
+        self.assertIn("node basement: sensors a, sampled every", self.machine.journal("pigeonpost-node"))
 
     def test_a_service_that_does_not_start_says_why(self):
         self.machine.run("systemd-run", "--unit=by-hand-server", "nc", "-lk", "8080")

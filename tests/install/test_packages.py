@@ -108,7 +108,7 @@ class Package:
         machine.run(*trial, "import", "--node", "attic", "/root/one.csv")
         told = machine.run(*trial, "install", "server", "--move-data", "--port-80", "--write").stdout
         machine.run("test", "!", "-e", "/root/data")
-        machine.sh(told.rstrip().rpartition("units: ")[2].replace("sudo ", ""))
+        machine.sh(told.rstrip().rpartition("To start it: ")[2].replace("sudo ", ""))
         machine.wait_for_log("pigeonpost-server", "the page is at ")
         machine.run("curl", "--silent", "--fail", "http://127.0.0.1/healthz")
         self.assertIn("1 sample of 1 node: none missing", self.control("verify"))

@@ -401,7 +401,7 @@ def _make_admin(context: ServerContext) -> NodeAdmin:
 def _subscribe_checks(context: ServerContext) -> QualityChecks:
     """Subscribe the quality checks, and the check for two senders with the same name, to all commits."""
     written = read_rules(context.settings.tables.get("limits", ()), context.settings.file)
-    # A table with a former name of a node applies to the node, too. A table with its present name has priority.
+    # A table with a former name of a node applies to the node, too. A table with its current name has priority.
     rules = {(context.current(node), sensor): limits for (node, sensor), limits in written.items()}
     quality = QualityChecks(context.links, {**rules, **written})
     context.ingestor.subscribe(quality.on_commit)

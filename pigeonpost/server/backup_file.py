@@ -66,7 +66,7 @@ def contents_text(store: Store) -> str:
     nodes, gaps = store.nodes(), store.gaps(-1)
     expired = sum(node["forgotten"] for node in nodes)
     samples = sum(node["samples"] for node in nodes) - expired
-    noun = "sample" if samples == 1 else "samples"
+    noun = "sample" if samples == 1 else "samples"  # not `counted`: scripts read the number, so it has no separators
     text = f"{samples} {noun} of {counted(len(nodes), 'node')}: none missing, none stored twice"
     if expired:
         text += f"; {expired} expired samples were deleted"

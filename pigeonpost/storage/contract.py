@@ -159,7 +159,7 @@ class Store:
         The CSV log must have written all samples and gaps of the node.
 
         Args:
-            node: Present name of the node.
+            node: Current name of the node.
             new: New name.
             now_ms: Current time, in ms since 1970 (UTC).
 

@@ -240,7 +240,7 @@ class FormerName(NamedTuple):
 
     Attributes:
         name: The former name.
-        node: Present name of the node.
+        node: Current name of the node.
         until_ms: Time of the renaming, in ms since 1970 (UTC).
         is_released: True if a node that reports this name is a different node.
     """

@@ -51,7 +51,7 @@ class RecordTables:
 
         Args:
             db: Open connection, in a transaction.
-            node: Present name.
+            node: Current name.
             new: New name.
             now_ms: Current time, in ms since 1970 (UTC).
 

@@ -48,7 +48,7 @@ class ServerContext(NamedTuple):
         collect: Function of (node name, address) that starts to collect from a node over TCP and returns that link.
         faults: Faults of this server that the pages and `control.py check` report.
         throttle: Delays and refuses clients after failed attempts with passwords, tokens and keys.
-        names: Present names of renamed nodes, or None if nodes cannot be renamed.
+        names: Current names of renamed nodes, or None if nodes cannot be renamed.
         api_tokens: Tokens of programs that may write readings, or None if no program may write.
     """
 
@@ -68,7 +68,7 @@ class ServerContext(NamedTuple):
     api_tokens: ApiTokens | None = None
 
     def current(self, name: str) -> str:
-        """Return the present name of the node that reports the name `name`."""
+        """Return the current name of the node that reports the name `name`."""
         return name if self.names is None else self.names.current(name)
 
 

@@ -200,7 +200,7 @@ class MqttServerTransport(Transport):
     def _key_of(self, node: str, payload: bytes) -> tuple[Key | None, str, bytes]:
         """Return the key for the answers, the signature, and the body. Raise AuthFailed if the signature is wrong."""
         mac, body = split_signature(payload)
-        current_name = self._context.current(node)  # tokens are stored under the present name
+        current_name = self._context.current(node)  # tokens are stored under the current name
         key = self._context.tokens.get(current_name) if self._signed else None
         if key is None and mac and self._signed:
             raise AuthFailed(

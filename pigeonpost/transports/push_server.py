@@ -141,7 +141,7 @@ class PushServerTransport(PassiveTransport):
         return True
 
     def _check_name(self, name: str, node: str) -> str:
-        """Return the present name of the node that a request names, or raise HTTPError if it is not `node`.
+        """Return the current name of the node that a request names, or raise HTTPError if it is not `node`.
 
         Args:
             name: Name in the request.

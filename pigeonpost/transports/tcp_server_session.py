@@ -98,7 +98,7 @@ class ServerSession(LinkSession):
         fingerprint: Fingerprint of the node's certificate, or empty if the connection is not encrypted.
         pins: Required certificate fingerprints of the nodes that use TLS, by name; empty if any is accepted.
         claim: NodeNames.claim; returns why the node may not use its name, or an empty string if it may.
-        current: NodeRegister.current; returns the present name of a node that was renamed.
+        current: NodeRegister.current; returns the current name of a node that was renamed.
         run_apart: Function that queries the store in another thread, because this may take long; None to query it
             in this thread.
 
@@ -311,7 +311,7 @@ class ServerSession(LinkSession):
             self._state.offset_ms = None
 
     def _prove(self, name: str, outbox: str, hello: Mapping[str, Any]) -> None:
-        current_name = self._current(name)  # tokens are stored under the present name
+        current_name = self._current(name)  # tokens are stored under the current name
         key, mac, nonce = self._keys.get(current_name), hello.get("mac"), hello.get("nonce")
         if key is None:
             if mac is not None:

@@ -91,7 +91,8 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     yield "checked", _checked(context)
     if (backups := app.transports.get("backup")) is not None:
         yield "backup", _last_backup(backups.report() or {}, now_ms)
-    yield "this run", f"{counted(app.ingestor.stored, 'sample')} stored, {app.ingestor.repeated:,} received again"
+    duplicates = counted(app.ingestor.repeated, "duplicate")
+    yield "this run", f"{counted(app.ingestor.stored, 'sample')} stored, {duplicates} received"
     yield "disk", f"{size(use.stored)} stored, {size(use.free)} free"
     if use.days is not None:
         yield "space for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the rate of the last day"

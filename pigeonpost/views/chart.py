@@ -297,9 +297,8 @@ def _units(context: RequestContext, names: Sequence[tuple[str, str]], shown: Map
     for node, sensor in names:
         view = snapshot.node(node) if sensor else None
         if view is None:
-            raise HTTPError(
-                404, "There is no such node, or no sensor was named: use /chart?series=NODE/SENSOR", "unknown-node"
-            )
+            missing = "There is no node with that name." if sensor else "Name a sensor: /chart?series=NODE/SENSOR."
+            raise HTTPError(404, missing, "unknown-node")
         measured = next((one.unit for one in view.sensors if one.name == sensor), "")
         units.add(conversion(measured, shown).unit)
     if len(units) > 2:

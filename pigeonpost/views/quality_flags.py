@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pigeonpost.core.format import age, number, with_unit
+from pigeonpost.core.format import age, counted, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.views.models import SensorView
 
@@ -55,7 +55,7 @@ def flags_text(sensor: SensorView) -> list[str]:
 
 def flag_counts(sensor: SensorView) -> str:
     """Return the number of values of `sensor` with each flag in this run, as text."""
-    texts = [f"{_KINDS[kind]} {count:,} {'time' if count == 1 else 'times'}"
+    texts = [f"{_KINDS[kind]} {counted(count, 'time')}"
             for kind, count in sensor.counts.items() if count]  # fmt: skip
     return ", ".join(texts) or "none"
 

@@ -91,7 +91,7 @@ class SensorPages:
             self._chart(context, view.node, view.name, span),
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>Download: '
                  '<a href="{}.csv">CSV</a> · <a href="{}.json">JSON</a> {}</p></section>').format(
-                statistics_table("span", rows, now_ms), data, data, _about(rows)),
+                statistics_table("time range", rows, now_ms), data, data, _about(rows)),
             flags_table([view]),
         ), "\n")  # fmt: skip
 
@@ -121,7 +121,7 @@ def _text(context: RequestContext, view: SensorView, figures: Figures) -> Iterat
     site = context.request.site
     yield f"{view.title} of {view.node}: {_value(view)}{_age(view, now_ms)}."
     yield ""
-    yield from statistics_text("span", [(words, found, "") for words, found in figures], now_ms)
+    yield from statistics_text("time range", [(words, found, "") for words, found in figures], now_ms)
     judged = flags_text(view)
     yield from ["", *judged] if judged else []
     yield ""

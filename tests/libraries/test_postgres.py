@@ -233,7 +233,7 @@ class SeveralServersTest(PostgresCase):
         self.assertEqual(sum(1 for _ in stored_samples(self.store.every_batch())), 8 * 350)
 
     def collecting(self, store, tokens=None):
-        """Return the Ingestor of a server on `store`, with the present names."""
+        """Return the Ingestor of a server on `store`, with the current names."""
         csv = CsvLog(temp_folder(self), store, Clock())
         csv.start()
         self.addCleanup(csv.close)

@@ -111,7 +111,7 @@ class FilesPage:
 
 
 def _pis(context: RequestContext) -> Mapping[str, Pi]:
-    """Return every Pi by its id, with the present name of its node."""
+    """Return every Pi by its id, with the current name of its node."""
     current = context.app.ingestor.names.current
     try:
         return {pi_id: pi._replace(node=current(pi.node)) for pi_id, pi in PiIds(context.app.data).all().items()}

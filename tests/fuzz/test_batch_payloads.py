@@ -55,8 +55,8 @@ ANSWERS = (
 )  # fmt: skip
 
 
-class Parcels(Target, unittest.TestCase):
-    corpus = "parcels"
+class BatchPayloads(Target, unittest.TestCase):
+    corpus = "batch_payloads"
     CPU_S = 3.0  # of a mebibyte
     MEMORY_BYTES = 200 << 20
 

@@ -174,6 +174,11 @@ class Units(unittest.TestCase):
         self.assertEqual(groups - {"video"}, made)  # Debian's base-passwd has video
         self.assertEqual(groups, set(re.findall(r'GROUP="(\w+)"', read("deploy", "pigeonpost.rules"))))
 
+    def test_unit_of_the_node_names_every_drop_in(self):
+        header = read("deploy", "pigeonpost-node.service").partition("[Unit]")[0]
+        for name in os.listdir(os.path.join(ROOT, "deploy", "pigeonpost-node.service.d")):
+            self.assertIn(f" {name}", header)
+
     def test_package_makes_its_groups_also_in_an_image_that_is_being_built(self):
         text = read("deploy", "deb", "postinst")
         self.assertLess(text.index("systemd-sysusers pigeonpost.conf"), text.index("if [ -d /run/systemd/system ]"))

@@ -54,10 +54,11 @@ class Package:
         put(machine, build_package(self), "/root/pigeonpost.deb")
         own = '[server]\nname = "cellar"\n'  # written first, as by cloud-init; dpkg asks no question
         machine.write("/etc/pigeonpost/server.toml", own)
+        # As on Raspberry Pi OS. Otherwise systemd-sysusers would report each group that it creates.
+        machine.sh("for name in spi i2c gpio; do getent group $name || groupadd --system $name; done")
         result = machine.run("dpkg", "--install", "/root/pigeonpost.deb")
         self.assertIn("sudo systemctl enable --now pigeonpost-node", result.stdout)
-        # systemd-sysusers reports the groups that it creates; Raspberry Pi OS has all of them.
-        self.assertRegex(result.stderr, r"\A(?:Creating group '(?:spi|i2c|gpio)' with GID \d+\.\n)*\Z")
+        self.assertEqual(result.stderr, "")
         self.assertEqual(machine.read("/etc/pigeonpost/server.toml"), own)
         default = machine.read("/usr/share/pigeonpost/node.default.toml")
         self.assertEqual(machine.read("/etc/pigeonpost/node.toml"), default)

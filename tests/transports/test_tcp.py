@@ -638,7 +638,7 @@ class Limits(TcpCase):
         with self.assertLogs("pigeonpost.transports", "INFO") as logged:
             flood()
         self.assertLessEqual(len(logged.output), kinds + 2)
-        self.assertTrue(any("similar message" in line for line in logged.output), logged.output)
+        self.assertTrue(any("similar messages suppressed" in line for line in logged.output), logged.output)
 
     def test_listener_continues_if_no_thread_can_be_started(self):
         node = self.start_node(self.key)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot import our modules
-    sys.exit("Pigeonpost needs Python 3.11, as Raspberry Pi OS bookworm has it; this is %d.%d" % sys.version_info[:2])
+    sys.exit(
+        "Pigeonpost needs Python 3.11 or later, as in Raspberry Pi OS bookworm; this is %d.%d" % sys.version_info[:2]
+    )
 
 import argparse
 import gc

@@ -28,7 +28,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.format import counted
 from pigeonpost.http.message import HTTPError
 
-FREE = 3  # failures without a delay; after that, each delay is longer than the one before
+FREE = 3  # failures without a delay; after that, each delay is longer than the one before, up to LONGEST_DELAY_S
 
 MOST = 10  # failures of an address after which its attempts are refused
 

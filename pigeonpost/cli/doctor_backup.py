@@ -58,7 +58,7 @@ def check_backup(settings: Settings, data: str, service: Service | None, is_clos
     made_ms = found["backup"].made_ms
     if made_ms is None:
         yield Finding(
-            "note", f"no backup has been made yet; the first is written to {to} one minute after the server starts"
+            "note", f"no backup has been made yet; the first is written to {to} half a minute after the server starts"
         )
         return
     days = (time.time() - made_ms / 1000) / _DAY_S

@@ -294,7 +294,8 @@ def _write(plan: Plan, layout: Layout) -> None:
     os.umask(0o022)  # all users must be able to read the files: each service runs as its own user
     if not install_files.is_installed_here(layout):
         count = install_files.copy_program(layout)
-        print(f"{PROGRAM}: {f'{count:,} files written' if count else 'this version is installed already'}")
+        done = f"{counted(count, 'file')} written" if count else "this version is installed already"
+        print(f"{PROGRAM}: {done}")
     settings = f"{SETTINGS}/{plan.program}.toml"
     if plan.settings:
         read = read_program_file if plan.settings.endswith(".default.toml") else install_files.read

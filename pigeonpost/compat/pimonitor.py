@@ -419,7 +419,7 @@ def _zone(name: str, where: str) -> tzinfo | None:
     try:
         return ZoneInfo(name)
     except (OSError, ValueError) as error:  # ZoneInfoNotFoundError is a KeyError
-        raise SettingsError(f"{where}: time zone {name!r} cannot be read: {error}") from None
+        raise SettingsError(f"{where}: zone {name!r} cannot be read: {error}") from None
     except KeyError:
         raise SettingsError(
             f"{where}: there is no time zone {name!r} on this machine; use a name such as"

@@ -117,5 +117,5 @@ def _line_of(fault: str, known: TomlLines) -> int | None:
         path = (*path, "channels", channel[1])
         fault = fault[channel.end() :]
     unknown = _UNKNOWN.match(fault)
-    word = unknown[1] if unknown else (re.match(r"[A-Za-z0-9_-]*", fault) or [""])[0]
+    word = unknown[1] if unknown else (re.match(r"`?([A-Za-z0-9_-]*)", fault) or ["", ""])[1]
     return known.lines.get((*path, word)) or known.lines.get(path)

@@ -7,8 +7,8 @@ batches are added or removed, and never during a commit. While too many samples 
 Each commit has this order:
 
 1. The transaction stores samples, gaps, high-water marks and the log position, and is durable when it ends.
-2. The batches are acknowledged. A node deletes a sample only after its acknowledgement. So a crash before this step
-   loses nothing: the node sends the samples again, and the high-water marks show that they are stored.
+2. The batches are acknowledged, so the nodes continue after them. After a crash before this step the nodes send the
+   samples again, and the high-water marks show that they are stored.
 3. The rows are written to the CSV log. This is safe after the acknowledgement, because the store records which rows the
    log has not synced yet. After a crash the next start writes them from the store.
 4. The subscribers are called: caches, quality checks and other data that is not durable.
@@ -213,7 +213,7 @@ class Ingestor:
             The result of `job`. An exception of `job` is raised in the caller.
 
         Raises:
-            NotStored: The job could not begin within `limit_s` seconds. It is not run.
+            NotStored: The job could not begin within `limit_s` seconds, or the program is stopping. It is not run.
         """
         task = _Task(job, then, is_logged)
         with self._changed:
@@ -359,8 +359,8 @@ class Ingestor:
         try:
             with self._store.writing({(batch.node, batch.epoch): None for batch in batches}) as marks:
                 # These numbers cannot change while the transaction is open: no other server stores data of these nodes.
-                counted = {outbox_of(batch) for batch in batches if batch.gap and batch.gap.before}
-                tops = {key: self._store.marks(*key, ())[0] for key in counted}
+                with_earlier = {outbox_of(batch) for batch in batches if batch.gap and batch.gap.before}
+                tops = {key: self._store.marks(*key, ())[0] for key in with_earlier}
                 self._limits.begin()
                 plan = plan_commit(batches, marks, tops, self._limits.admitted)
                 filed = self._store.put(plan.epoch_commits, noted_ms, self._csv.due())

@@ -71,7 +71,7 @@ class JudgedValue(NamedTuple):
 
     Attributes:
         findings: Current quality flags.
-        counts: Number of times that each flag was set in this run, by kind.
+        counts: Number of values with each flag in this run, by kind; for "stale", the number of times that it was set.
         limits: Limits of the sensor.
     """
 

@@ -203,7 +203,7 @@ class Store:
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         """Return the highest running number of `outbox`, and the high-water marks of the stored `epochs` of `node`.
 
-        The running number counts the items of an outbox across its epochs; it is 0 if none is stored.
+        The running number counts the samples of an outbox across its epochs; it is 0 if none is stored.
         """
         raise NotImplementedError
 

@@ -97,10 +97,10 @@ def read_announcement(body: bytes) -> Announcement:
             or not NODE_NAME(node)
             or not 0 < len(texts) <= MOST_ADDRESSES
             or type(texts) is not list
+            or type(nonce) is not str
+            or not 8 <= len(nonce) <= 64
         ):
-            raise BadArgument("not a valid announcement")
-        if type(nonce) is not str or not 8 <= len(nonce) <= 64:
-            raise BadArgument("not a valid announcement")
+            raise ValueError
         return Announcement(
             node, [_read_address(text) for text in texts], parse_rfc3339(fields["time"]) if is_set else None, nonce
         )

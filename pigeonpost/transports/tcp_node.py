@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import Protected, SettingsError, TooMany, WireError
+from pigeonpost.core.format import counted
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.rare_log import RareLog
 from pigeonpost.core.shortage import PAUSE_S, SHORTAGE
@@ -133,7 +134,7 @@ class TcpNodeTransport(Transport):
         for connection in connections:
             connection.thread.join(max(0.0, give_up_s - self._clock.monotonic()))
         open_count = sum(connection.thread.is_alive() for connection in connections)
-        return f"{open_count} connection{'s' if open_count > 1 else ''} did not end" if open_count else None
+        return f"{counted(open_count, 'connection')} did not end" if open_count else None
 
     # --------------------------------------------------------------------------------- the listener's thread
 
@@ -201,7 +202,8 @@ class TcpNodeTransport(Transport):
         """Register a connection; at a limit, close another one that has not proven the token.
 
         Raises:
-            TooMany: All other connections have proven the token, and none of them is an idle plain session.
+            TooMany: All other connections (or all others of this host) have proven the token, and none of them is an
+                idle plain session.
         """
         with self._lock:
             of_host = [other for other in self._connections if other.host == connection.host]

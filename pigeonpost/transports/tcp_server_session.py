@@ -1,8 +1,9 @@
 """The server's end of a TCP session: opens it, passes samples to the Ingestor, and acknowledges durable samples.
 
 A session belongs to the thread that serves its connection. Any thread may call `committed`, `refused`, `ask`,
-`recheck_token` and `doubt`: these append to a deque, which `take_output` empties in the owner's thread. No lock is
-needed, because appends to a deque are atomic and only the owner changes the session. Errors: as in tcp_session.
+`recheck_token` and `doubt`. `doubt` sets a flag that `tick` reads; the others append to a deque, which `take_output`
+empties in the owner's thread. No lock is needed, because these operations are atomic and only the owner changes the
+rest of the session. Errors: as in tcp_session.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENTRIES_A_LINE = 500  # epochs in one HELD or RESUME line; each needs at most 64 bytes, so the line is never too long
+ENTRIES_A_LINE = 500  # epochs in one HELD or RESUME line; each needs at most 80 bytes, so the line is never too long
 MOST_WARNINGS = 20  # maximum number of warnings of one session in the log, so that a peer cannot fill the disk
 
 # High-water mark of an epoch: the highest seq stored, and that sample's `up` (None if a gap ended there).

@@ -297,7 +297,11 @@ def _units(context: RequestContext, names: Sequence[tuple[str, str]], shown: Map
     for node, sensor in names:
         view = snapshot.node(node) if sensor else None
         if view is None:
-            missing = "There is no node with that name." if sensor else "Name a sensor: /chart?series=NODE/SENSOR."
+            missing = (
+                "There is no node with that name."
+                if node and sensor
+                else "Name a node and a sensor: series=NODE/SENSOR."
+            )
             raise HTTPError(404, missing, "unknown-node")
         measured = next((one.unit for one in view.sensors if one.name == sensor), "")
         units.add(conversion(measured, shown).unit)

@@ -25,7 +25,7 @@ _BUTTONS = (
 _WORDS = (
     ("node", "a computer with sensors, on which node.py runs"),
     ("sample", "the readings that a node took at one time, with a unique number"),
-    ("outbox", "a file on the node's card that keeps samples, at least until this server has stored them"),
+    ("outbox", "a file on the node's card with its latest samples, from which servers collect"),
     ("missing", "samples that are permanently lost; the Gaps page lists them with the reasons"),
     ("late", "a node that has sent nothing for three intervals, or a value that arrived late"),
     ("simulated", "a value that no sensor measured: the node was started with --simulate or --demo"),

@@ -88,7 +88,7 @@ class StatisticsReader:
     def of(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
         """Return the statistics of one range; None if it has no value, or is longer than LONGEST_MS.
 
-        The result for a range that ends within the last minute may be up to a minute old.
+        The result may be up to a minute old, and that of a range of the same length that ends in the same minute.
 
         Args:
             node: Name of the node.

@@ -63,7 +63,7 @@ def _complaint(subject: str, node: NodeNow, now_ms: int) -> str:
 
 
 # A NodeState.fault that begins with one of these follows the node's name directly; "closed", for example, does not.
-_VERBS = frozenset(("cannot", "refuses:", "does", "has", "is", "still", "speaks", "answers", "closes", "shows"))
+_VERBS = frozenset(("cannot", "refuses:", "does", "has", "is", "still", "speaks", "answers", "closes", "reports"))
 
 
 def _resting(watched: Sequence[NodeNow], resting: Sequence[NodeNow], new: Sequence[NodeNow]) -> str:

@@ -386,6 +386,7 @@ class PimonitorSettings(PimonitorCase):
             (key + 'zone = "../../etc/passwd"\n', "zone '../../etc/passwd'"),
             (key + 'unit = "K"\n', "[pimonitor] unit takes 'F' or 'C'"),
             (key + '[[location]]\nname = "a"\nzone = "Nowhere"\n', "[[location]] 1: there is no time zone"),
+            (key + '[[location]]\nname = "a"\nzone = "../x"\n', "[[location]] 1: zone '../x' cannot be read"),
             (key + '[[location]]\nname = "a"\nunit = "K"\n', "[[location]] 1: unit takes"),
             (key + '[[location]]\nname = "a"\nzoen = "UTC"\n', 'did you mean "zone"?'),
             (key + '[[location]]\nunit = "C"\n', "[[location]] 1: name is missing"),

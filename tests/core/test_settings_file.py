@@ -209,6 +209,7 @@ class LineNumbers(unittest.TestCase):
             ("[node] belongs in node.toml", 1),
             ("[[sensor]] belongs in node.toml", 4),
             ("[[sensor]] 1: kind must be one of adc", 5),
+            ("[[sensor]] 1: `kind` and `name` must not be used together", 5),
             ("[[sensor]] 2: channels is missing", 9),
             ("[[sensor]] 2: dsk is missing", 7),
             ("[[sensor]] 2: channels.light: input takes", 9),

@@ -533,6 +533,15 @@ class ChartRequests(unittest.TestCase):
         ):
             self.assert_refused(query, status, code)
 
+    def test_missing_node_and_unknown_node_are_different_errors(self):
+        for query, text in (
+            ("node=basement", "Name a node and a sensor: series=NODE/SENSOR."),
+            ("sensor=temperature", "Name a node and a sensor: series=NODE/SENSOR."),
+            ("node=attic&sensor=temperature", "There is no node with that name."),
+        ):
+            with self.subTest(query), self.assertRaisesRegex(HTTPError, re.escape(text)):
+                self.ask(query)
+
     def test_several_series_are_read_for_the_same_time_range(self):
         svg = ET.fromstring(self.ask("series=basement/s0,basement/temperature,basement/s1&size=large").body)
         self.assertEqual([group.get("class") for group in svg.findall(f"{SVG}g")], ["s0", "s1", "s2"])

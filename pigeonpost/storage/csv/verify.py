@@ -2,7 +2,6 @@
 
 For use while the server is stopped.
 
-
 Errors: OSError of the disk; errors of the store.
 """
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tests.support import ROOT
@@ -74,9 +74,11 @@ _PHRASES = [(re.compile(rf"\b{phrase}\b", re.IGNORECASE), advice) for phrase, ad
 _QUESTION = re.compile(r"(Which|Who|Whom|Whose|What|How|Where|When|Why|Whether)\b(?! to\b)")
 _REFERENCE = re.compile(r"(As|Like|See|Same as) [\w.`]+\.$")
 _FOLDERS = ("pigeonpost", "bench", "docs", "deploy", "tests", ".ci")
-_BY_ENDING = (".md", ".toml", ".js", ".css", ".service", ".socket", ".conf", ".rules", ".yaml", ".yml", ".sh")
+_BY_ENDING = (
+    ".md", ".toml", ".js", ".css", ".service", ".socket", ".conf", ".rules", ".sysusers", ".yaml", ".yml", ".sh"
+)  # fmt: skip
 _FENCE = re.compile(r"^ *(```|~~~)")
-_CODE = re.compile(r"`[^`\n]*`|\]\([^)]*\)|<[^>]+>|https?://\S+")
+_CODE = re.compile(r"`[^`\n]*`|\]\([^)]*\)|</?[a-zA-Z][^>\n]*>|https?://\S+")
 
 LONGEST_COLUMN = 100  # of a line in a document
 LONGEST_SUBJECT = 72  # characters of a commit's subject
@@ -85,7 +87,7 @@ SUBJECTS_SINCE = "3db5449"  # older subjects are longer: history is not rewritte
 Finding = tuple[str, int, str]  # path from the root, line, message
 
 
-class Function(NamedTuple):
+class PublicItem(NamedTuple):
     """A public function or class, with what its docstring must state."""
 
     line: int
@@ -97,7 +99,14 @@ class Function(NamedTuple):
 
 
 def files(paths: Sequence[str] = ()) -> list[str]:
-    """Return the paths of all files with text for people, from the root; only those below `paths` if there are any."""
+    """Return the paths of all files with comments or text for people, from the root.
+
+    Args:
+        paths: Files and folders; if there are any, only the files in them are returned.
+
+    Raises:
+        FileNotFoundError: One of `paths` contains no such file.
+    """
     found = []
     for name in sorted(os.listdir(ROOT)):
         if os.path.isfile(os.path.join(ROOT, name)) and name.endswith((".py", *_BY_ENDING)):
@@ -109,8 +118,13 @@ def files(paths: Sequence[str] = ()) -> list[str]:
                 os.path.relpath(os.path.join(folder, name), ROOT)
                 for name in sorted(names) if name.endswith((".py", *_BY_ENDING)) or top == ".ci"
             ]  # fmt: skip
-    wanted = [path.rstrip("/") for path in paths]
-    return [path for path in found if not wanted or any(path == one or path.startswith(one + "/") for one in wanted)]
+    if not paths:
+        return found
+    below = {one: [path for path in found if path == one or path.startswith(one.rstrip("/") + "/")] for one in paths}
+    for one, chosen in below.items():
+        if not chosen:
+            raise FileNotFoundError(f"{one} is neither a file with text for people nor a folder with such files")
+    return sorted({path for chosen in below.values() for path in chosen})
 
 
 def read(path: str) -> str:
@@ -122,22 +136,36 @@ def read(path: str) -> str:
 def prose_of(path: str, text: str) -> list[tuple[int, str]]:
     """Return the pieces of prose in a file, each with the number of its first line.
 
-    Python: comments, docstrings and other strings of at least two words. Markdown: the lines outside code blocks. Other
-    files: the comments.
+    Python: comments, docstrings and other strings of at least two words. Markdown: the paragraphs outside code blocks.
+    Other files: the comments. Consecutive lines are one piece.
     """
     if path.endswith(".py"):
         return _python_prose(text)
     if path.endswith(".md"):
         return _markdown_prose(text)
-    return [(k, line) for k, line in enumerate(text.splitlines(), 1) if re.search(r"(^|\s)(#|//|/?\*) ", line)]
+    return _joined([(k, line) for k, line in enumerate(text.splitlines(), 1) if re.search(r"(^|\s)(#|//|/?\*) ", line)])
+
+
+def _joined(lines: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return pieces of prose from lines with their numbers: consecutive lines are joined, without comment marks."""
+    pieces: list[tuple[int, str]] = []
+    last = 0
+    for number, line in lines:
+        plain = re.sub(r"^\s*(#|//|/?\*) ?", "", line)
+        if pieces and number == last + 1:
+            pieces[-1] = pieces[-1][0], f"{pieces[-1][1]}\n{plain}"
+        else:
+            pieces.append((number, plain))
+        last = number
+    return pieces
 
 
 def _python_prose(text: str) -> list[tuple[int, str]]:
-    found = [
-        (token.start[0], token.string)
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type == tokenize.COMMENT
-    ]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    is_own_line = {token: token.line.lstrip().startswith("#") for token in comments}
+    found = _joined((token.start[0], token.string) for token in comments if is_own_line[token])
+    found += [(token.start[0], token.string) for token in comments if not is_own_line[token]]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value.strip():
             found.append((node.lineno, node.value))
@@ -145,22 +173,27 @@ def _python_prose(text: str) -> list[tuple[int, str]]:
 
 
 def _markdown_prose(text: str) -> list[tuple[int, str]]:
-    found, is_code = [], False
+    return _joined((k, line) for k, line in _text_lines(text) if line.strip())
+
+
+def _text_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a Markdown text outside code blocks, with their numbers."""
+    is_code = False
     for k, line in enumerate(text.splitlines(), 1):
         if _FENCE.match(line):
             is_code = not is_code
-        elif not is_code:
-            found.append((k, line))
-    return found
+        elif not is_code and not line.startswith("    "):
+            yield k, line
 
 
 def phrase_findings(path: str, text: str) -> list[Finding]:
     """Return the phrases of PHRASES in the prose of a file."""
     found = []
     for line, piece in prose_of(path, text):
-        plain = _CODE.sub("``", piece)
+        plain = re.sub(r"[ \t]*\n[ \t]*", "\n", _CODE.sub("``", piece))
+        flat = plain.replace("\n", " ")  # a phrase may be broken over two lines, but not over two paragraphs
         for pattern, advice in _PHRASES:
-            for match in pattern.finditer(plain):
+            for match in pattern.finditer(flat):
                 at = line + plain[: match.start()].count("\n")
                 found.append((path, at, f"`{match[0]}`: write: {advice}"))
     return found
@@ -170,8 +203,8 @@ def line_findings(path: str, text: str) -> list[Finding]:
     """Return the lines of a Markdown file that are longer than LONGEST_COLUMN: tables and code blocks excepted."""
     return [
         (path, k, f"{len(line)} columns: at most {LONGEST_COLUMN}")
-        for k, line in _markdown_prose(text)
-        if len(line) > LONGEST_COLUMN and not line.startswith(("|", "    ")) and " " in line.strip()
+        for k, line in _text_lines(text)
+        if len(line) > LONGEST_COLUMN and not line.startswith("|") and " " in line.strip()
     ]
 
 
@@ -194,13 +227,20 @@ _VAGUE_NAME = re.compile(
 
 
 def test_name_findings(path: str, tree: ast.Module) -> list[Finding]:
-    """Return tests with names of one word, or that begin with a question word or a pronoun: they state no behaviour."""
+    """Return tests whose names state no behaviour, or contain one of PHRASES.
+
+    A name states no behaviour if it has one word, or begins with a question word or a pronoun.
+    """
     return [
         (path, node.lineno, f"{node.name}: state the behaviour: test_SUBJECT_VERB_...")
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-        and (_VAGUE_NAME.match(node.name) or node.name.count("_") < 2)
+        and (_VAGUE_NAME.match(node.name) or node.name.count("_") < 2 or _has_phrase(node.name.replace("_", " ")))
     ]  # fmt: skip
+
+
+def _has_phrase(text: str) -> bool:
+    return any(pattern.search(text) for pattern, _ in _PHRASES)
 
 
 def _class_table(trees: dict[str, ast.Module]) -> dict[str, list[ast.ClassDef]]:
@@ -215,14 +255,18 @@ def _class_table(trees: dict[str, ast.Module]) -> dict[str, list[ast.ClassDef]]:
 def _base_names(node: ast.ClassDef) -> list[str]:
     names = []
     for base in node.bases:
-        value = base.value if isinstance(base, ast.Subscript) else base
-        names.append(value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", ""))
+        names.append(_name_of(base.value if isinstance(base, ast.Subscript) else base))
     return names
+
+
+def _name_of(node: ast.AST) -> str:
+    """Return the last part of a dotted name, or an empty string for other expressions."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _inherits_docstring(node: ast.ClassDef, method: str, classes: dict[str, list[ast.ClassDef]]) -> bool:
     for name in _base_names(node):
-        for base in classes.get(name, ()):
+        for base in (one for one in classes.get(name, ()) if one is not node):  # a base class may have the same name
             if any(
                 isinstance(one, ast.FunctionDef) and one.name == method and ast.get_docstring(one) for one in base.body
             ) or _inherits_docstring(base, method, classes):
@@ -233,12 +277,11 @@ def _inherits_docstring(node: ast.ClassDef, method: str, classes: dict[str, list
 def _raised(node: ast.AST) -> Iterator[str]:
     """Yield the names of the errors that a node raises and does not catch, without those of functions inside it."""
     if isinstance(node, ast.Raise) and node.exc is not None:
-        kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        yield kind.attr if isinstance(kind, ast.Attribute) else getattr(kind, "id", "")
+        yield _name_of(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
     caught: set[str] = set()
     if isinstance(node, ast.Try):
         kinds = [handler.type for handler in node.handlers if handler.type is not None]
-        caught = {getattr(name, "id", "") for kind in kinds for name in ast.walk(kind)}
+        caught = {_name_of(name) for kind in kinds for name in ast.walk(kind)}
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
             is_tried = isinstance(node, ast.Try) and child in node.body
@@ -246,32 +289,33 @@ def _raised(node: ast.AST) -> Iterator[str]:
 
 
 _NO_RESULT = {"None", "Never", "NoReturn", "Self", ""}
-_NOT_ERRORS = {"NotImplementedError", "AssertionError", "SystemExit", "StopIteration", "KeyboardInterrupt"}
+_NOT_ERRORS = {"NotImplementedError", "AssertionError", "SystemExit"}
 
 
-def _describe(node: ast.FunctionDef | ast.ClassDef, name: str) -> Function:
+def _decorators(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
+    return {ast.unparse(one).split("(")[0].rpartition(".")[2] for one in node.decorator_list}
+
+
+def _describe(node: ast.FunctionDef | ast.ClassDef, name: str) -> PublicItem:
     if isinstance(node, ast.ClassDef):
-        return Function(node.lineno, name, ast.get_docstring(node), (), False, ())
+        return PublicItem(node.lineno, name, ast.get_docstring(node), (), False, ())
     arguments = tuple(
         one.arg
         for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
         if one.arg not in ("self", "cls") and not one.arg.startswith("_")
     )
-    marks = {ast.unparse(one).split("(")[0].rpartition(".")[2] for one in node.decorator_list}
-    is_value = marks & {"property", "cached_property", "setter", "contextmanager"}
+    is_value = _decorators(node) & {"property", "cached_property", "setter", "contextmanager"}
     result = ast.unparse(node.returns) if node.returns else ""
     raises = [error for error in _raised(node) if error[:1].isupper() and error not in _NOT_ERRORS]
     docstring = ast.get_docstring(node)
-    if marks & {"overload"}:
-        docstring = docstring or "Overload."
-        return Function(node.lineno, name, docstring, (), False, ())
-    return Function(node.lineno, name, docstring, arguments, not is_value and result not in _NO_RESULT, tuple(raises))
+    return PublicItem(node.lineno, name, docstring, arguments, not is_value and result not in _NO_RESULT, tuple(raises))
 
 
-def public_items(tree: ast.Module, classes: dict[str, list[ast.ClassDef]]) -> list[Function]:
+def public_items(tree: ast.Module, classes: dict[str, list[ast.ClassDef]]) -> list[PublicItem]:
     """Return the public classes, functions and methods of a module that need a docstring of their own.
 
-    A method that overrides a documented one of this project needs none: its docstring is inherited.
+    A method that overrides a documented one of this project needs none, because its docstring is inherited. Overloads
+    need none, because the implementation has it.
     """
     found = []
 
@@ -280,6 +324,8 @@ def public_items(tree: ast.Module, classes: dict[str, list[ast.ClassDef]]) -> li
             if isinstance(node, (ast.If, ast.Try)):
                 add(node, prefix)
             if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            if "overload" in _decorators(node):
                 continue
             is_inherited = isinstance(parent, ast.ClassDef) and _inherits_docstring(parent, node.name, classes)
             if not (is_inherited and not ast.get_docstring(node)):
@@ -292,7 +338,7 @@ def public_items(tree: ast.Module, classes: dict[str, list[ast.ClassDef]]) -> li
     return found
 
 
-def docstring_findings(path: str, items: list[Function]) -> list[Finding]:
+def docstring_findings(path: str, items: list[PublicItem]) -> list[Finding]:
     """Return public items without a docstring, or whose docstring lacks an argument, the result or an error raised."""
     found = []
     for item in items:
@@ -319,7 +365,7 @@ def is_product(path: str) -> bool:
 def findings(paths: Sequence[str] = ()) -> list[Finding]:
     """Return everything that CONTRIBUTING.md rules out, in the files below `paths` (empty: in all files)."""
     every = {path: ast.parse(read(path)) for path in files() if path.endswith(".py")}
-    classes = _class_table(every)
+    classes = _class_table({path: tree for path, tree in every.items() if is_product(path)})
     found: list[Finding] = []
     for path in files(paths):
         text = read(path)
@@ -365,7 +411,10 @@ def long_subjects(lines: Sequence[str]) -> list[Finding]:
 
 def main() -> int:
     """Print the findings below the paths in the command line. Returns 1 if there are any."""
-    found = findings(sys.argv[1:])
+    try:
+        found = findings(sys.argv[1:])
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     if not sys.argv[1:]:
         found += subject_findings()
     for path, line, message in found:

@@ -31,7 +31,7 @@ class Control(unittest.TestCase):
                 with self.subTest(arguments):
                     self.assertEqual(control_here(*arguments), (0, "shed\n", ""))
 
-    def test_flags_can_be_on_both_sides_of_the_command(self):
+    def test_last_data_flag_wins_on_either_side_of_the_command(self):
         empty = temp_folder(self)
         for arguments in (("--config", self.file, "tokens", "--data", empty), ("--data", empty, "tokens", "--config",
                           self.file), ("--data", self.data, "tokens", "--data", empty)):  # fmt: skip

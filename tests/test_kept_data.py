@@ -67,7 +67,7 @@ class KeptData(unittest.TestCase):
             program.terminate()
             self.assertEqual(program.wait(), 0)
 
-    def test_samples_go_on_behind_those_that_were_kept(self):
+    def test_new_samples_follow_those_that_were_kept(self):
         self.run_both()
         store = SqliteStore(self.data, look_only=True)
         self.addCleanup(store.close)

@@ -41,7 +41,8 @@ LEVELS = (
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 LONGEST_FUNCTION = 60  # lines, without docstrings
 GUARDS = ("TYPE_CHECKING", "__name__ == '__main__'", "sys.version_info < (3, 11)")  # `if`s outside of functions
-LONGEST_FILE = 450  # lines, without docstrings
+LONGEST_FILE = 450  # lines, without docstrings: complete documentation must not count against a file
+LONGEST_WITH_DOCSTRINGS = 550
 # A node without a token loads none of these: on a Pi Zero each costs memory that the samples could have.
 NOT_ON_A_NODE = (
     "http", "urllib.request", "smtplib", "asyncio", "ssl", "hashlib", "_hashlib", "hmac", "sqlite3", "email", "csv",
@@ -75,7 +76,8 @@ class Facts(NamedTuple):
     imports: list[Import]
     functions: list[tuple[str, int]]  # line and name, and its number of lines without docstrings
     actions: list[tuple[int, str]]  # line and text of statements that run at import and define nothing
-    lines: int  # of the file, without docstrings: complete documentation must not count against a file
+    lines: int  # of the file, without docstrings
+    lines_with_docstrings: int
 
 
 def product_files():
@@ -103,8 +105,9 @@ def info(module):
         for node in statements(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    lines = len(text.splitlines()) - docstring_lines(tree)
-    return Facts(ast.get_docstring(tree) or "", imports_of(tree), functions, actions_of(tree), lines)
+    lines = len(text.splitlines())
+    without = lines - docstring_lines(tree)
+    return Facts(ast.get_docstring(tree) or "", imports_of(tree), functions, actions_of(tree), without, lines)
 
 
 def docstring_lines(tree):
@@ -316,6 +319,7 @@ class Files(unittest.TestCase):
         for module, path in FILES.items():
             with self.subTest(path):
                 self.assertLessEqual(info(module).lines, LONGEST_FILE)
+                self.assertLessEqual(info(module).lines_with_docstrings, LONGEST_WITH_DOCSTRINGS)
 
     def test_no_function_is_too_long(self):
         lengths = {

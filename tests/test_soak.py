@@ -78,7 +78,7 @@ class TestAccount(unittest.TestCase):
         found = account(self.folder, self.accepted)
         self.assertEqual(found, {"accepted": 13, "gaps": 5, "lost": 0, "repeated": 0, "astray": 0})
 
-    def test_each_fault_is_told(self):
+    def test_each_fault_is_reported(self):
         values = COLUMNS.replace("first", "{}").replace("low", "low + 1")
         again = f"INSERT INTO chunks ({COLUMNS}) SELECT {values} FROM fresh WHERE first = 4"
         for what, sql, figures in (

@@ -228,7 +228,7 @@ class Reports(unittest.TestCase):
             message.info["nodes"]["attic"], {"temperature": {"values": 3, "low": 21, "high": 23, "mean": 22}}
         )
 
-    def test_report_of_an_empty_store_says_so(self):
+    def test_report_of_an_empty_store_contains_no_samples(self):
         self.assertIn("No samples are stored.", report(MemoryStore(), "home", 0, 1000).text)
 
 

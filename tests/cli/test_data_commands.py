@@ -115,8 +115,9 @@ class DataCase(ControlCase):
         return os.path.join(data or self.data, "logs")
 
     def assert_sound(self, samples, data=None):
+        noun = "1 sample" if samples == 1 else f"{samples} samples"
         self.assertRegex(
-            self.done("verify", data=data), rf"^{samples} samples? of \d nodes?: none missing, none stored twice"
+            self.done("verify", data=data), rf"^{noun} of (1 node|[02-9] nodes): none missing, none stored twice"
         )
 
 

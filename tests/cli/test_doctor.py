@@ -155,9 +155,8 @@ class Nodes(Case):
         self.assert_wrong(
             findings, r"the default sensor.: .*dev/spidev0\.0 does not exist", "do_spi 0, then sudo reboot"
         )
-        self.assertFalse(
-            [finding for finding in findings if "temperature" in finding.about]
-        )  # the sensor is not read, too
+        # The sensor is then not read.
+        self.assertFalse([finding for finding in findings if "temperature" in finding.about])
 
     def test_readings_of_the_chip_are_shown(self):
         self.put("dev/spidev0.0")

@@ -42,7 +42,7 @@ class ApiTokens(ControlCase):
         self.assert_fails(1, "there is no API token 'ha'; `api-tokens` lists", "revoke", "--api", "ha")
 
     def test_wrong_usage_is_rejected(self):
-        self.assert_fails(2, "the name of an API token must consist of", "api-token", "a b")
+        self.assert_fails(2, "the name of an API token must consist of at most 63 letters, digits", "api-token", "a b")
         self.assert_fails(2, "invalid choice", "api-token", "a", "--role", "admin")
         for arguments in (["revoke"], ["revoke", "basement", "--api", "ha"]):
             self.assert_fails(2, "revoke needs the name of a node, or --api", *arguments)

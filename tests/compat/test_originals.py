@@ -333,7 +333,7 @@ class PageButtons(unittest.TestCase):
         self.assertEqual(text.splitlines()[0], "time,node,sensor,value,unit")
         self.assertGreater(len(text.splitlines()), 30)
 
-    def test_exit_stops_the_server_and_says_exited(self):
+    def test_exit_stops_the_server_and_prints_exited(self):
         node = Node(self)
         server = Server(self, "--node", node.at, constants=SOON)
         wait_until(lambda: rows(server.data))

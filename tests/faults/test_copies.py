@@ -79,7 +79,7 @@ class Copies(unittest.TestCase):
         self.check()
 
     @long
-    def test_a_card_that_was_wiped_begins_anew(self):
+    def test_samples_of_a_wiped_card_are_collected_from_the_beginning(self):
         for _ in range(TIMES):
             self.house.drain()  # samples that are only on the card are lost with it
             shutil.rmtree(self.node)

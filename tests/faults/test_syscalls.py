@@ -239,8 +239,8 @@ class OfTheServer(unittest.TestCase):
         wanted = len(house.heard) + 15
 
         def is_settled():
-            # A page that the disk did not give may look as if it were damaged: then it stays, to say so, until it is
-            # told. Before it has started, a signal to end finds no handler yet.
+            # A page that the disk did not return may look damaged. The server then reports this and keeps running until
+            # it receives a signal. Before its start is complete, it has no handler for that signal.
             said = house.server.log.read_bytes()[read:]
             stays = b"is damaged (" in said and b"the page is at " in said
             return stays or not house.server.is_running() or house.has_stored_after(wanted)

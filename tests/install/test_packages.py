@@ -73,7 +73,7 @@ class Package:
         self.control("verify")
         self.leaves_the_data()
 
-    def test_beside_an_installation_by_control_py_it_says_what_runs(self):
+    def test_package_beside_an_installation_by_control_py_prints_what_runs(self):
         machine = self.machine
         put(machine, build_package(self), "/root/pigeonpost.deb")
         unit = "/etc/systemd/system/pigeonpost-node.service"

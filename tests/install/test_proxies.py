@@ -187,7 +187,7 @@ class AtTheRoot(ProxyCase):
         nginx = self.nginx(lines="proxy_set_header Host $host;", is_tls=True)
         self.assert_works(Browser(nginx, f"{NAME}:8443", is_old=True))
 
-    def test_an_old_browser_is_told_the_line_that_is_missing(self):
+    def test_old_browser_receives_the_line_that_is_missing(self):
         status, text, _ = Browser(self.nginx(), "unknown.example.org", is_old=True).log_in("/")
         self.assertEqual(status, 403)
         self.assertIn("proxy_set_header Host $http_host;", text)
@@ -203,12 +203,12 @@ class AtTheRoot(ProxyCase):
         browser.log_in("/")
         self.assertEqual([name[:7] for name, _ in browser.cookies], ["__Host-"])
 
-    def test_a_name_that_is_not_set_is_told_with_its_line(self):
+    def test_name_that_is_not_set_is_reported_with_its_line(self):
         status, _, body = Browser(self.nginx(lines=HEADERS), "other.example.org").ask("GET", "/")
         self.assertEqual(status, 421)
         self.assertIn(b"names = [&quot;other.example.org&quot;]", body)
 
-    def test_an_upstreams_name_is_told_with_the_proxys_line(self):
+    def test_name_of_an_upstream_is_reported_with_the_line_of_the_proxy(self):
         at = "{}:{}".format(*self.house.address)
         server = f"upstream backend {{ server {at}; }} server {{ listen 127.0.0.1:{{port}};"
         nginx = Nginx(self, server=f"{server} location / {{ proxy_pass http://backend; }} }}")
@@ -230,7 +230,7 @@ class AtTheRoot(ProxyCase):
         self.assertEqual(log_in(PASSWORD, "192.168.1.8"), 303)
         self.assertEqual(log_in(PASSWORD, "192.168.1.7"), 429)
 
-    def test_without_a_password_the_page_says_what_to_do(self):
+    def test_page_without_a_password_explains_what_to_do(self):
         house = WebHouse(self)
         at = "{}:{}".format(*house.address)
         for lines in ("", HEADERS, "proxy_http_version 1.1; proxy_set_header X-Real-IP $remote_addr;"):
@@ -252,7 +252,7 @@ class BelowAPath(ProxyCase):
         nginx = self.nginx("/sensors/", "", f"{HEADERS} proxy_set_header X-Forwarded-Prefix /sensors;")
         self.assert_works(Browser(nginx, NAME), "/sensors/")
 
-    def test_a_proxy_that_removes_the_path_and_says_nothing(self):
+    def test_pages_work_behind_a_proxy_that_removes_the_path_without_a_header(self):
         self.assert_works(Browser(self.nginx("/sensors/", "/")), "/sensors/")
 
     def test_the_path_of_the_settings(self):
@@ -261,7 +261,7 @@ class BelowAPath(ProxyCase):
             self.assert_works(Browser(self.nginx("/sensors/", to, HEADERS), NAME), "/sensors/")
             self.assert_works(Browser(self.nginx("/sensors/", to)), "/sensors/")
 
-    def test_a_path_that_nobody_names_is_told_with_its_line(self):
+    def test_path_without_a_setting_is_reported_with_its_line(self):
         browser = Browser(self.nginx("/sensors/", "", HEADERS), NAME)
         status, _, body = browser.ask("GET", "/sensors/")
         self.assertEqual(status, 404)

@@ -129,7 +129,7 @@ class Install:
         self.control("install", "node", "--write")
         self.assertIn("node basement: sensors a, sampled every", self.machine.journal("pigeonpost-node"))
 
-    def test_a_service_that_does_not_start_says_why(self):
+    def test_service_that_does_not_start_logs_the_reason(self):
         self.machine.run("systemd-run", "--unit=by-hand-server", "nc", "-lk", "8080")
         result = self.control("install", "server", "--write", is_checked=False)
         self.assertEqual(result.returncode, 1)

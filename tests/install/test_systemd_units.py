@@ -111,7 +111,7 @@ class Units(Installed):
         told = self.machine.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
         return float(re.search(r"exposure level for \S+: ([0-9.]+)", told)[1])
 
-    def test_wrong_settings_fail_once_and_status_says_what_is_wrong(self):
+    def test_wrong_settings_fail_once_and_status_shows_the_reason(self):
         for program in ("node", "server"):
             with self.subTest(program):
                 unit = f"pigeonpost-{program}"

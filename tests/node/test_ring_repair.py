@@ -175,7 +175,8 @@ class Files(DamagedCase):
         file = struct.pack("<I", zlib.crc32(head)) + head + self.whole[28:]
         disk = MemoryDisk()
         disk.lay(PATH, file)
-        with self.assertRaisesRegex(DiskError, r"newer version .* \(file version 3; this program supports 2\): update"):
+        refusal = r"newer version of this program \(file version 3; this program supports 2\): update"
+        with self.assertRaisesRegex(DiskError, refusal):
             open_ring(disk)
         self.assertEqual((disk.content(PATH), list(disk.names)), (file, [PATH]))
 

@@ -863,7 +863,6 @@ class Retrying(TcpCase):
         self.assertEqual(self.waits([False, False, False, True, False, False]), [1, 2, 4, 1, 2, 4])
 
     def test_unexpected_peers_are_reported_and_do_no_harm(self):
-        """A web server, an echo server, one that closes immediately, half a HELLO, and a node with another name."""
         other = encode("HELLO", {"link": 1, "node": "attic", "outbox": OUTBOX, "held": [], "sensors": SENSORS})
         another, silent = (
             "does not speak this protocol: is another program at its address? (",

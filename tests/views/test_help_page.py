@@ -119,7 +119,7 @@ class TimeZone(HelpCase):
             os.environ.pop("TZ", None)
             self.assertIn("To change it, set TZ, for example TZ=Europe/Vienna", self.get("/about"))
             os.environ["TZ"] = "UTC"
-            self.assertNotIn("Set TZ", self.get("/about"))
+            self.assertNotIn("set TZ", self.get("/about"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class NodePage(unittest.TestCase):
     def test_page_of_a_node_without_sensors_has_no_time_ranges(self):
         page = self.page({})
         self.assertIn("No sensors of this node are known yet.", page)
-        self.assertNotIn("Span of the charts", page)
+        self.assertNotIn("Range of the charts", page)
         self.assertIn('<section class="charts" aria-label="Charts"></section>', page)  # the first chart will be here
 
     def test_sensor_without_values_does_not_affect_the_time_range(self):

@@ -218,7 +218,7 @@ class EveryPage(unittest.TestCase):
                 for address in addresses:
                     self.assertTrue(address.startswith(f"https://a.org:8443{PREFIX}/"), address)
 
-    def test_json_contains_the_path(self):
+    def test_json_links_contain_the_prefix(self):
         house, cookie = self.make_house()
         told = {**cookie, "X-Forwarded-Prefix": PREFIX}
         graphs = json.loads(house.request("GET", "/graphs.json", told)[2])

@@ -1,13 +1,22 @@
-"""Messages of alerts and reports, and the interface of the channels that deliver them.
+"""Messages of alerts and reports; interfaces between alert rules, durable queue, channels and pages.
 
-The Notifier's thread calls the channels. Errors: NotSent.
+    rules (Alerts.look)  ->  AlertQueue (alert_store.AlertStore, durable)  ->  Notifier  ->  AlertChannel
+    page                <->  AlertEngine (active alerts, acknowledgement, rules)
+
+The rules write the state of an alert and its message to the queue in one transaction, so a message is neither lost nor
+sent twice after a crash. The Notifier's thread calls `look`, the queue and the channels; pages call the AlertEngine.
+Errors: NotSent; SettingsError for invalid rules.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from pigeonpost.core.errors import PigeonpostError
+
+SEVERITIES = ("info", "warning", "critical")
+KINDS = ("value", "failed", "flag", "silent", "gap", "disk", "store", "voltage", "refused")
 
 
 class NotSent(PigeonpostError, OSError):
@@ -20,12 +29,139 @@ class AlertMessage(NamedTuple):
     Attributes:
         subject: Subject, in one line.
         text: Text for people.
-        info: The same information for programs, as a JSON object.
+        info: The same information for programs, as a JSON object. A message about several alerts lists them in
+            `info["alerts"]`.
+        id: Unique id, of letters, digits and dashes. It is stored with the message, so it stays the same over restarts
+            and retries, for example as the Message-ID of a mail. An empty string means that the queue assigns one.
+        severity: One of SEVERITIES: the highest one of the alerts in the message.
+        kind: "alert", "over" (the alerts have ended), "report" or "test".
     """
 
     subject: str
     text: str
     info: dict[str, Any]
+    id: str = ""
+    severity: str = "warning"
+    kind: str = "alert"
+
+
+class QueuedMessage(NamedTuple):
+    """Message that waits in the queue of one channel.
+
+    Attributes:
+        number: Number of the message in the queue; it increases with each message and identifies it.
+        queued_ms: Time at which it was queued, in ms since 1970 (UTC).
+        message: The message.
+    """
+
+    number: int
+    queued_ms: int
+    message: AlertMessage
+
+
+class AlertQueue(Protocol):
+    """Durable queue of messages, one per channel. Any thread may use it.
+
+    While the disk cannot be written, messages are kept in memory, and `fault` contains the reason.
+    """
+
+    @property
+    def fault(self) -> str:
+        """Reason why the queue and the states of the alerts cannot be stored now, or an empty string."""
+
+    def put(self, messages: Sequence[AlertMessage], channels: Sequence[str] | None = None) -> None:
+        """Add `messages` to the queues of the `channels`, or of all channels if it is None, and sync the disk.
+
+        A message whose id is in the queue of a channel already is not added to it again.
+        """
+
+    def waiting(self, channel: str) -> list[QueuedMessage]:
+        """Return the messages that wait for `channel`, the oldest first."""
+
+    def remove(self, channel: str, number: int) -> None:
+        """Remove a message that was sent, or that the channel has refused permanently, and sync the disk."""
+
+    def note(self, key: str, value: str) -> None:
+        """Store the text `value` under a `key` for the caller, such as the time of the last report; sync the disk."""
+
+    def noted(self, key: str) -> str:
+        """Return the text that was stored under `key`, or an empty string."""
+
+
+class ActiveAlert(NamedTuple):
+    """Alert whose condition is met now, for the page.
+
+    Attributes:
+        id: Id for `acknowledge`; it stays the same until the alert ends, also over restarts.
+        rule: Name of the rule.
+        kind: One of KINDS.
+        node: Name of the node; empty for this server.
+        sensor: Name of the sensor; empty if the alert is not about a sensor.
+        severity: One of SEVERITIES.
+        since_ms: Start of the condition in ms since 1970 (UTC).
+        text: The latest value or state, for people.
+        is_held: True if its message is held back now because of quiet hours.
+        acknowledged_by: User who has acknowledged it; empty if no user has.
+        acknowledged_ms: Time of the acknowledgement in ms since 1970 (UTC); None before that.
+    """
+
+    id: str
+    rule: str
+    kind: str
+    node: str
+    sensor: str
+    severity: str
+    since_ms: int
+    text: str
+    is_held: bool = False
+    acknowledged_by: str = ""
+    acknowledged_ms: int | None = None
+
+
+class AlertRule(NamedTuple):
+    """Alert rule as shown on the page.
+
+    Attributes:
+        name: Name of the rule: the key `name`, or a description of its condition.
+        origin: "settings" for a table of the settings file, "page" for a rule edited on the page, or "default" for the
+            rule about silent nodes that applies as soon as a channel is set.
+        table: Keys and values of the [[alert]] table.
+    """
+
+    name: str
+    origin: str
+    table: Mapping[str, Any]
+
+
+class AlertEngine(Protocol):
+    """Active alerts and rules, for the pages. Any thread may use it."""
+
+    def active(self) -> list[ActiveAlert]:
+        """Return the alerts whose conditions are met now, the most severe and then the newest first."""
+
+    def acknowledge(self, alert_id: str, user: str) -> bool:
+        """Acknowledge an alert: it is not repeated until it ends. Its end is still reported.
+
+        Args:
+            alert_id: Id of the alert.
+            user: Name of the user.
+
+        Returns:
+            False if there is no such alert: it has ended.
+        """
+
+    def rules(self) -> list[AlertRule]:
+        """Return all rules: those of the settings file, those of the page, and the default rule if it applies."""
+
+    def set_rules(self, tables: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the rules of the page by `tables`, which have the keys of [[alert]] tables, and store them durably.
+
+        They apply immediately. The state of a rule that did not change is kept.
+
+        Raises:
+            SettingsError: A table is invalid. Nothing was changed.
+            DiskError: The rules cannot be stored. Nothing was changed.
+        """
 
 
 class AlertChannel:
@@ -33,9 +169,11 @@ class AlertChannel:
 
     Attributes:
         place: Name of the channel in messages and logs, for example "mail server mail.example.org"; without secrets.
+        key: Name of the channel in the queue, for example "mail"; it stays the same over restarts.
     """
 
     place: str
+    key: str = ""
 
     def send(self, message: AlertMessage) -> None:
         """Send `message`, and return once the receiving server has accepted it.

@@ -1,4 +1,9 @@
-"""Formatting of numbers, times, sizes and tables as text for people."""
+"""Formatting of numbers, times, sizes and tables as text for people.
+
+One rule applies to all times. People read local time with its zone: `clock` on pages, which name the zone once
+(`zone_name`), and `stamp` everywhere else. Programs read UTC: `core.clock.rfc3339`, or milliseconds since 1970. Only
+CSV logs, and what has their form, have local times, with the offset in each (`storage.csv.format.local_time`).
+"""
 
 from __future__ import annotations
 
@@ -39,16 +44,53 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def clock(time_ms: int, now_ms: int) -> str:
+def clock(time_ms: int, now_ms: int, seconds: bool = False) -> str:
     """Return `time_ms` in local time: `16:36` today, `20 Nov 16:36` in this year, or `20 Nov 2025`.
 
-    `now_ms` is the current time. Both are in milliseconds since 1970 (UTC).
+    It is for pages, which name the time zone once. A time that occurs twice, at the end of daylight saving time, has
+    its offset from UTC: `02:30 UTC+2`.
+
+    Args:
+        time_ms: The time in milliseconds since 1970 (UTC).
+        now_ms: The current time in milliseconds since 1970 (UTC).
+        seconds: True for a time of day with seconds: `16:36:10`.
     """
     t, now = time.localtime(time_ms // 1000), time.localtime(now_ms // 1000)
+    of_day = time.strftime("%H:%M:%S" if seconds else "%H:%M", t) + offset_if_repeated(time_ms)
     if t[:3] == now[:3]:
-        return time.strftime("%H:%M", t)
+        return of_day
     day = f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
-    return f"{day} {time.strftime('%H:%M', t)}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
+    return f"{day} {of_day}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
+
+
+def stamp(time_ms: int) -> str:
+    """Return `time_ms` (ms since 1970, UTC) as `2026-11-20 16:36:10+01:00`: local time with its offset from UTC.
+
+    It is for times that stand alone: in e-mails, in the output of commands, in log messages. The form is that of
+    RFC 3339, section 5.6, with a space.
+    """
+    t = time.localtime(time_ms // 1000)
+    # RFC 3339 cannot express the local mean time of the past, nor years before 1 or after 9999: use UTC.
+    if t.tm_gmtoff % 60 or not 1 <= t.tm_year <= 9999:
+        t = time.gmtime(time_ms // 1000)
+    hours, minutes = divmod(abs(t.tm_gmtoff) // 60, 60)
+    offset = f"{'-' if t.tm_gmtoff < 0 else '+'}{hours:02d}:{minutes:02d}"
+    return "%04d-%02d-%02d %02d:%02d:%02d%s" % (*t[:6], offset)
+
+
+def offset_if_repeated(time_ms: int) -> str:
+    """Return ` UTC+2` if the local time at `time_ms` occurs twice, because clocks are set back, or an empty text.
+
+    `time_ms` is in milliseconds since 1970 (UTC).
+    """
+    seconds = time_ms // 1000
+    offset = time.localtime(seconds).tm_gmtoff
+    for near_s in (seconds - _MOST_SHIFT_S, seconds + _MOST_SHIFT_S):
+        other = time.localtime(near_s).tm_gmtoff
+        # The same local time with the other offset, if that offset is in use then.
+        if other != offset and time.localtime(seconds + offset - other).tm_gmtoff == other:
+            return f" {_utc_offset(offset)}"
+    return ""
 
 
 def zone_name(time_ms: int) -> str:
@@ -109,10 +151,11 @@ def with_unit(text: str, unit: str) -> str:
 def size(count: float) -> str:
     """Return a size of `count` bytes as text, with a binary unit (IEC 80000-13): `12.3 KiB`."""
     for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
+        if round(count, 0 if unit == "bytes" else 1) < 1024:  # 1023.96 KiB is 1.0 MiB, not 1024.0 KiB
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
 
 
+_MOST_SHIFT_S = 3 * 3600  # clocks are set back by 30 minutes (Lord Howe) to 2 hours (Troll)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

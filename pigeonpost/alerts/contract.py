@@ -5,7 +5,7 @@
 
 The rules write the state of an alert and its message to the queue in one transaction, so a message is neither lost nor
 sent twice after a crash. The Notifier's thread calls `look`, the queue and the channels; pages call the AlertEngine.
-Errors: NotSent; SettingsError for invalid rules.
+Errors: NotSent, Refused; SettingsError for invalid rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,20 @@ KINDS = ("value", "failed", "flag", "silent", "gap", "disk", "store", "voltage",
 
 
 class NotSent(PigeonpostError, OSError):
-    """A message could not be sent. The Notifier tries again later."""
+    """A message could not be sent. The Notifier tries again later.
+
+    Attributes:
+        pause_s: Seconds after which the server wants the next attempt (HTTP: Retry-After), or None.
+        is_answer: True if the server has answered about this message, so it may accept other messages.
+    """
+
+    def __init__(self, text: str, pause_s: float | None = None, is_answer: bool = False) -> None:
+        super().__init__(text)
+        self.pause_s, self.is_answer = pause_s, is_answer
+
+
+class Refused(NotSent):
+    """The receiving server has refused a message permanently. It is not sent again."""
 
 
 class AlertMessage(NamedTuple):
@@ -35,6 +48,7 @@ class AlertMessage(NamedTuple):
             and retries, for example as the Message-ID of a mail. An empty string means that the queue assigns one.
         severity: One of SEVERITIES: the highest one of the alerts in the message.
         kind: "alert", "over" (the alerts have ended), "report" or "test".
+        html: The text as HTML, for mails; empty if there is none.
     """
 
     subject: str
@@ -43,6 +57,7 @@ class AlertMessage(NamedTuple):
     id: str = ""
     severity: str = "warning"
     kind: str = "alert"
+    html: str = ""
 
 
 class QueuedMessage(NamedTuple):
@@ -79,7 +94,7 @@ class AlertQueue(Protocol):
         """Return the messages that wait for `channel`, the oldest first."""
 
     def remove(self, channel: str, number: int) -> None:
-        """Remove a message that was sent, or that the channel has refused permanently, and sync the disk."""
+        """Remove the message `number` of `channel`, which was sent or is permanently refused, and sync the disk."""
 
     def note(self, key: str, value: str) -> None:
         """Store the text `value` under a `key` for the caller, such as the time of the last report; sync the disk."""
@@ -175,10 +190,15 @@ class AlertChannel:
     place: str
     key: str = ""
 
+    def wants(self, message: AlertMessage) -> bool:
+        """Return True if `message` is for the recipients of this channel. Other messages are not sent."""
+        return True
+
     def send(self, message: AlertMessage) -> None:
         """Send `message`, and return once the receiving server has accepted it.
 
         Raises:
             NotSent: The message could not be sent.
+            Refused: The message will never be accepted.
         """
         raise NotImplementedError

@@ -32,6 +32,7 @@ from pigeonpost.core.faults import Faults
 from pigeonpost.core.json_file import JsonFile
 from pigeonpost.server.backup import BadBackup
 from pigeonpost.server.backup_file import make_backup_file
+from pigeonpost.server.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class ScheduledBackup:
 
     Attributes:
         fault: Always empty: failed backups are among the server's own faults.
+        schedule: Times at which a backup is due.
     """
 
     fault = ""
@@ -103,7 +105,7 @@ class ScheduledBackup:
             clock: Clock of the server.
         """
         self._data, self._folder, self._keep = data, folder, keep
-        self._hour, self._minute = map(int, at.split(":"))
+        self.schedule = Schedule(at)
         self._faults, self._clock = faults, clock
         self._prefix = f"pigeonpost-backup-{name}-"
         self._match_name = re.compile(rf"{re.escape(self._prefix)}(\d{{4}}-\d\d-\d\dT\d{{6}}Z)\.tar").fullmatch
@@ -146,7 +148,7 @@ class ScheduledBackup:
         now_ms, now_s = self._clock.wall_ms(), self._clock.monotonic()
         if not self._clock.is_set() or (self._tried_s is not None and now_s - self._tried_s < RETRY_S):
             return
-        due_ms = self.last_due_ms(now_ms)
+        due_ms = self.schedule.last_due_ms(now_ms)
         if any(due_ms <= made_ms <= now_ms for made_ms, _ in self._existing()):
             return
         self._tried_s = now_s
@@ -159,15 +161,6 @@ class ScheduledBackup:
             return
         self._tried_s = None
         self._faults.set(FAULT, fault)
-
-    def last_due_ms(self, now_ms: int) -> int:
-        """Return the last scheduled time before `now_ms`, which is today's or yesterday's, in ms since 1970 (UTC)."""
-        today = time.localtime(now_ms / 1000)
-        due_s = _local_time_s(*today[:3], self._hour, self._minute)
-        if due_s * 1000 > now_ms:
-            noon_s = time.mktime((*today[:2], today.tm_mday - 1, 12, 0, 0, 0, 0, -1))
-            due_s = _local_time_s(*time.localtime(noon_s)[:3], self._hour, self._minute)
-        return due_s * 1000
 
     def _make(self, now_ms: int) -> str:
         """Make a backup. Return the reason why older ones cannot be deleted; empty if they are deleted."""
@@ -266,15 +259,3 @@ class ScheduledBackup:
         while not self._stopping.wait(wait_s):
             self.make_if_due()
             wait_s = LOOK_S
-
-
-def _local_time_s(year: int, month: int, day: int, hour: int, minute: int) -> int:
-    """Return a local time in seconds since 1970.
-
-    If the time exists twice at the end of daylight saving time, the first one is returned. If it is skipped at the
-    beginning, it is converted as if the clocks had not changed yet. tm_isdst = -1 is not used, because mktime(3) may
-    then choose either of two times.
-    """
-    local = (year, month, day, hour, minute)
-    candidates = [int(time.mktime((*local, 0, 0, 0, is_dst))) for is_dst in (1, 0)]
-    return min((time_s for time_s in candidates if time.localtime(time_s)[:5] == local), default=candidates[1])

@@ -98,7 +98,7 @@ class ScheduleTest(BackupCase):
                 backups = self.make("02:30")
                 due = set()
                 for _ in range(days * 24 * 12):
-                    due.add(backups.last_due_ms(self.clock.wall_ms()))
+                    due.add(backups.schedule.last_due_ms(self.clock.wall_ms()))
                     self.clock.sleep(300.0)
                 self.assertEqual(len(due), days + 1)
                 dates = {time.localtime(ms / 1000)[:3] for ms in due}

@@ -1,5 +1,7 @@
 """Client that requests JSON from web servers, for sensor sources. Its errors name the setting to change.
 
+The answers come from devices of other makers, so they are decoded tolerantly: see tolerant_json.
+
 Threads: one thread at a time may use a JsonFetcher.
 
 Errors: SensorError, and HttpStatusError with the HTTP status. They contain the name of the server, but not the rest of
@@ -8,9 +10,7 @@ the address nor any data that were sent, because these contain keys and password
 
 from __future__ import annotations
 
-import json
-
-from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.errors import BadArgument, SensorError, SettingsError
 from pigeonpost.core.http_client import (
     AnswerCutOff,
     AnswerTimeout,
@@ -24,6 +24,7 @@ from pigeonpost.core.http_client import (
 )
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.redact import hide_secrets
+from pigeonpost.core.tolerant_json import read_tolerant_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ class HttpStatusError(SensorError):
 
 
 def decoded(data: bytes, origin: str) -> Any:
-    """Return the value of the JSON text `data`.
+    """Return the value of the JSON document `data`.
 
     Raises:
         SensorError: The data are not JSON, or longer than LONGEST_ANSWER. The message begins with `origin`.
@@ -57,8 +58,8 @@ def decoded(data: bytes, origin: str) -> Any:
     if len(data) > LONGEST_ANSWER:
         raise SensorError(f"{origin}: longer than {LONGEST_ANSWER} bytes")
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return read_tolerant_json(data)
+    except BadArgument:
         raise SensorError(hide_secrets(f"{origin}: expected JSON, not {data[:60]!r}")) from None
 
 

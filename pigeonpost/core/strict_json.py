@@ -38,7 +38,7 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
         BadArgument: The text is not valid JSON or nested too deeply, or `decoder` refuses it.
     """
     # The C parser recurses at each level, and a thread's stack is small, so deep nesting must not reach it.
-    if _is_too_deep(text):
+    if is_too_deep(text, DEEPEST_JSON):
         raise BadArgument(f"JSON nested deeper than {DEEPEST_JSON}")
     try:
         value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]  # as decode() does, without searching for surrounding space
@@ -57,17 +57,24 @@ def read_json_with(text: str, decoder: json.JSONDecoder) -> Any:
     return value
 
 
-def _is_too_deep(text: str) -> bool:
-    """Return True if brackets outside of strings are left after the innermost pairs were removed DEEPEST_JSON times."""
+def is_too_deep(text: str, deepest: int) -> bool:
+    """Return True if `text` has more than `deepest` levels of brackets outside of strings.
+
+    The innermost pairs are removed `deepest` times, and then no bracket may be left.
+
+    Args:
+        text: The JSON text.
+        deepest: The number of levels that is allowed.
+    """
     marks = text.encode().translate(_AS_BRACES, _NO_MARKS)
-    if marks.count(b"{") <= DEEPEST_JSON:
+    if marks.count(b"{") <= deepest:
         return False
     brackets = marks.translate(None, b'"')
     # Only the brackets and quotes are left in `marks`. If no quote is escaped and all quotes form adjacent pairs, no
     # string contains brackets. Otherwise the strings must be removed first.
     if 2 * marks.count(b'""') != len(marks) - len(brackets) or has_escaped(text, '"'):
         brackets = _STRING.sub("", text).encode().translate(_AS_BRACES, _NO_MARKS)
-    for _ in range(DEEPEST_JSON):
+    for _ in range(deepest):
         brackets = brackets.replace(b"{}", b"")
         if not brackets:
             return False

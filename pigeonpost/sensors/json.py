@@ -7,6 +7,9 @@
     preset = "nest"         a thermostat, through Google's Smart Device Management
     preset = "dwarfpool"    a mining pool whose responses have Dwarfpool's format
 
+Each reading is a whole answer: a value that is null, missing, or not a number (nan, "unavailable") is null in the
+sample. The other values of the document count (tolerant_json).
+
 Errors: SensorError with the HTTP status and the server's message, or with the part of the document that was found
 instead of the value.
 Sources: developers.google.com/nest/device-access (traits, limits, authorize); RFC 6749, section 6 (refreshing a token).
@@ -223,13 +226,16 @@ def find(path: Sequence[str], words: Mapping[str, float], answer: Any) -> float:
     except OverflowError:
         value = math.inf
     if not math.isfinite(value):
-        hint = "; set `words` to convert texts" if isinstance(content, str) else ""
+        is_word = isinstance(content, str) and not is_number and not _IS_NOT_FINITE(content)
+        hint = "; set `words` to convert texts" if is_word else ""
         raise SensorError(f"no number at {'.'.join(path)!r:.60}, found: {shown_json(content)}{hint}")
     return value
 
 
 # The quantifiers are possessive. Otherwise the time for a text that is not a number would be quadratic in its length.
 _NUMBER = re.compile(r"[-+]?([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)([eE][-+]?[0-9]++)?").fullmatch
+
+_IS_NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE).fullmatch
 
 
 def _calibrated_at(keys: Sequence[str], words: Mapping[str, float], chosen: Mapping[str, Any], answer: Any) -> float:

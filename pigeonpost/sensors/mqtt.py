@@ -8,25 +8,33 @@
 The publisher can be Zigbee2MQTT, Z-Wave JS UI, Tasmota or any other program. mqtt_client, which uses paho-mqtt, is
 imported when the source is created. If paho-mqtt is missing, the import is tried again at each reading.
 
-The thread of paho-mqtt stores each message in `_received` with one assignment, and the thread of the source reads it.
-The event `_news` is set for each message; the first reading waits for it.
+Each channel has the last value that a message contained for it, for the time `fresh`. A message without a value for the
+channel (another kind of message, a field that is missing or null) changes nothing: devices publish what they measured
+last, in several messages. A field whose content is not a number, such as nan or "unavailable", means that the device
+cannot measure at the moment: the channel fails until the next value. The other fields of the message count.
 
-Errors: SensorError for a channel that has received no message for too long, with the fault of the connection, and for a
-message that does not contain a number. A broker that cannot be reached does not prevent the start. The connection is
-tried again after 1 s; this time doubles with each attempt, up to 60 s.
+The thread of paho-mqtt evaluates each message, and stores the results with one assignment per channel in `_last` and
+`_without_value`, then one per topic in `_received`. The thread of the source reads them. The event `_news` is set for
+each message; the first reading waits for it.
+
+Errors: SensorError for a channel without a value for too long, with the reason and the fault of the connection. A
+broker that cannot be reached does not prevent the start. The connection is tried again after 1 s; this time doubles
+with each attempt, up to 60 s.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
-from pigeonpost.core.strict_json import read_json
+from pigeonpost.core.tolerant_json import FAILURE_WORDS, read_tolerant_json
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
@@ -36,6 +44,7 @@ from pigeonpost.sensors.contract import (
     calibrated,
     channel_tables,
     dotted_path,
+    shown_json,
 )
 from protocol import UNIT, Number
 
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
 LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not stored
 _STOP_S = 2.0
 FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
+_REMEMBERED = 16  # payloads per topic by which a retained message that is sent again is recognised
 _WORDS = {"true": 1, "on": 1, "open": 1, "false": 0, "off": 0, "closed": 0}
 
 
@@ -78,6 +88,24 @@ CHANNEL_OPTIONS = (
 )
 
 
+class NoValue(SensorError):
+    """A message has no value for a channel: it is of another kind, or its field is missing or null."""
+
+
+class LastValue(NamedTuple):
+    """Last value of a channel, with the time of its arrival (time.monotonic).
+
+    Attributes:
+        value: The value after calibration; None if the message contained something else instead of a number.
+        fault: What it contained instead; empty if there is a value.
+        at_s: Time of arrival.
+    """
+
+    value: Number | None
+    fault: str
+    at_s: float
+
+
 class ReceivedMessage(NamedTuple):
     """Last message of a topic, with the time of its arrival (time.monotonic). `payload` is None if it is too long."""
 
@@ -86,7 +114,7 @@ class ReceivedMessage(NamedTuple):
 
 
 class MqttSource(SensorSource):
-    """Source with one connection to a broker and the last message of each topic."""
+    """Source with one connection to a broker, the last value of each channel and the last message of each topic."""
 
     def __init__(self, options: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]], where: str) -> None:
         """Create the source without connecting.
@@ -103,6 +131,10 @@ class MqttSource(SensorSource):
         self._chosen = chosen
         self._topics = sorted({entry["topic"] for entry in chosen.values()})
         self._received: dict[str, ReceivedMessage] = {}
+        self._last: dict[str, LastValue] = {}
+        self._without_value: dict[str, str] = {}  # why the last message without a value for the channel had none
+        # Used only in the thread of paho-mqtt: hashes of the last payloads of each topic.
+        self._known: dict[str, deque[int]] = {topic: deque(maxlen=_REMEMBERED) for topic in self._topics}
         self._news = Event()
         self._options, self._where = options, where
         self._started = False
@@ -133,7 +165,7 @@ class MqttSource(SensorSource):
         readings: dict[str, Number | SensorError] = {}
         for name, chosen in self._chosen.items():
             try:
-                readings[name] = self._value(chosen, now_s, self._broker)
+                readings[name] = self._value(name, chosen, now_s, self._broker)
             except SensorError as error:
                 readings[name] = error
         return readings
@@ -151,41 +183,131 @@ class MqttSource(SensorSource):
         while len(self._received) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
             self._news.clear()
 
-    def _value(self, chosen: Mapping[str, Any], now_s: float, broker: MqttConnection) -> Number:
+    def _value(self, name: str, chosen: Mapping[str, Any], now_s: float, broker: MqttConnection) -> Number:
         topic, received = chosen["topic"], self._received.get(chosen["topic"])
         why = f" (MQTT {broker.place}: {broker.fault})" if broker.fault else ""
         if received is None:
             raise SensorError(f"stale: no message on {topic} yet{why}")
         if now_s - received.at_s > chosen["fresh"]:
             raise SensorError(f"stale: no message on {topic} for {now_s - received.at_s:.0f} s{why}")
-        if received.payload is None:
-            raise SensorError(f"{topic}: the message is longer than {LONGEST_PAYLOAD} bytes")
-        try:
-            return calibrated(value_in(received.payload, chosen["path"]), chosen)
-        except SensorError as error:
-            raise SensorError(f"{topic}: {error}") from None
+        last = self._last.get(name)
+        if last is not None and now_s - last.at_s <= chosen["fresh"]:
+            if last.value is None:
+                raise SensorError(f"{topic}: {last.fault}")
+            return last.value
+        reason = self._without_value.get(name, "")
+        if last is None:
+            raise SensorError(f"{topic}: {reason}")
+        field = f"a value at {_shown_path(chosen['path'])}" if chosen["path"] else "a number"
+        raise SensorError(
+            f"stale: the last message with {field} on {topic} is {now_s - last.at_s:.0f} s old; in later ones: {reason}"
+        )
 
-    # The following two methods are called in the thread of paho-mqtt.
+    # The following methods are called in the thread of paho-mqtt.
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        if topic in self._topics:  # a message for any other topic would stay in memory permanently
-            self._received[topic] = ReceivedMessage(
-                payload if len(payload) <= LONGEST_PAYLOAD else None, time.monotonic()
-            )
-            self._news.set()
+        if topic not in self._known:  # a message for any other topic would stay in memory permanently
+            return
+        self._known[topic].append(hash(payload))
+        at_s = time.monotonic()
+        if len(payload) <= LONGEST_PAYLOAD:
+            self._evaluate(topic, payload, at_s)
+        else:
+            for name in self._names_of(topic):
+                self._without_value[name] = f"the message is longer than {LONGEST_PAYLOAD} bytes"
+        self._received[topic] = ReceivedMessage(payload if len(payload) <= LONGEST_PAYLOAD else None, at_s)
+        self._news.set()
 
     def _on_retained(self, topic: str, payload: bytes) -> None:
-        """Store a retained message, unless its payload is already known.
+        """Evaluate a retained message, unless its payload is already known.
 
-        After a reconnection the broker sends retained messages again, also those of devices that are no longer active.
+        After a reconnection the broker sends retained messages again, also those of devices that are no longer active,
+        and also if later messages of the topic were not retained.
         """
-        before = self._received.get(topic)
-        if before is None or before.payload != payload:
+        if hash(payload) not in self._known.get(topic, ()):
             self._on_message(topic, payload)
+
+    def _names_of(self, topic: str) -> list[str]:
+        return [name for name, chosen in self._chosen.items() if chosen["topic"] == topic]
+
+    def _evaluate(self, topic: str, payload: bytes, at_s: float) -> None:
+        message = Message(payload)
+        for name in self._names_of(topic):
+            chosen = self._chosen[name]
+            try:
+                value = calibrated(message.value_at(chosen["path"]), chosen)
+                if math.isfinite(value):
+                    self._last[name] = LastValue(value, "", at_s)
+                else:
+                    self._last[name] = LastValue(None, "the value is too large after calibration", at_s)
+            except NoValue as error:
+                self._without_value[name] = str(error)
+            except SensorError as error:
+                self._last[name] = LastValue(None, str(error), at_s)
+
+
+class Message:
+    """Content of a message, which is untrusted. It is decoded at most once.
+
+    Args:
+        payload: The message.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._document: Any = None  # the decoded JSON, or the BadArgument that it caused
+        self._is_decoded = False
+
+    def value_at(self, path: Sequence[str]) -> float:
+        """Return a number in the message. The texts true, on and open are 1; false, off and closed are 0.
+
+        Args:
+            path: Path of the number in a JSON message; empty if the complete message is the number.
+
+        Raises:
+            NoValue: The message is of another kind, or its field is missing, null or an empty text.
+            SensorError: The content is not a number.
+        """
+        if not path:
+            return self._whole()
+        try:
+            found = at_path(self._decoded(), path)
+        except SensorError as error:
+            raise NoValue(str(error)) from None
+        value = _as_number(found)
+        if value is not None:
+            return value
+        is_empty = found is None or (isinstance(found, str) and not found.strip())
+        raise (NoValue if is_empty else SensorError)(f"not a number at {_shown_path(path)}: {shown_json(found)}")
+
+    def _whole(self) -> float:
+        try:
+            content = self._payload.decode().strip(" \t\r\n\0\ufeff")
+        except UnicodeDecodeError as error:
+            raise NoValue(f"{self._preview()} cannot be read: {error}") from None
+        value = _as_number(content)
+        if value is not None:
+            return value
+        is_failure = content.lower() in FAILURE_WORDS or _is_too_large(content)
+        raise (SensorError if is_failure else NoValue)(f"not a number: {self._preview()}")
+
+    def _decoded(self) -> Any:
+        if not self._is_decoded:
+            self._is_decoded = True
+            try:
+                self._document = read_tolerant_json(self._payload)
+            except BadArgument as error:
+                self._document = error
+        if isinstance(self._document, BadArgument):
+            raise NoValue(f"{self._preview()} cannot be read: {self._document}")
+        return self._document
+
+    def _preview(self) -> str:
+        return repr(self._payload[:60].decode(errors="replace")) + ("..." if len(self._payload) > 60 else "")
 
 
 def value_in(payload: bytes, path: Sequence[str]) -> float:
-    """Return the number in a message. The texts true, on and open are 1; false, off and closed are 0.
+    """Return the number in a message, as Message.value_at.
 
     Args:
         payload: The message, which is untrusted.
@@ -194,31 +316,36 @@ def value_in(payload: bytes, path: Sequence[str]) -> float:
     Raises:
         SensorError: The message does not contain a number.
     """
-    try:
-        content = payload.decode()
-        if path:
-            found = at_path(read_json(content.strip()), path)
-        else:
-            found = content.strip()
-        if isinstance(found, str) and found.lower() in _WORDS:
+    return Message(payload).value_at(path)
+
+
+def _shown_path(path: Sequence[str]) -> str:
+    return f"{'.'.join(path)!r:.60}"
+
+
+def _as_number(found: Any) -> float | None:
+    """Return the finite number in decoded JSON or a text, or None."""
+    if isinstance(found, str):
+        found = found.strip()
+        if found.lower() in _WORDS:
             return _WORDS[found.lower()]
-        if not isinstance(found, str | int | float):
-            raise ValueError
-        if "_" in str(found):  # Python accepts underscores in numbers
-            raise ValueError
+        if "_" in found:  # Python accepts underscores in numbers
+            return None
+    elif not isinstance(found, int | float):
+        return None
+    try:
         value = float(found)
-    except (UnicodeDecodeError, BadArgument) as error:
-        raise SensorError(f"{_preview(payload)} cannot be read: {error}") from None
     except (ValueError, OverflowError):
-        at = f" at {'.'.join(path)!r}" if path else ""
-        raise SensorError(f"not a number{at}: {_preview(payload)}") from None
-    if value - value != 0:
-        raise SensorError(f"not a number: {_preview(payload)}")
-    return value
+        return None
+    return value if math.isfinite(value) else None
 
 
-def _preview(payload: bytes) -> str:
-    return repr(payload[:60].decode(errors="replace")) + ("..." if len(payload) > 60 else "")
+def _is_too_large(content: str) -> bool:
+    """Return True for the text of a number beyond the range of a float, such as 1e999."""
+    try:
+        return not math.isfinite(float(content))
+    except ValueError:
+        return False
 
 
 def make(settings: Mapping[str, Any], where: str) -> MqttSource:

@@ -24,14 +24,14 @@ class Nesting(unittest.TestCase):
         for _ in range(600):
             text = "".join(draw.choices(pieces, k=draw.randrange(1, 30)))
             expected = text.count("[") + text.count("{") > DEEPEST_JSON and is_too_deep_without_strings(text)
-            self.assertEqual(strict_json._is_too_deep(text), expected, text)
+            self.assertEqual(strict_json.is_too_deep(text, DEEPEST_JSON), expected, text)
             seen.add(expected)
         self.assertEqual(seen, {True, False})
 
     def test_brackets_in_strings_do_not_hide_the_depth(self):
         deep = '["]",' * 20 + "1" + "]" * 20
         json.loads(deep)  # it is JSON
-        self.assertTrue(strict_json._is_too_deep(deep))
+        self.assertTrue(strict_json.is_too_deep(deep, DEEPEST_JSON))
 
     def test_escaped_letters_are_found_at_any_position(self):
         for text in ("\\u", "a\\n\\u", "\\u \\n", "\\\\u"):

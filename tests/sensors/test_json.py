@@ -229,6 +229,24 @@ class ResponseErrors(JsonCase):
                 self.server.answers["/x"] = (200, {}, body)
                 self.assertLess(len(self.assert_fails(words)), 300)
 
+    def test_bad_value_leaves_its_neighbours(self):
+        for bad, shown in (
+            (b"nan", '"nan"'), (b"NaN", '"NaN"'), (b"-Infinity", '"-Infinity"'), (b"1e999", '"1e999"'), (b"", "null"),
+            (b"null", "null"), (b'"unavailable"', '"unavailable"; set `words` to convert texts'), (b"9" * 5000, '"999'),
+        ):  # fmt: skip
+            for form in (b'{"a":%s,"b":61}', b'{"b":61,"a":%s,}', b'{"unit":"\xb0C","a":%s,"b":61}'):
+                self.server.answers["/x"] = (200, {}, form % bad)
+                readings = self.make({"a": {"path": "a"}, "b": {"path": "b"}}).read()
+                self.assertEqual(readings["b"], 61)
+                self.assertTrue(str(readings["a"]).startswith(f"no number at 'a', found: {shown}"), readings)
+
+    def test_null_replaces_the_value_of_the_previous_response(self):
+        self.server.answers["/x"] = (200, {}, b'{"a":5}')
+        source = self.make()
+        self.assertEqual(source.read(), {"x": 5})
+        self.server.answers["/x"] = (200, {}, b'{"a":null}')
+        self.assertEqual(str(source.read()["x"]), "no number at 'a', found: null")
+
     def test_response_that_is_not_http_is_an_error(self):
         for talk, words in (
             (says(b"200 OK\r\nContent-Length: 100", b'{"a": 1}'), "its answer is incomplete"),

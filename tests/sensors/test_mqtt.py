@@ -148,10 +148,10 @@ class Messages(Case):
         for payload, path, words in (
             (b"", "", "not a number: ''"), (b"warm", "", "not a number: 'warm'"), (b"nan", "", "not a number: 'nan'"),
             (b"1e999", "", "not a number"), (b"1_0", "", "not a number"), (b'{"v":null}', "v", "not a number at 'v'"),
-            (b'{"v":{}}', "v", "not a number at 'v'"), (b'{"v":NaN}', "v", "cannot be read"),
+            (b'{"v":{}}', "v", "not a number at 'v'"), (b'{"v":NaN}', "v", "not a number at 'v': \"NaN\""),
             (b"\xff\xfe", "", "cannot be read"), (b'"' * 999, "v", "cannot be read"),
-            (b"[" * 60_000, "v", "cannot be read"), (b'{"v":' + b"9" * 5000 + b"}", "v", "cannot be read"),
-            (b'{"v":1,"v":2}', "v", "cannot be read"), (b"9" * 60_000, "", "not a number"),
+            (b"[" * 60_000, "v", "cannot be read"), (b'{"v":' + b"9" * 5000 + b"}", "v", "not a number at 'v'"),
+            (b'{"v":1,"v":2', "v", "cannot be read"), (b"9" * 60_000, "", "not a number"),
             (b'{"v":1' + b"0" * 400 + b"}", "v", "not a number"),
         ):  # fmt: skip
             with self.subTest(payload[:20]), self.assertRaises(SensorError) as caught:
@@ -241,6 +241,102 @@ class Freshness(Case):
         heard = source._received["x"]
         source._broker._client.on_message(None, None, Message("x", b"6"))
         self.assertIsNot(source._received["x"], heard)
+
+
+class LastValues(Case):
+    """The last value of a channel counts, whichever messages follow it."""
+
+    def setUp(self):
+        self.now_s = 1000.0
+        patch = mock.patch.object(mqtt.time, "monotonic", lambda: self.now_s)
+        patch.start()
+        self.addCleanup(patch.stop)
+        channels = {
+            "temperature": {"topic": "t", "path": "temperature", "fresh": 60},
+            "humidity": {"topic": "t", "path": "humidity", "fresh": 600},
+        }
+        self.clock = self.source(channels)
+        self.clock.read()
+
+    def publish(self, *payloads, source=None, topic="t", retain=False):
+        source = source or self.clock
+        for payload in payloads:
+            source._broker._client.on_message(None, None, Message(topic, payload, retain))
+
+    def readings(self, source=None):
+        return {name: v if isinstance(v, float) else str(v) for name, v in (source or self.clock).read().items()}
+
+    def test_message_without_a_value_leaves_the_last_value(self):
+        for between in (
+            b'{"temperature":null,"humidity":null}', b"{}", b"online", b"", b'{"battery":97}', b'{"temperature":""}',
+            b'{"temperature": ', b"[]", b"5", b"null", b'"text"', b"\xff\x00\xfe", b"[" * 999, b"1" * 70_000,
+        ):  # fmt: skip
+            with self.subTest(between):
+                self.publish(b'{"temperature":28.2,"humidity":null}', b'{"humidity":32.08}', between)
+                self.assertEqual(self.readings(), {"temperature": 28.2, "humidity": 32.08})
+
+    def test_message_without_a_value_does_not_renew_the_last_value(self):
+        for later in (b'{"temperature":null,"humidity":1}', b'{"humidity":1}', b"online"):
+            with self.subTest(later):
+                self.publish(b'{"temperature":28.2,"humidity":2}')
+                self.now_s += 50
+                self.publish(later)
+                self.now_s += 40
+                self.assertRegex(
+                    self.readings()["temperature"],
+                    "^stale: the last message with a value at 'temperature' on t is 90 s old; in later ones: .",
+                )
+                self.assertIsInstance(self.readings()["humidity"], float)
+
+    def test_channel_without_any_value_names_the_reason(self):
+        self.publish(b'{"temperature":null}')
+        self.assertEqual(self.readings(), {
+            "temperature": "t: not a number at 'temperature': null",
+            "humidity": "t: there is no 'humidity'; found: 'temperature'",
+        })  # fmt: skip
+
+    def test_bad_field_fails_alone_until_its_next_value(self):
+        for bad, shown in (
+            (b"nan", '"nan"'), (b"NaN", '"NaN"'), (b"-inf", '"-inf"'), (b"Infinity", '"Infinity"'),
+            (b"1e999", '"1e999"'), (b'"unavailable"', '"unavailable"'), (b"-1.#IND", '"-1.#IND"'), (b"{}", "nothing"),
+        ):  # fmt: skip
+            with self.subTest(bad):
+                self.publish(b'{"temperature":20,"humidity":1}', b'{"temperature":' + bad + b',"humidity":48,}')
+                self.assertEqual(
+                    self.readings(), {"temperature": f"t: not a number at 'temperature': {shown}", "humidity": 48.0}
+                )
+                self.publish(b'{"temperature":null}')  # the fault continues
+                self.assertIn(shown, self.readings()["temperature"])
+                self.publish(b'{"temperature":21}')
+                self.assertEqual(self.readings(), {"temperature": 21.0, "humidity": 48.0})
+
+    def test_channel_without_path_skips_texts_and_reports_failures(self):
+        source = self.source({"x": {"topic": "x", "fresh": 60}})
+        source.read()
+        for payload, reading in (
+            (b"21.5", 21.5), (b"online", 21.5), (b'{"rssi":-60}', 21.5), (b"", 21.5), (b"null", 21.5),
+            (b"unavailable", "x: not a number: 'unavailable'"), (b"22\0", 22.0), (b"nan", "x: not a number: 'nan'"),
+            (b"1e999", "x: not a number: '1e999'"), (b"ON", 1),
+        ):  # fmt: skip
+            self.publish(payload, source=source, topic="x")
+            self.assertEqual(
+                source.read()["x"] if isinstance(reading, int | float) else str(source.read()["x"]), reading
+            )
+
+    def test_too_large_value_after_calibration_is_an_error(self):
+        source = self.source({"x": {"topic": "x", "gain": 1e9}})
+        source.read()
+        self.publish(b"1e308", source=source, topic="x")
+        self.assertEqual(str(source.read()["x"]), "x: the value is too large after calibration")
+
+    def test_retained_message_never_replaces_a_later_value(self):
+        """After a reconnection the broker sends the retained message again, which may be older than the last one."""
+        self.publish(b'{"temperature":1,"humidity":1}', retain=True)
+        self.publish(b'{"temperature":2}', b'{"humidity":3}')
+        self.publish(b'{"temperature":1,"humidity":1}', retain=True)
+        self.assertEqual(self.readings(), {"temperature": 2.0, "humidity": 3.0})
+        self.publish(b'{"temperature":5}', retain=True)  # published while the node was disconnected
+        self.assertEqual(self.readings(), {"temperature": 5.0, "humidity": 3.0})
 
 
 class Connections(Case):

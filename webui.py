@@ -8,12 +8,14 @@ Errors: SettingsError if an address cannot be bound; HTTPError for invalid reque
 from __future__ import annotations
 
 import importlib.resources
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.addresses import join_address
+from pigeonpost.core.data_folder import EVENTS, LATE_RANGES
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.credentials import may_use_any_name
 from pigeonpost.http.message import BODY_BYTES, JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
@@ -190,13 +192,14 @@ class WebInterface:
         self._recent_cache = RecentCache(app.store)
         self._snapshots = SnapshotBuilder(app, self._recent_cache.day)
         self._live = EventStream(app)
-        self._charts = Charts(app.clock, app.links)
+        self._charts = Charts(app.clock, app.links, os.path.join(app.data, LATE_RANGES))
         statistics = StatisticsReader(app.store, app.clock)
         self._chart_page = ChartPage(self._charts, statistics)
         self._sensors = SensorPages(statistics, self._chart_page.part)
         self._graphs = SavedCharts(app.data)
         self._preferences = PreferenceStore(app.data, app.faults)
-        self._event_log = EventLog(app.links, self._faults, app.clock)
+        path = os.path.join(app.data, EVENTS)
+        self._event_log = EventLog(app.links, self._faults, app.clock, path, [self._charts.late.save])
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
         self.access: AccessControl

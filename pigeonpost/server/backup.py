@@ -31,7 +31,9 @@ from urllib.parse import quote
 from pigeonpost.core.data_folder import (
     API_TOKENS,
     DATABASE,
+    EVENTS,
     FILES,
+    LATE_RANGES,
     LOG_CHECKSUMS,
     LOGS,
     PI_IDS,
@@ -49,7 +51,8 @@ from pigeonpost.storage.sqlite.integrity import damage_text, refuse_foreign_wal,
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
-KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS)  # small files that a backup contains
+# Small files that a backup contains.
+KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS, EVENTS, LATE_RANGES)
 _INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
 _MEMBER = re.compile(
     rf"(?:{LOGS}|{FILES})/[^.{_INVALID}][^{_INVALID}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}"

@@ -19,10 +19,12 @@ from urllib.parse import quote
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.data_folder import DATABASE
+from pigeonpost.core.format import size
 
 _FRESH_S = 60.0  # time for which a measurement is used
 _LOOK_S, _LOOKS = 600.0, 145  # interval and number of remembered sizes: one day
 _LEAST_S = 3600.0  # minimum observation time for the daily growth, because files grow in steps
+_LEAST_WRITTEN_S = 60.0  # minimum observation time for the bytes written per day, which are an estimate at first
 _OF_SQLITE = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm")
 _DAY_S = 86_400.0
 
@@ -35,9 +37,10 @@ class DiskUsage(NamedTuple):
         free: Free space for this program, in bytes.
         grows: Growth of the folder, in bytes per day; None if the server has not run for long enough, or if the folder
             does not grow.
-        written: Bytes written per day by this process, as counted by the kernel (proc_pid_io(5): write_bytes); None if
-            the server has not run for long enough, or if the kernel does not count.
+        written: Bytes written per day by this process, as counted by the kernel (proc_pid_io(5): write_bytes); None in
+            the first minute, or if the kernel does not count.
         days: Time until the disk is full, in days; None if `grows` is None.
+        is_estimate: True if `written` is known from less than an hour.
     """
 
     stored: int
@@ -45,6 +48,12 @@ class DiskUsage(NamedTuple):
     grows: float | None
     written: float | None
     days: float | None
+    is_estimate: bool = False
+
+
+def written_words(use: DiskUsage) -> str:
+    """Return `use.written`, which must be known, as text; an estimate begins with "about"."""
+    return ("about " if use.is_estimate else "") + size(use.written or 0)
 
 
 class DiskUsageMonitor:
@@ -86,9 +95,10 @@ class DiskUsageMonitor:
             grows = (content - before) / (now_s - then_s) * _DAY_S
             days = free / grows
         now_written = self._written()
-        if now_s - self._began_s >= _LEAST_S and now_written is not None and self._began_written is not None:
-            written = (now_written - self._began_written) / (now_s - self._began_s) * _DAY_S
-        return DiskUsage(stored, free, grows, written, days)
+        observed_s = now_s - self._began_s
+        if observed_s >= _LEAST_WRITTEN_S and now_written is not None and self._began_written is not None:
+            written = (now_written - self._began_written) / observed_s * _DAY_S
+        return DiskUsage(stored, free, grows, written, days, written is not None and observed_s < _LEAST_S)
 
     def _written(self) -> int | None:
         try:

@@ -15,6 +15,7 @@ from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
 from pigeonpost.server.damage_check import DATABASE_FAULT, LOGS_FAULT
+from pigeonpost.server.disk_usage import written_words
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, text_page
 
@@ -97,7 +98,7 @@ def _info(context: RequestContext) -> Iterator[tuple[str, str]]:
     if use.days is not None:
         yield "space for", "years" if use.days > 1000 else f"{use.days:.0f} days, at the rate of the last day"
     if use.written is not None:
-        yield "written", f"{size(use.written)} per day"
+        yield "written", f"{written_words(use)} per day"
 
 
 def _last_backup(report: Mapping[str, Any], now_ms: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.clock import FIRST_MS, rfc3339
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
+from pigeonpost.views.gaps_and_events import recent_losses
 from pigeonpost.views.html import json_answer, text_page
 from pigeonpost.views.models import NodeView, SensorView
 from pigeonpost.views.query import moment, name_in, span_ms
@@ -271,6 +272,7 @@ def health(context: RequestContext) -> Response:
         for sensor in node.readings if sensor.fault
     ]  # fmt: skip
     faults += [f"{name}: {transport.fault}" for name, transport in context.app.transports.items() if transport.fault]
+    faults += recent_losses(context)
     use = context.app.disk.use()
     disk = {
         "stored_bytes": use.stored, "free_bytes": use.free, "grows_bytes_a_day": use.grows,

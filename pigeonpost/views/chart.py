@@ -82,14 +82,15 @@ def _written(time_ms: int) -> str:
 class Charts:
     """Renderer of charts, with a cache of recent ones."""
 
-    def __init__(self, clock: Clock, links: Sequence[NodeLink] = ()) -> None:
+    def __init__(self, clock: Clock, links: Sequence[NodeLink] = (), late_path: str = "") -> None:
         """Create an empty cache.
 
         Args:
             clock: Clock of the server.
             links: All nodes from which this server collects; the sequence may grow.
+            late_path: Path of the file with the ranges of late samples; empty to keep them in memory only.
         """
-        self.late = LateDataTracker(clock, links)
+        self.late = LateDataTracker(clock, links, late_path)
         self._lock = threading.Lock()
         self._kept: dict[object, tuple[float, object]] = {}
         self._drawing = threading.BoundedSemaphore(2)

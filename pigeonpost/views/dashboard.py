@@ -13,7 +13,7 @@ from pigeonpost.core.format import age, aligned, counted, size, zone_minutes, zo
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
-from pigeonpost.server.disk_usage import DiskUsage
+from pigeonpost.server.disk_usage import DiskUsage, written_words
 from pigeonpost.views.context import RequestContext, Route
 from pigeonpost.views.front_charts import arrange, front_charts
 from pigeonpost.views.front_query import FrontQuery, read_query
@@ -136,7 +136,7 @@ def _disk_words(use: DiskUsage) -> str:
     left = ""
     if use.days is not None:
         left = ", space for years" if use.days > 1000 else f", space for {use.days:.0f} days"
-    written = f" {size(use.written)} written per day." if use.written is not None else ""
+    written = f" {written_words(use)} written per day." if use.written is not None else ""
     return f"{size(use.stored)} stored, {size(use.free)} free{left}.{written}"
 
 

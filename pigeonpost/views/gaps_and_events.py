@@ -1,7 +1,7 @@
 """Gaps page (`/gaps`) and events page (`/happenings`) of all nodes, latest first.
 
-Two kinds of events are permanent: gaps, which are in the store, and starts of the server, which are known from the
-names of the CSV logs. All other events are kept in memory since the last start, as the page states.
+Gaps are in the store, and the last events in the event log. Starts of the server before the first event there are known
+from the names of the CSV logs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import LOGS
+from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.core.format import clock, counted
 from pigeonpost.http.message import Response
-from pigeonpost.server.event_log import Event
+from pigeonpost.server.event_log import MOST, Event
 from pigeonpost.storage.csv.checksums import logs_in
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.table_page import TablePage, render_table
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pigeonpost.server.event_log import EventLog
 
 SHOWN = 500
+_RECENT_MS = 86_400_000
 
 
 def gaps(context: RequestContext) -> Response:
@@ -55,8 +57,32 @@ def _samples(count: int) -> str:
     return f"{counted(count, 'sample')} {'is' if count == 1 else 'are'}"
 
 
+def recent_losses(context: RequestContext) -> Sequence[str]:
+    """Return a text for each node with gaps that were recorded in the last 24 hours, for `control.py check`.
+
+    A gap never ends. So it is a fault for one day, in which a daily check reports it.
+
+    Args:
+        context: Context of the request.
+    """
+    now_ms = context.app.clock.wall_ms()
+    of_nodes: dict[str, list[Mapping[str, Any]]] = {}
+    try:
+        found = context.app.store.gaps(SHOWN)
+    except StoreDamaged:
+        return []  # the store reports the damage, which is a fault itself
+    for gap in found:
+        if abs(now_ms - gap["noted_ms"]) < _RECENT_MS:
+            of_nodes.setdefault(gap["node"], []).append(gap)
+    return [
+        f"{node}: {_samples(sum(map(_count, gaps)))} permanently lost ({gaps[0]['why']}), recorded"
+        f" {clock(gaps[0]['noted_ms'], now_ms)}; this is reported for 24 hours, and /gaps lists all gaps"
+        for node, gaps in of_nodes.items()
+    ]
+
+
 def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
-    """Return the function for `/happenings`, the list of events. `event_log` contains those since the start."""
+    """Return the function for `/happenings`, the list of the gaps and of the events in `event_log`."""
 
     def answer(context: RequestContext) -> Response:
         app, now_ms = context.app, context.app.clock.wall_ms()
@@ -64,13 +90,14 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
             Event(gap["noted_ms"], gap["node"], "gap", f"{counted(_count(gap), 'sample')} lost: {gap['why']}")
             for gap in app.store.gaps(SHOWN)
         ]
-        own = Event(app.started_ms, "", "started", "this server was started")
-        found = [*event_log.all(), *missing, *_starts(os.path.join(app.data, LOGS), app.started_ms), own]
+        events = event_log.all()
+        first_ms = min([app.started_ms, *[event.time_ms for event in events if not event.node]])
+        found = [*events, *missing, *_starts(os.path.join(app.data, LOGS), first_ms)]
         found.sort(key=lambda one: one.time_ms, reverse=True)
         found = found[:SHOWN]
         return render_table(context, TablePage(
             title="Events",
-            lead="Starts of the server and gaps are kept permanently, all other events since the last start at"
+            lead=f"The latest events, up to {MOST}, and the latest gaps. This server was started at"
                  f" {clock(app.started_ms, now_ms)}.",
             head=("time", "source", "event"),
             rows=[(_when(one, now_ms), one.node or "this server", one.words) for one in found],
@@ -89,8 +116,8 @@ def _when(one: Event, now_ms: int) -> str:
     return text + time.strftime(":%S", time.localtime(one.time_ms // 1000)) if one.time_ms % 60_000 else text
 
 
-def _starts(folder: str, started_ms: int) -> Sequence[Event]:
-    """Return the starts of this server before `started_ms`, to the minute, from the names of the logs in `folder`."""
+def _starts(folder: str, before_ms: int) -> Sequence[Event]:
+    """Return the starts of this server before `before_ms`, to the minute, from the names of the logs in `folder`."""
     found = []
     for name in logs_in(folder):
         match = _LOG(name)
@@ -98,7 +125,7 @@ def _starts(folder: str, started_ms: int) -> Sequence[Event]:
             time_ms = int(time.mktime(time.strptime(match[1], "%d%m%y_%H%M"))) * 1000 if match else 0
         except (ValueError, OverflowError):
             continue
-        if 0 < time_ms < started_ms - started_ms % 60_000:
+        if 0 < time_ms < before_ms - before_ms % 60_000:
             found.append(Event(time_ms, "", "started", f"this server was started ({name})"))
     return sorted(found)[-SHOWN:]
 

@@ -54,9 +54,19 @@ class DiskUseTest(unittest.TestCase):
         self.put("a", 1_000_000)
         self.count_writes(3001)
         self.clock.sleep(3500)
-        self.assertEqual(disk.use()[2:], (None, None, None))
+        self.assertEqual((disk.use().grows, disk.use().days), (None, None))
         self.clock.sleep(200)
         self.assertNotIn(None, disk.use())
+
+    def test_bytes_written_per_day_are_an_estimate_in_the_first_hour(self):
+        disk = DiskUsageMonitor(self.folder, self.clock, self.process)
+        self.count_writes(1000 + 100_000)
+        self.clock.sleep(59)
+        self.assertIsNone(disk.use().written)
+        for seconds, words in ((61, "about 68.7 MiB"), (3421, "about 2.3 MiB"), (120, "2.3 MiB")):
+            with self.subTest(seconds=seconds):
+                self.clock.sleep(seconds)
+                self.assertEqual(disk_usage.written_words(disk.use()), words)
 
     def test_write_ahead_log_is_stored_data_but_not_growth(self):
         """SQLite's log grows to up to 16 MiB after each start and is then reused."""

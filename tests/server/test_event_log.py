@@ -1,5 +1,6 @@
 """Log of events: each change once, in order, limited in number."""
 
+import os
 import threading
 import unittest
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from pigeonpost.server.event_log import MOST, EventLog
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from protocol import Gap, Sample
-from tests.support import LIMIT_S, wait_until
+from tests.support import LIMIT_S, temp_folder, wait_until
 
 
 class EventLogCase(unittest.TestCase):
@@ -116,7 +117,7 @@ class StateChangeTest(EventLogCase):
         self.addCleanup(setattr, event_log, "_LOOK_S", before)
         self.event_log.start()
         self.node()
-        wait_until(lambda: self.told() == [("basement", "reached")], "it looked")
+        wait_until(lambda: self.told() == [("", "started"), ("basement", "reached")], "it looked")
         self.event_log.stop(LIMIT_S)
         self.assertNotIn("events", [thread.name for thread in threading.enumerate()])
 
@@ -135,6 +136,84 @@ class CommitTest(EventLogCase):
     def test_later_samples_and_gaps_are_not_start_events(self):
         self.event_log.on_commit([self.epoch_commit(4, gap=True)])
         self.assertEqual(self.told(), [])
+
+
+class SaveTest(EventLogCase):
+    def setUp(self):
+        super().setUp()
+        self.path = os.path.join(temp_folder(self), "events.jsonl")
+
+    def log_of_a_run(self):
+        return EventLog(self.links, dict, self.clock, self.path)
+
+    def events(self):
+        return [(one.node, one.kind, one.words) for one in self.log_of_a_run().all()]
+
+    def content(self):
+        with open(self.path, encoding="utf-8") as file:
+            return file.read()
+
+    def test_events_survive_a_restart(self):
+        run = self.log_of_a_run()
+        run.record("attic", "lost", "lost: “Ü”\nnot connected")
+        run.save()
+        run.record("attic", "reached", "connected")
+        run.save()  # less than ten seconds later
+        self.assertEqual(len(self.events()), 1)
+        self.clock.sleep(10)
+        run.save()
+        self.assertEqual([kind for _, kind, _ in self.events()], ["lost", "reached"])
+        self.assertEqual(self.events()[0][2], "lost: “Ü”\nnot connected")
+
+    def test_last_events_are_saved_at_the_end(self):
+        run = self.log_of_a_run()
+        for kind in ("lost", "reached"):
+            run.record("attic", kind, "words")
+            run.save(now=True)
+        self.assertEqual([kind for _, kind, _ in self.events()], ["lost", "reached"])
+
+    def test_file_contains_a_limited_number_of_events(self):
+        run = self.log_of_a_run()
+        for number in range(2 * MOST + 100):
+            run.record("attic", "lost", str(number))
+            if number % 150 == 0:
+                run.save(now=True)
+        run.save(now=True)
+        self.assertEqual([words for _, _, words in self.events()], [str(k) for k in range(MOST + 100, 2 * MOST + 100)])
+        self.assertLessEqual(len(self.content().splitlines()), 2 * MOST)
+
+    def test_renamed_node_is_renamed_in_the_file(self):
+        run = self.log_of_a_run()
+        run.record("attic", "lost", "words")
+        run.save(now=True)
+        run.on_rename("attic", "loft")
+        run.save(now=True)
+        self.assertEqual(self.events(), [("loft", "lost", "words")])
+
+    def test_damaged_lines_are_skipped_and_removed(self):
+        whole = '[1000, "attic", "lost", "words"]\n'
+        lines = ('{"a": 1}', "\0\0", "[" * 10_000, '[1e400, "a", "b", "c"]', '[-1, "", "", ""]')
+        for damage in ("[1000, ", *(f"{line}\n" for line in lines)):
+            with self.subTest(damage=damage[:20]):
+                with open(self.path, "w", encoding="utf-8") as file:
+                    file.write(whole + damage)
+                self.assertEqual(self.events(), [("attic", "lost", "words")])
+                run = self.log_of_a_run()
+                run.record("attic", "reached", "connected")
+                run.save(now=True)
+                self.assertEqual([kind for _, kind, _ in self.events()], ["lost", "reached"])
+
+    def test_events_that_cannot_be_written_are_written_later(self):
+        run = self.log_of_a_run()
+        os.mkdir(self.path)
+        with self.assertLogs("pigeonpost.server.event_log", "WARNING") as logged:
+            for kind in ("lost", "reached"):
+                run.record("attic", kind, "words")
+                run.save(now=True)
+        self.assertEqual(len(logged.records), 1)
+        os.rmdir(self.path)
+        run.save(now=True)
+        self.assertEqual([kind for _, kind, _ in self.events()], ["lost", "reached"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Time ranges of late samples and of uncertain times, limited in number and judged by the node's own clock."""
 
+import os
 import unittest
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.late_data import LATE_MS, LateDataTracker
 from pigeonpost.storage.models import EpochCommit, HighWaterMark, LateRange
 from protocol import Gap, Sample
+from tests.support import temp_folder
 
 MINUTE_MS = 60_000
 
@@ -76,6 +78,76 @@ class LateDataTest(unittest.TestCase):
         for k in range(1100):
             self.late.on_commit([epoch_commit(f"n{k}", sample_batch([1000]))])
         self.assertEqual(len(self.late._spans), 1000)
+
+
+class SavedRangesTest(unittest.TestCase):
+    def setUp(self):
+        self.clock = FakeClock()
+        self.path = os.path.join(temp_folder(self), "late_ranges.json")
+
+    def tracker(self):
+        return LateDataTracker(self.clock, (), self.path)
+
+    def spans(self):
+        return self.tracker().within("basement", 0, 1 << 60)
+
+    def test_ranges_survive_a_restart(self):
+        late = self.tracker()
+        late.on_commit(
+            [epoch_commit("basement", sample_batch([1000, 2000])), epoch_commit("attic", sample_batch([1], "unset"))]
+        )
+        late.save()
+        self.assertEqual(self.spans(), [LateRange(1000, 2000, True)])
+        self.assertEqual(self.tracker().within("attic", 0, 9), [LateRange(1, 1, False)])
+
+    def test_longer_range_is_saved_every_ten_minutes_and_at_the_end(self):
+        late = self.tracker()
+        late.on_commit([epoch_commit("basement", sample_batch([1000]))])
+        late.save()
+        for wait_s, now, last_ms in ((11, False, 1000), (588, False, 1000), (1, False, 4000), (1, True, 5000)):
+            with self.subTest(wait_s=wait_s):
+                late.on_commit([epoch_commit("basement", sample_batch([4000 if not now else 5000]))])
+                self.clock.sleep(wait_s)
+                late.save(now)
+                self.assertEqual(self.spans(), [LateRange(1000, last_ms, True)])
+
+    def test_new_range_is_saved_after_ten_seconds(self):
+        late = self.tracker()
+        for k, wait_s, count in ((1, 0, 1), (2, 9, 1), (3, 1, 3)):
+            with self.subTest(k=k):
+                late.on_commit([epoch_commit("basement", sample_batch([k * 10_000_000]))])
+                self.clock.sleep(wait_s)
+                late.save()
+                self.assertEqual(len(self.spans()), count)
+
+    def test_renamed_node_keeps_its_ranges(self):
+        late = self.tracker()
+        late.on_commit([epoch_commit("cellar", sample_batch([1000]))])
+        late.on_rename("cellar", "basement")
+        late.save()
+        self.assertEqual(self.spans(), [LateRange(1000, 1000, True)])
+
+    def test_damaged_file_is_read_as_empty_and_replaced(self):
+        ranges = (b"5", b"[[1, 2]]", b'[["1", 2, true]]', b"[[1, 2, 3]]")
+        for content in (b"", b"{", b"[]", b"\xff", *(b'{"basement": %s}' % one for one in ranges)):
+            with self.subTest(content=content):
+                with open(self.path, "wb") as file:
+                    file.write(content)
+                with self.assertLogs("pigeonpost.server.late_data", "WARNING"):
+                    late = self.tracker()
+                late.on_commit([epoch_commit("basement", sample_batch([1000]))])
+                late.save()
+                self.assertEqual(self.spans(), [LateRange(1000, 1000, True)])
+
+    def test_range_that_cannot_be_saved_is_saved_later(self):
+        late = self.tracker()
+        os.mkdir(self.path)
+        late.on_commit([epoch_commit("basement", sample_batch([1000]))])
+        with self.assertLogs("pigeonpost.server.late_data", "WARNING"):
+            late.save()
+        os.rmdir(self.path)
+        late.save(now=True)
+        self.assertEqual(self.spans(), [LateRange(1000, 1000, True)])
 
 
 if __name__ == "__main__":

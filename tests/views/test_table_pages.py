@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from pigeonpost.compat.multicast_bus.state import BusState
+from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.server import event_log
 from pigeonpost.storage.csv.checksums import sums_text
 from pigeonpost.views.about import PROMISE
@@ -26,12 +27,12 @@ class TableCase(WebCase):
     def rows(self, path):
         return list(csv.DictReader(io.StringIO(self.get(path))))
 
-    def missing(self, why="overwritten before it was delivered", node="basement"):
-        gap = Gap(3, 9, 0, why)
+    def missing(self, why="overwritten before it was delivered", node="basement", first=3):
+        gap = Gap(first, 9, 0, why)
         self.web.ingestor.submit(
             Batch(node, f"{sum(node.encode()):016x}", "0123456789abcdef", 2, None, gap, UNITS, lambda *_: None, print)
         )
-        wait_until(lambda: self.web.store.gaps(5), "the gap is stored")
+        wait_until(lambda: node in [gap["node"] for gap in self.web.store.gaps(5)], "the gap is stored")
 
 
 class Gaps(TableCase):
@@ -58,6 +59,34 @@ class Gaps(TableCase):
         self.missing('=cmd|"<script>"')
         self.assertNotIn("<script>", self.page("/gaps").partition("<main>")[2])
         self.assertEqual(self.rows("/gaps.csv")[0]["why"], '\'=cmd|"<script>"')
+
+
+class RecentLosses(TableCase):
+    def faults(self):
+        return self.json("/api/v1/health")["faults"]
+
+    def test_gaps_of_each_node_are_a_fault(self):
+        before = self.faults()
+        self.missing("overwritten before it was delivered")
+        self.missing("damaged on the card", "attic", first=1)
+        found = [fault for fault in self.faults() if fault not in before]
+        self.assertEqual([fault.split(" (")[0] for fault in found], [
+            "attic: 9 samples are permanently lost", "basement: 7 samples are permanently lost",
+        ])  # fmt: skip
+        self.assertIn("(damaged on the card), recorded", found[0])
+
+    def test_gap_is_a_fault_for_24_hours_by_a_clock_that_may_be_set_back(self):
+        self.missing()
+        clock = self.web.app.clock
+        now_ms = clock.wall_ms()
+        for seconds, count in ((86_000, 1), (86_500, 0), (-86_500, 0), (-86_000, 1), (0, 1)):
+            with mock.patch.object(clock, "wall_ms", return_value=now_ms + 1000 * seconds):
+                self.assertEqual(sum("permanently lost" in one for one in self.faults()), count, seconds)
+
+    def test_damaged_store_is_reported_instead_of_gaps(self):
+        self.missing()
+        with mock.patch.object(self.web.store, "gaps", side_effect=StoreDamaged("damaged: restore")):
+            self.assertEqual(sum("permanently lost" in one for one in self.faults()), 0)
 
 
 class EventList(TableCase):

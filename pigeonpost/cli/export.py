@@ -1,8 +1,9 @@
-"""Command `export`, which writes stored samples as CSV, JSON or SQLite. The server may be running.
+"""Command `export`, which writes stored samples as CSV, JSON, SQLite or line protocol. The server may be running.
 
     python3 control.py export --out all.csv
     python3 control.py export --format wide --node basement --from 2026-11-01 --to 2026-12-01 --out november.csv
     python3 control.py export --format jsonl --sensor temperature --from 7d | gzip > week.jsonl.gz
+    python3 control.py export --utc --out all.csv
     python3 control.py export --format sqlite plain.sqlite3
 
 Errors: Failed, for unknown names and for a full disk. An existing FILE then stays unchanged.
@@ -34,15 +35,15 @@ from pigeonpost.cli.contract import (
 )
 from pigeonpost.cli.export_rows import FORMATS, Rows, UnreadableRange, labelled, only, walk
 from pigeonpost.cli.export_sqlite import write_sqlite
-from pigeonpost.core.clock import FIRST_MS, rfc3339
+from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.core.errors import PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.core.files import replacement_of
-from pigeonpost.core.format import counted
+from pigeonpost.core.format import counted, stamp, zone_minutes
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.excel import MOST_ROWS, for_excel
-from pigeonpost.storage.csv.format import HEADER, cell
+from pigeonpost.storage.csv.format import HEADER, cell, local_times, utc_times
 from pigeonpost.storage.models import stretches
 
 _NEVER_MS = 253_402_300_800_000  # the year 10000
@@ -50,6 +51,15 @@ _AGE = re.compile(r"([0-9]{1,9})([smhd])").fullmatch
 _UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SQLITE = "sqlite"
 _TABLES = ("wide", "excel")
+# Formats with local times, each with its hint for a time range in which the offset from UTC changes.
+_SEVERAL = (
+    "hint: the times have several offsets from UTC, because of daylight saving time; programs may read them as text"
+)
+_LOCAL = {
+    "csv": f"{_SEVERAL}: use --utc for programs", "wide": f"{_SEVERAL}: use --utc for programs",
+    "excel": "hint: when daylight saving time begins or ends, an hour of local times is missing or occurs twice; --utc"
+             " avoids this",
+}  # fmt: skip
 
 
 def parse_time(text: str) -> int:
@@ -97,15 +107,18 @@ def _export(context: Context) -> int:
         nodes = _chosen_nodes(_nodes(store), chosen.node, names.current)
         sensors = _chosen_sensors(store, nodes, chosen.sensor)
         bar = Bar(os.path.basename(out or ""))
-        selection = _Selection(store, nodes, sensors, chosen, bar.show if out else lambda done, total: None, lost)
+        progress = bar.show if out else lambda done, total: None
+        selection = _Selection(store, nodes, sensors, chosen, progress, lost, set())
         try:
             size = _write(selection, out)
         finally:
             bar.end()
         if out is not None:
             print(f"{out}: {counted(size, 'byte')}", file=sys.stderr)
+    if chosen.format in _LOCAL and not chosen.utc and len(selection.offsets) > 1:
+        print(_LOCAL[chosen.format], file=sys.stderr)
     for node, from_ms, to_ms in lost:
-        print(f"node {node}: {rfc3339(from_ms)} to {rfc3339(to_ms)} cannot be read", file=sys.stderr)
+        print(f"node {node}: {stamp(from_ms)} to {stamp(to_ms)} cannot be read", file=sys.stderr)
     if store.damage or lost:
         print(f"only the readable data was written: {store.damage or damages[-1]}", file=sys.stderr)
     return 1 if store.damage or lost else 0
@@ -121,6 +134,7 @@ class _Selection(NamedTuple):
         chosen: Arguments of the command.
         progress: Function that is called with the number of exported samples and the total number.
         lost: List to which unreadable time ranges are appended.
+        offsets: Set to which the offsets of local time from UTC, in minutes, are added at the times of the samples.
     """
 
     store: Store
@@ -129,6 +143,7 @@ class _Selection(NamedTuple):
     chosen: argparse.Namespace
     progress: Callable[[int, int], None]
     lost: list[UnreadableRange]
+    offsets: set[int]
 
     def spans(self) -> list[tuple[dict[str, Any], int, int]]:
         """Return the nodes, each with its part of the selected time range in milliseconds since 1970."""
@@ -162,7 +177,7 @@ def _write(selection: _Selection, out: str | None) -> int:
             return write_sqlite(out, parts)
     texts = _texts(selection)
     if chosen.format == "excel":
-        texts = _for_excel(texts, chosen.decimal == "comma")
+        texts = _for_excel(texts, chosen.decimal == "comma", chosen.utc)
     if out is None:
         _to_standard_output(texts)
         return 0
@@ -216,19 +231,23 @@ def _texts(selection: _Selection) -> Iterator[bytes]:
     labels = selection.store.node_records().labels if chosen.labels else {}
     if chosen.format == "csv":
         yield (HEADER.replace("\n", ",label\n") if chosen.labels else HEADER).encode()
-    elif columns or chosen.format != "jsonl":
+    elif chosen.format in _TABLES:
         heads = _titles(selection.store, selection.nodes, columns) if chosen.format == "excel" else columns
-        yield (",".join(["time", "node", *map(cell, heads)]) + "\n").encode()
+        time_head = "time (UTC)" if chosen.format == "excel" and chosen.utc else "time"
+        yield (",".join([time_head, "node", *map(cell, heads)]) + "\n").encode()
     rows: dict[str, Rows] = {}
     for node, batches in selection.parts():
         name = node["name"]
         if name not in rows:
-            rows[name] = FORMATS[chosen.format](name, columns, node["sensors"])
+            rows[name] = FORMATS[chosen.format](
+                name, columns, node["sensors"], utc_times if chosen.utc else local_times
+            )
             if chosen.labels:
                 mine = {sensor: text for (of, sensor), text in labels.items() if of == name}
                 rows[name] = labelled(rows[name], mine)
         for batch in batches:
             for stretch in stretches(batch):  # each within one hour of UTC
+                selection.offsets.update(map(zone_minutes, (stretch.times[0], stretch.times[-1])))
                 yield rows[name](stretch)
 
 
@@ -248,10 +267,10 @@ def _titles(store: Store, nodes: list[dict[str, Any]], columns: Sequence[str]) -
     return titles
 
 
-def _for_excel(texts: Iterable[bytes], comma: bool) -> Iterator[bytes]:
+def _for_excel(texts: Iterable[bytes], comma: bool, utc: bool) -> Iterator[bytes]:
     """Yield an export in a format that Excel reads. Warn on standard error if it has too many rows for a sheet."""
     rows = 0
-    for text in for_excel((text.decode() for text in texts), comma):
+    for text in for_excel((text.decode() for text in texts), comma, utc):
         rows += text.count("\n")
         yield text.encode()
     if rows > MOST_ROWS:
@@ -312,13 +331,17 @@ def _to_standard_output(texts: Iterable[bytes]) -> None:
 _REPEATABLE = "can be repeated"
 COMMANDS: Mapping[str, Command] = {
     "export": Command(
-        "write stored samples as CSV, for Excel, as JSON lines, or as SQLite",
+        "write stored samples as CSV, for Excel, as JSON lines, as SQLite, or for InfluxDB",
         [
             ("file", {"metavar": "FILE", "nargs": "?", "help": "same as --out"}),
             ("--format", {"choices": [*FORMATS, _SQLITE], "default": "csv",
                           "help": "csv: one row per value, as in the log (default); wide: one row per sample; jsonl:"
                           " one JSON object per sample; excel: as wide, for spreadsheets; sqlite: one table in an"
-                          " SQLite file"}),
+                          " SQLite file; influx: line protocol of InfluxDB. Times are local in csv, wide and excel, and"
+                          " UTC in the others"}),
+            ("--utc", {"action": "store_true",
+                       "help": "times in UTC in every format, for programs: 2026-11-20T15:36:10.123Z (default: local"
+                       " time with its offset from UTC)"}),
             ("--labels", {"action": "store_true", "help": "for csv: add a column with the label of the sensor"}),
             ("--decimal", {"choices": ["point", "comma"], "default": "point",
                            "help": "for excel: decimal separator (default: point); with comma, columns are separated by"

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.csv.format import cell, local_times, log_rows
+from pigeonpost.storage.csv.format import cell, sample_rows, utc_times
 from pigeonpost.storage.models import HOUR_MS, StoredBatch
 
 AT_ONCE = 40_000  # maximum number of samples in a part; an hour at 10 samples per second has 36,000
@@ -24,6 +23,7 @@ _LEAST_LOST_S = 1.0  # shortest time range, in seconds, that is skipped as unrea
 
 Rows = Callable[[SampleBatch], bytes]  # returns the rows of one node's samples, all from the same hour of UTC
 Units = Mapping[str, str]
+Times = Callable[[Sequence[int]], list[str]]  # returns the texts of times from the same hour of UTC
 
 
 class UnreadableRange(NamedTuple):
@@ -136,43 +136,46 @@ def _sorted_by_time(found: Sequence[StoredBatch]) -> list[SampleBatch]:
 # -------------------------------------------------------------------------------------------------------- writing
 
 
-def as_log(node: str, sensors: Sequence[str], units: Units) -> Rows:
+def as_log(node: str, sensors: Sequence[str], units: Units, as_texts: Times) -> Rows:
     """Return a function that writes one CSV row per value, as in the log.
 
     Args:
         node: Name of the node.
         sensors: Not used.
         units: Units by sensor.
+        as_texts: Function that writes times.
     """
-    return lambda batch: log_rows(node, "", batch, units, 0)
+    return lambda batch: sample_rows(node, batch, units, as_texts)
 
 
-def as_table(node: str, sensors: Sequence[str], units: Units) -> Rows:
+def as_table(node: str, sensors: Sequence[str], units: Units, as_texts: Times) -> Rows:
     """Return a function that writes one CSV row per sample, with a cell per sensor.
 
     Args:
         node: Name of the node.
         sensors: Names of the columns. The cell of a sensor that failed, or is not in the sample, is empty.
         units: Not used.
+        as_texts: Function that writes times.
     """
 
     def rows(batch: SampleBatch) -> bytes:
         empty = [""] * len(batch)
         texts = dict(zip(batch.values, _with_none_as("", batch), strict=True))
         cells = [texts.get(name, empty) for name in sensors]
-        lines = map(",".join, zip(local_times(batch.times), [node] * len(batch), *cells))
+        lines = map(",".join, zip(as_texts(batch.times), [node] * len(batch), *cells))
         return ("\n".join(lines) + "\n").encode()
 
     return rows
 
 
-def as_json(node: str, sensors: Sequence[str], units: Units) -> Rows:
+def as_json(node: str, sensors: Sequence[str], units: Units, as_texts: Times) -> Rows:
     """Return a function that writes one JSON object per sample, each on its own line.
 
     Args:
         node: Name of the node.
         sensors: Not used.
         units: Units by sensor.
+        as_texts: Not used: times are in UTC.
     """
 
     def rows(batch: SampleBatch) -> bytes:
@@ -193,15 +196,32 @@ def _with_none_as(text: str, batch: SampleBatch) -> list[list[str]]:
     ]
 
 
-def utc_times(times: Sequence[int]) -> list[str]:
-    """Return `times`, in milliseconds since 1970 and all in the same hour, as RFC 3339 texts in UTC."""
-    start_ms = times[0] // HOUR_MS * HOUR_MS
-    head = rfc3339(start_ms)[:14]
-    return [f"{head}{(ms := time_ms - start_ms) // 60_000:02d}:{ms % 60_000 / 1000:06.3f}Z" for time_ms in times]
+def as_influx(node: str, sensors: Sequence[str], units: Units, as_texts: Times) -> Rows:
+    """Return a function that writes one line of the InfluxDB line protocol per sample, without values that are missing.
+
+    The names of nodes and sensors contain no characters that the protocol would require to be escaped. All numbers are
+    floats (21 instead of 21i), since InfluxDB rejects a field that is an integer in one line and a float in another.
+
+    Args:
+        node: Name of the node.
+        sensors: Not used.
+        units: Not used: the protocol has no place for them.
+        as_texts: Not used: times are in nanoseconds since 1970.
+    """
+    head = f"readings,node={node} "
+
+    def rows(batch: SampleBatch) -> bytes:
+        fields = [[f"{name}={text}" if text != "None" else "" for text in texts]
+                  for name, texts in zip(batch.values, batch.texts, strict=True)]  # fmt: skip
+        lines = [f"{head}{','.join(filter(None, some))} {time_ms}000000\n"
+                 for time_ms, *some in zip(batch.times, *fields) if any(some)]  # fmt: skip
+        return "".join(lines).encode()
+
+    return rows
 
 
-FORMATS: Mapping[str, Callable[[str, Sequence[str], Units], Rows]] = {
-    "csv": as_log, "wide": as_table, "jsonl": as_json, "excel": as_table,
+FORMATS: Mapping[str, Callable[[str, Sequence[str], Units, Times], Rows]] = {
+    "csv": as_log, "wide": as_table, "jsonl": as_json, "excel": as_table, "influx": as_influx,
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from itertools import repeat
 
-from pigeonpost.cli.export_rows import utc_times
 from pigeonpost.core.files import replacement_of
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.storage.csv.format import utc_times
 from pigeonpost.storage.models import stretches
 
 _TABLE = (

@@ -1,8 +1,8 @@
 """Formatting of numbers, times, sizes and tables as text for people.
 
-One rule applies to all times. People read local time with its zone: `clock` on pages, which name the zone once
-(`zone_name`), and `stamp` everywhere else. Programs read UTC: `core.clock.rfc3339`, or milliseconds since 1970. Only
-CSV logs, and what has their form, have local times, with the offset in each (`storage.csv.format.local_time`).
+One rule applies to all times. People read local time with its zone: `clock` and `date_and_time` on pages, which name
+the zone once (`zone_name`), and `stamp` everywhere else. Programs read UTC: `core.clock.rfc3339`, or milliseconds since
+1970. Only CSV logs, and what has their form, have local times, with the offset in each (`storage.csv.format`).
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ def clock(time_ms: int, now_ms: int, seconds: bool = False) -> str:
     return f"{day} {of_day}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
 
 
+def date_and_time(time_ms: int) -> str:
+    """Return `time_ms` (ms since 1970, UTC) in local time, for pages: `2026-11-20 16:36:10`.
+
+    A time that occurs twice, at the end of daylight saving time, has its offset from UTC.
+    """
+    t = time.localtime(time_ms // 1000)
+    return "%04d-%02d-%02d %02d:%02d:%02d%s" % (*t[:6], offset_if_repeated(time_ms))
+
+
 def stamp(time_ms: int) -> str:
     """Return `time_ms` (ms since 1970, UTC) as `2026-11-20 16:36:10+01:00`: local time with its offset from UTC.
 
@@ -85,7 +94,7 @@ def offset_if_repeated(time_ms: int) -> str:
     """
     seconds = time_ms // 1000
     offset = time.localtime(seconds).tm_gmtoff
-    for near_s in (seconds - _MOST_SHIFT_S, seconds + _MOST_SHIFT_S):
+    for near_s in (seconds - _FAR_S, seconds + _FAR_S):
         other = time.localtime(near_s).tm_gmtoff
         # The same local time with the other offset, if that offset is in use then.
         if other != offset and time.localtime(seconds + offset - other).tm_gmtoff == other:
@@ -157,5 +166,5 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-_MOST_SHIFT_S = 3 * 3600  # clocks are set back by 30 minutes (Lord Howe) to 2 hours (Troll)
+_FAR_S = 3 * 3600  # clocks are set back by 30 minutes (Lord Howe) to 2 hours (Troll)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from pigeonpost.storage.csv.format import FORMULA_STARTS
 from protocol import LARGEST_INTEGER, UNIT, Number, Values
 
 LINE_BYTES = 1 << 16
@@ -138,7 +139,7 @@ def preview(value: object) -> str:
 
 def unguarded(cell: str) -> str:
     """Return the text of a `cell` of the log without the apostrophe that keeps spreadsheets from reading a formula."""
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in ("=", "+", "-", "@") else cell
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA_STARTS else cell
 
 
 _NUMERIC_TIME = re.compile(r"[0-9]{9,14}(?:\.[0-9]{1,9})?").fullmatch

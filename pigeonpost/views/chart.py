@@ -13,17 +13,17 @@ import base64
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode
 
 from pigeonpost.charts.axes import LARGE, SMALL, WIDE, Frame
 from pigeonpost.charts.svg import COLOURS, MOST_SERIES, STYLE, Series, draw, fitted
 from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import date_and_time
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.units import conversion
 from pigeonpost.http.message import SAFE_HEADERS, HTTPError, Response, parse_form
 from pigeonpost.server.late_data import LateDataTracker
-from pigeonpost.storage.csv.format import local_time
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.query import moment, name_in, span_ms
 from pigeonpost.views.sensor_units import bucket_in
@@ -113,12 +113,14 @@ class Charts:
     def as_json(self, context: RequestContext) -> Response:
         """Return the data of the chart that `context` requests as JSON: `/chart.json?...`.
 
-        It contains the position of the plot in the picture. Values are in the measured units. With `units=shown`, they
-        are in the units that the user has chosen, as in the SVG. The other fields of the query are those of
-        `/chart.svg`.
+        It contains the position of the plot in the picture. Times are in UTC, and values in the measured units. With
+        `units=shown`, values are in the units that the user has chosen, as in the SVG, and `shown_times` contains the
+        times in the local time of the server. The other fields of the query are those of `/chart.svg`.
         """
-        units = context.preferences.units if context.request.query.get("units") == "shown" else _AS_MEASURED
-        body = self._made(context, "json", _json, units)
+        if context.request.query.get("units") == "shown":
+            body = self._made(context, "shown", _json_to_show, context.preferences.units)
+        else:
+            body = self._made(context, "json", _json, _AS_MEASURED)
         return Response(body, "application/json", headers={"Cache-Control": "no-store"})
 
     def as_csv(self, context: RequestContext) -> Response:
@@ -334,11 +336,22 @@ def plain_query(text: str) -> str:
 
 
 def _json(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
+    return write_json(_data(all_series, frame)).encode() + b"\n"
+
+
+def _json_to_show(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
+    """Return the JSON for the script of the page, which shows the times as the server writes them."""
     first = all_series[0]
-    return write_json({
+    shown = [date_and_time(_time_ms(first, place)) for place in range(first.places)]
+    return write_json({**_data(all_series, frame), "shown_times": shown}).encode() + b"\n"
+
+
+def _data(all_series: Sequence[Series], frame: Frame) -> dict[str, Any]:
+    first = all_series[0]
+    return {
         "from": rfc3339(first.from_ms), "to": rfc3339(first.to_ms),
         "plot": {"width": frame.width, "left": frame.left, "right": frame.left + frame.plot},
-        "times": [local_time(_time_ms(first, place)) for place in range(first.places)],
+        "times": [rfc3339(_time_ms(first, place)) for place in range(first.places)],
         "series": [{
             "node": series.node, "sensor": series.sensor, "unit": series.unit,
             "columns": [{
@@ -350,7 +363,7 @@ def _json(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:
                 "why": "came late" if span.is_late else "clock not set",
             } for span in series.late],
         } for series in all_series],
-    }).encode() + b"\n"  # fmt: skip
+    }  # fmt: skip
 
 
 def _csv(all_series: Sequence[Series], frame: Frame, now_ms: int) -> bytes:

@@ -911,6 +911,24 @@ class Export(DataCase):
         self.assertEqual(told[-1]["units"], {"temperature": "°F", "light": "counts"})
         self.assertEqual(len(told), 61)
 
+    def test_utc_export_has_the_same_samples_with_times_in_utc(self):
+        for form, head in (("csv", "time"), ("wide", "time"), ("excel", "time (UTC)")):
+            local, utc = self.lines("--format", form), self.lines("--format", form, "--utc")
+            first = "2026-11-18 11:06:41" if form == "excel" else "2026-11-18T11:06:41.000Z"
+            self.assertEqual((utc[0].removeprefix("\ufeff").split(",")[0], utc[1].split(",")[0]), (head, first))
+            rest = [[line.partition(",")[2] for line in lines] for lines in (local, utc)]
+            self.assertEqual(*rest)
+        for form in ("jsonl", "influx"):  # always in UTC
+            self.assertEqual(self.lines("--format", form), self.lines("--format", form, "--utc"))
+
+    def test_influx_export_has_one_line_per_sample_with_values(self):
+        told = self.lines("--format", "influx")
+        self.assertEqual(told[0], "readings,node=a temperature=20.5,light=1 1795000001000000000")
+        self.assertEqual(told[40], "readings,node=a light=41 1795000041000000000")  # the other sensor failed
+        self.assertEqual(len(told), 61)
+        only = self.lines("--format", "influx", "--sensor", "temperature", "--node", "a")
+        self.assertEqual(len(only), 50)  # the line without any value is omitted
+
     def test_export_selects_nodes_sensors_and_times(self):
         one = self.lines("--node", "b", "--sensor", "temperature", "--from", "2026-11-18T12:06:45", "--to",
                          "2026-11-18T11:06:48Z")  # fmt: skip

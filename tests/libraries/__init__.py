@@ -1,5 +1,7 @@
 """Tests with optional libraries: paho-mqtt with a real Mosquitto on a separate port, psycopg, redis-py and smbus2.
 
+Exports are read with pandas, polars and DuckDB.
+
 .ci/run runs them with a Python that has these libraries, and with both interfaces of paho. Elsewhere they are skipped
 if a library is missing. If CI is set, a missing broker is a failure.
 """

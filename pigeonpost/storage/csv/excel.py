@@ -3,9 +3,9 @@
 Excel reads a CSV file without a byte order mark in an old code page, and a time in RFC 3339 as text. It reads numbers
 and columns in the format of the machine's region: where decimals have a comma, columns are separated by semicolons.
 
-So the output is UTF-8 with a byte order mark and CRLF. Times are local, as `2026-11-20 16:36:10`, which every region
-reads as a date. They have no fractions of a second, because Excel would read such a time as text in many regions. Text
-that Excel would read as a formula begins with an apostrophe.
+So the output is UTF-8 with a byte order mark and CRLF. Times are local or UTC, as `2026-11-20 16:36:10`, which every
+region reads as a date. They have no fractions of a second, because Excel would read such a time as text in many
+regions. Text that Excel would read as a formula begins with an apostrophe.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.storage.csv.format import guarded
@@ -37,13 +37,15 @@ def has_comma(languages: str) -> bool:
     return first not in _WITH_POINT and first.partition("-")[0] in _WITH_COMMA
 
 
-def for_excel(texts: Iterable[str], comma: bool) -> Iterator[str]:
+def for_excel(texts: Iterable[str], comma: bool, utc: bool = False) -> Iterator[str]:
     """Yield the CSV converted for Excel, in parts.
 
     Args:
         texts: Parts of CSV in the format of the logs. Each part consists of complete lines.
         comma: True for decimals with a comma, and columns separated by semicolons.
+        utc: True for times in UTC.
     """
+    to_fields = time.gmtime if utc else time.localtime
     between = ";" if comma else ","
     yield MARK
     times: dict[str, str] = {}  # the last time and its conversion: the rows of a sample follow each other
@@ -52,8 +54,10 @@ def for_excel(texts: Iterable[str], comma: bool) -> Iterator[str]:
         for line in text.removesuffix("\n").split("\n"):
             cells = _cells(line)
             if cells and cells[0] not in times:
-                times = {cells[0]: _cell(cells[0], between)}
-            lines.append(between.join([times[cell] if cell in times else _cell(cell, between) for cell in cells]))
+                times = {cells[0]: _cell(cells[0], between, to_fields)}
+            lines.append(
+                between.join([times[cell] if cell in times else _cell(cell, between, to_fields) for cell in cells])
+            )
         yield "\r\n".join([*lines, ""])
 
 
@@ -66,17 +70,17 @@ def _cells(line: str) -> list[str]:
         return [line]
 
 
-def _cell(text: str, between: str) -> str:
+def _cell(text: str, between: str, to_fields: Callable[[int], time.struct_time]) -> str:
     if _NUMBER(text):
         return text.replace(".", ",") if between == ";" else text
     if _TIME(text):
-        return _local(text)
+        return _time(text, to_fields)
     text = guarded(" ".join(text.splitlines()))
     return '"' + text.replace('"', '""') + '"' if between in text or '"' in text else text
 
 
-def _local(text: str) -> str:
+def _time(text: str, to_fields: Callable[[int], time.struct_time]) -> str:
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(parse_rfc3339(text) // 1000))
+        return time.strftime("%Y-%m-%d %H:%M:%S", to_fields(parse_rfc3339(text) // 1000))
     except (ValueError, OverflowError, OSError):  # not a valid date: leave it unchanged
         return text

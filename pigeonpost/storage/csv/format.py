@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
-from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.link.samples import Gap, SampleBatch
 from pigeonpost.storage.models import HOUR_MS, FormerName, LogEntry, LostRows, stretches
+
+# Characters with which a formula begins. Spreadsheets in Japanese and Chinese also accept their full-width forms.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 
 HEADER = "time,node,sensor,value,unit\n"
 
@@ -215,20 +218,28 @@ def log_rows(node: str, epoch: str, item: SampleBatch | Gap, units: Mapping[str,
         noted_ms: Time at which a gap was stored, in milliseconds since 1970 (UTC).
     """
     if isinstance(item, SampleBatch):
-        return b"".join([_sample_rows(node, stretch, units) for stretch in stretches(item)])
+        return b"".join([sample_rows(node, stretch, units, local_times) for stretch in stretches(item)])
     count = item.last - item.first + 1 + item.before
     which = f"samples {item.first} to {item.last} of epoch {epoch}"
     more = f" and {item.before} of earlier epochs" if item.before else ""
     return f"{local_time(noted_ms)},{node},gap,{count},{cell(f'{which}{more}: {item.why}')}\n".encode()
 
 
-def _sample_rows(node: str, samples: SampleBatch, units: Mapping[str, str]) -> bytes:
-    """Return the rows of samples that were taken in one UTC hour.
+def sample_rows(
+    node: str, samples: SampleBatch, units: Mapping[str, str], as_texts: Callable[[Sequence[int]], list[str]]
+) -> bytes:
+    """Return the CSV rows of samples that were taken in one UTC hour.
 
     For speed, the cells are put into one list, column by column, and joined once. So no Python statement runs per row.
+
+    Args:
+        node: Name of the node.
+        samples: The samples.
+        units: Unit of each sensor.
+        as_texts: Function that writes times: `local_times` or `utc_times`.
     """
     count, width = len(samples), 4 * len(samples.values)
-    times = local_times(samples.times)
+    times = as_texts(samples.times)
     pieces = [""] * (count * width)
     for column, (name, texts) in enumerate(zip(samples.values, samples.texts, strict=True)):
         pieces[4 * column :: width] = times
@@ -255,7 +266,7 @@ def cell(text: str) -> str:
 
 def guarded(text: str) -> str:
     """Return `text` with a leading apostrophe if a spreadsheet would read it as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def log_name(time_ms: int) -> str:
@@ -295,6 +306,13 @@ def local_times(times: Sequence[int]) -> list[str]:
         % (heads[(ms := time_ms - start_ms) // HOUR_MS], seconds[ms // 1000 % 3600], _MILLISECONDS[ms % 1000], offset)
         for time_ms in times
     ]
+
+
+def utc_times(times: Sequence[int]) -> list[str]:
+    """Return `times` (ms since 1970, UTC), which must be in the same UTC hour, as RFC 3339 texts in UTC."""
+    start_ms = times[0] // HOUR_MS * HOUR_MS
+    head, seconds = rfc3339(start_ms)[:14], _seconds_of_hour()
+    return [f"{head}{seconds[(ms := time_ms - start_ms) // 1000]}{_MILLISECONDS[ms % 1000]}Z" for time_ms in times]
 
 
 @cache

@@ -14,10 +14,6 @@
     return String(Number(value.toFixed(Math.abs(value) >= 100 ? 1 : Math.abs(value) >= 10 ? 2 : 3)));
   }
 
-  function clock(text) {  // local time of the server, from its text: 2026-11-20T16:36:10.000+01:00
-    return `${text.slice(0, 10)} ${text.slice(11, 19)}`;
-  }
-
   function start(plot) {
     const image = plot.querySelector("img");
     const hair = plot.appendChild(document.createElement("div"));
@@ -87,7 +83,8 @@
       chosen.hidden = anchor < 0 || first === last;
       chosen.style.left = `${100 * part(first)}%`;
       chosen.style.width = `${100 * (part(last + 1) - part(first))}%`;
-      const when = chosen.hidden ? clock(data.times[place]) : `${clock(data.times[first])} to ${clock(data.times[last])}`;
+      const times = data.shown_times;  // in the time zone of the server, not of the browser
+      const when = chosen.hidden ? times[place] : `${times[first]} to ${times[last]}`;
       told.replaceChildren(...[when, ...values(place)].map((text, k) => {
         const line = document.createElement(k ? "span" : "b");
         line.textContent = text;

@@ -1,5 +1,8 @@
 """The CSV log of one run, and its buffer, which a lock protects.
 
+With limits for the logs, a run may have several: when a log reaches its part of the limits, it is closed, and the next
+one begins (see storage.csv.retention).
+
 The log is derived from the store. A torn (incomplete) row at its end, which a crash can leave, is repaired at the next
 start.
 
@@ -35,7 +38,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pigeonpost.core.clock import Clock
@@ -55,6 +58,7 @@ from pigeonpost.storage.csv.format import (
     names_as_one,
     rows_written,
 )
+from pigeonpost.storage.csv.retention import NO_LIMITS, LogLimits, LogRetention
 from pigeonpost.storage.models import EpochCommit, LogMark, LostRows
 
 log = logging.getLogger(__name__)
@@ -90,6 +94,8 @@ class CsvLog:
         data: Data folder, which contains `logs/`.
         store: The store.
         clock: Clock of the server.
+        limits: Limits of the logs.
+        may_delete: Function that returns False while the logs may be needed to restore the database.
 
     Attributes:
         name: Name of this run's file, or an empty string before it is created.
@@ -98,7 +104,14 @@ class CsvLog:
         beyond_store: Warning about rows that the start found in the log and not in the store, or an empty string.
     """
 
-    def __init__(self, data: str, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        data: str,
+        store: Store,
+        clock: Clock,
+        limits: LogLimits = NO_LIMITS,
+        may_delete: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._folder = os.path.join(data, LOGS)
         self._store = store
         self._clock = clock
@@ -116,7 +129,10 @@ class CsvLog:
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # passed to a transaction that may not be committed yet
         self._is_unsynced = False  # True after a failed sync: a later one would not write the data (see _cut_back)
-        self._synced_s = clock.monotonic()
+        self._synced_s = self._began_s = clock.monotonic()
+        self._retention = LogRetention(
+            self._folder, limits, self._sums, self._needed, lambda: not store.damage and may_delete(), clock.wall_ms
+        )
         self.name = ""
         self.size = 0
         self.fault = ""
@@ -140,6 +156,7 @@ class CsvLog:
         self.record()
         if self.name and self._recorded.name == self.name:  # then no later start writes to an older file
             self._sums.catch_up(self.name)
+        self._retention.start()
 
     def record(self) -> None:
         """Sync the file and record it in a transaction of its own, at the start and at the end of a run."""
@@ -183,6 +200,8 @@ class CsvLog:
         try:
             if self._fd < 0 or self._is_changed():
                 self._begin()
+            elif self._is_part_full():
+                self._end_part()
             if self._is_unsynced:
                 self._cut_back()
             if self.size == 0:
@@ -228,6 +247,7 @@ class CsvLog:
 
     def close(self) -> None:
         """Close the file. `due(now=True)` must be called first."""
+        self._retention.stop()
         self._sums.stop()
         if self._fd >= 0 and not self._behind and self._recorded[:2] == (self.name, self.size):
             self._sums.seal(self.name, self._sum.hexdigest())
@@ -261,6 +281,26 @@ class CsvLog:
 
     # --------------------------------------------------------------------------------------- the file
 
+    def _needed(self) -> tuple[str, ...]:
+        """Return the names of the logs that must not be deleted: this one, and the one that the store has recorded."""
+        return self.name, self._recorded.name
+
+    def _is_part_full(self) -> bool:
+        """Return True if the file contains all rows, is recorded, and has reached its part of the limits."""
+        is_recorded = self._recorded.name == self.name and not (self._behind or self._is_unsynced)
+        age_s = self._clock.monotonic() - self._began_s
+        return is_recorded and self._retention.limits.is_part_full(self.size, age_s) and self.size > len(HEADER)
+
+    def _end_part(self) -> None:
+        """Close the file and begin the next one, which the next transaction records."""
+        try:
+            os.fsync(self._fd)
+        except OSError:
+            self._is_unsynced = True
+            raise
+        self._sums.seal(self.name, self._sum.hexdigest())
+        self._begin()
+
     def _path(self) -> str:
         return os.path.join(self._folder, self.name)
 
@@ -276,7 +316,7 @@ class CsvLog:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         give_to_owner(path)
         self._close_file()
-        self._filed_before = self._filed
+        self._filed_before, self._began_s = self._filed, self._clock.monotonic()
         with self._lock:
             self._fd, self.name, self.size, self._tail = fd, name, 0, b""
             self._sum = hashlib.sha256()

@@ -53,7 +53,13 @@ from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
-from pigeonpost.server.damage_check import DamageCheck, make_check, open_despite_damage, show_lost_rows
+from pigeonpost.server.damage_check import (
+    DAMAGE_FAULTS,
+    DamageCheck,
+    make_check,
+    open_despite_damage,
+    show_lost_rows,
+)
 from pigeonpost.server.demo_node import DemoNode
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
@@ -68,6 +74,7 @@ from pigeonpost.server.quality import QualityChecks, read_rules
 from pigeonpost.server.scheduled_backup import make_scheduled_backup
 from pigeonpost.server.unnumbered_sources import UnnumberedSources
 from pigeonpost.settings import SERVER, load_server, warn_of_variables
+from pigeonpost.storage.csv.retention import LogLimits
 from pigeonpost.storage.maintenance import MaintenanceWorker
 from pigeonpost.transports import registry
 from pigeonpost.transports.connection_loop import ConnectionLoop
@@ -225,7 +232,8 @@ class Server:
         self._control = secrets.token_urlsafe(24)
         faults, throttle = Faults(), LoginThrottle(clock)
         store = open_despite_damage(settings, data, faults)
-        csv = CsvLog(data, store, clock)
+        csv = CsvLog(data, store, clock, LogLimits(settings["store", "log_days"], settings["store", "log_mib"]),
+                     lambda: not faults.present().keys() & DAMAGE_FAULTS)  # fmt: skip
         check = make_check(data, store, csv, faults, clock)
         show_lost_rows(store, csv, faults)
         links: list[NodeLink] = []

@@ -12,6 +12,7 @@ PI_ID = "pi_id"  # id of this Pi, for `control.py send-files`
 # Server
 DATABASE = "pigeonpost.sqlite3"
 LOGS = "logs"  # folder of the CSV logs, one file per run
+REMOVED_LOGS = "removed.json"  # in LOGS: number and sum of the lines of logs that were deleted because of their limits
 LOG_CHECKSUMS = "SHA256SUMS"  # in LOGS: the checksums of closed logs, as `sha256sum -c` reads them
 FILES = "files"  # folder of files that Pis have sent
 TOKENS = "tokens.json"  # tokens of nodes

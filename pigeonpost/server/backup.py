@@ -38,6 +38,7 @@ from pigeonpost.core.data_folder import (
     LOGS,
     PI_IDS,
     PREFERENCES,
+    REMOVED_LOGS,
     SAVED_CHARTS,
     TOKENS,
     USERS,
@@ -159,6 +160,12 @@ def log_mark(folder: str) -> LogMark | None:
         return queries.log_mark(db)
 
 
+def log_names(folder: str) -> set[str]:
+    """Return the names of all CSV logs that are recorded in the database in `folder`, also in an older format."""
+    with contextlib.closing(open_to_read(os.path.join(folder, DATABASE))) as db:
+        return {name for (name,) in db.execute("SELECT name FROM logs")}
+
+
 # ------------------------------------------------------------------------------------------------------ packing
 
 
@@ -182,8 +189,8 @@ def pack(data: str, copy: str, logs: list[str], archive: str, progress: Progress
     Args:
         data: The data folder.
         copy: Folder that contains the copy of the database.
-        logs: Names of the CSV logs that existed before the database was copied. Later logs may contain samples that the
-            copy lacks.
+        logs: Names of the CSV logs that existed before the database was copied. Of later logs, only those that the copy
+            records are added: others may contain samples that the copy lacks.
         archive: Path of the archive.
         progress: Called with the number of bytes written.
     """
@@ -212,12 +219,12 @@ def pack(data: str, copy: str, logs: list[str], archive: str, progress: Progress
 
 def _entries(data: str, copy: str, logs: list[str], mark: LogMark | None) -> Iterator[Entry]:
     yield Entry(DATABASE, os.path.join(copy, DATABASE))
-    for name in sorted({*logs, mark.name} if mark and mark.name else logs):
+    for name in sorted({*logs, *log_names(copy)} - {""}):
         path = os.path.join(data, LOGS, name)
         # The last log is only added up to the position in the copy. After a restore the next start writes the rest.
         if os.path.exists(path):
             yield Entry(f"{LOGS}/{name}", path, mark.size if mark and mark.name == name else -1)
-    for name in KEPT:
+    for name in (f"{LOGS}/{REMOVED_LOGS}", *KEPT):
         if os.path.exists(os.path.join(data, name)):
             yield Entry(name, os.path.join(data, name))
     folder = os.path.join(data, FILES)

@@ -17,6 +17,7 @@ from pigeonpost.server import backup
 from pigeonpost.server.work_folder import work_folder
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.retention import RemovedLogs, read_removed
 from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
@@ -45,12 +46,22 @@ def make_backup_file(data: str, target: str, staging: str, progress: backup.Prog
         description = contents_of(folder)
         if not target.endswith(".sqlite3"):
             archive = os.path.join(folder, "made.tar")
-            backup.pack(data, folder, logs, archive, progress)
+            before = None
+            while before != (removed := _removed(data)):  # again if an old log was deleted meanwhile
+                before = removed
+                backup.pack(data, folder, logs, archive, progress)
             backup.unpack(archive, None, progress)
             result = archive
         os.rename(result, target)
         sync_folder(target)
     return description
+
+
+def _removed(data: str) -> RemovedLogs:
+    try:
+        return read_removed(os.path.join(data, LOGS))
+    except ValueError as error:
+        raise backup.BadBackup(f"{error}: no backup was made") from error
 
 
 def contents_of(folder: str) -> str:

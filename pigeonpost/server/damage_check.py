@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_FAULT, LOGS_FAULT = "database", "logs"  # subjects in Faults
 LOST_FAULT = "lost rows"  # found only at the start, so the fault remains until the next start
+DAMAGE_FAULTS = {DATABASE_FAULT, LOGS_FAULT, LOST_FAULT}
 SHARE_PERCENT = 2.0  # maximum share of one core
 PASS_S = 21_600.0  # pause between two passes; a pass of 2 GB on a Pi and the pause take less than a day
 LOOK_S = 60.0  # interval of the check that the database file was not replaced

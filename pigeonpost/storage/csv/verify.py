@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, repeat
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.data_folder import LOG_CHECKSUMS
@@ -33,10 +33,10 @@ from pigeonpost.storage.csv.format import (
     names_as_one,
     rows_written,
 )
+from pigeonpost.storage.csv.lines import LineTally
+from pigeonpost.storage.csv.retention import NONE_REMOVED, RemovedLogs, existing_logs, read_removed
 from pigeonpost.storage.models import LogMark
 from protocol import LONGEST_WHY, Gap
-
-_BLOCK_BYTES = 1 << 20
 
 
 class Tally:
@@ -65,39 +65,6 @@ class Tally:
             readings = zip(times, repeat(node), repeat(sensor), values)
             self.sum += sum(map(hash, readings if kept is None else compress(readings, kept)))
             self.readings += len(times) if kept is None else sum(kept)
-
-
-class LineTally:
-    """Number of lines, the sum of their hashes, and the number of gaps. Headers and gaps do not count as lines."""
-
-    def __init__(self) -> None:
-        self.lines = self.sum = self.gaps = 0
-
-    def add(self, rows: bytes) -> None:
-        """Count the lines of `rows`.
-
-        A gap without a line end counts as a normal line, which matches nothing in the store.
-        """
-        lines = rows.splitlines(keepends=True)
-        if HEADER.encode() in rows or b",gap," in rows:
-            gaps = [line for line in lines if line.split(b",", 3)[2:3] == [b"gap"] and b"samples " in line]
-            gaps = [line for line in gaps if line.endswith(b"\n")]
-            self.gaps += len(gaps)
-            left_out = {HEADER.encode(), *gaps}
-            lines = [line for line in lines if line not in left_out]
-        self.lines += len(lines)
-        self.sum += sum(map(hash, lines))
-
-    def add_file(self, log: BinaryIO, size: int) -> None:
-        """Count the lines in the first `size` bytes of the open file `log`."""
-        rest = b""
-        while block := log.read(min(_BLOCK_BYTES, size)):
-            size -= len(block)
-            whole, end, after = (rest + block).rpartition(b"\n")
-            self.add(whole + end)
-            rest = after
-        if rest:
-            self.add(rest)
 
 
 class LogTally(Tally):
@@ -158,19 +125,35 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
 
     Rows that are missing in the last log because of a crash are not a fault, because the next start writes them.
     Normally all lines have exactly the bytes that would be written now. The lines are parsed only if they differ.
+
+    The lines of logs that were deleted because of the limits are counted as if the logs still existed. If the lines
+    differ, only the number of the deleted readings can be compared, and not even that if stored samples have expired.
+
+    Args:
+        folder: Folder of the logs.
+        store: The store.
     """
     if store.unlogged:
         yield lacking(store.unlogged)
+    try:
+        removed = read_removed(folder)
+    except ValueError as error:
+        yield f"{error}; restore it from a backup, since the deleted logs cannot be compared without it"
+        return
     mark = store.log_mark()
     pending = b"".join(map(logged_rows, store.logged_after(mark.filed))) if mark is not None else b""
-    if not _are_same_lines(folder, store, mark, pending):
-        yield from _compare_meanings(folder, store, mark, pending.splitlines(keepends=True))
+    if not _are_same_lines(folder, store, mark, pending, removed):
+        yield from _compare_meanings(folder, store, mark, pending.splitlines(keepends=True), removed)
 
 
-def _are_same_lines(folder: str, store: Store, mark: LogMark | None, pending: bytes) -> bool:
+def _are_same_lines(
+    folder: str, store: Store, mark: LogMark | None, pending: bytes, removed: RemovedLogs = NONE_REMOVED
+) -> bool:
     """Return True if the logs contain exactly the lines that would be written for the stored data, in any order."""
-    written, stored = LineTally(), LineTally()
-    for name in logs_in(folder):
+    is_stable = removed.logs > 0
+    written, stored = LineTally(is_stable), LineTally(is_stable)
+    written.lines, written.sum, written.gaps = removed.lines, removed.sum, removed.gaps
+    for name in existing_logs(folder, removed):
         with open(os.path.join(folder, name), "rb") as log:
             size = os.fstat(log.fileno()).st_size
             if mark is not None and mark.name == name and pending and size >= mark.size:
@@ -186,22 +169,30 @@ def _are_same_lines(folder: str, store: Store, mark: LogMark | None, pending: by
     return (written.lines, written.sum, written.gaps) == (stored.lines, stored.sum, store.own_gaps())
 
 
-def _compare_meanings(folder: str, store: Store, mark: LogMark | None, pending: Sequence[bytes]) -> Iterator[str]:
+def _compare_meanings(
+    folder: str, store: Store, mark: LogMark | None, pending: Sequence[bytes], removed: RemovedLogs = NONE_REMOVED
+) -> Iterator[str]:
     alias = names_as_one(store.node_records().former)
     expired_ms = _expired(store, alias)
     written, stored = LogTally(expired_ms, alias), Tally()
-    for name in logs_in(folder):
+    for name in existing_logs(folder, removed):
         of_log = pending if mark is not None and mark.name == name else ()
         yield from written.count_log(os.path.join(folder, name), mark if of_log else None, of_log)
     if mark is not None and mark.name not in logs_in(folder):
         yield from written.count_lines(mark.name, pending)
     for node, _, batch in store.own_batches():
         stored.add_batch(alias.get(node, node), batch, expired_ms)
-    if (written.readings, written.sum) != (stored.readings, stored.sum):
+    readings = written.readings + removed.lines
+    if removed.logs and any(expired_ms.values()):
+        is_same = written.readings <= stored.readings  # it is unknown how many of the deleted readings have expired
+    else:
+        is_same = readings == stored.readings and (removed.logs > 0 or written.sum == stored.sum)
+    if not is_same:
         yield (
-            f"the logs contain {counted(written.readings, 'reading')} and the store {stored.readings:,};"
+            f"the logs contain {counted(readings, 'reading')} and the store {stored.readings:,};"
             " they differ (was a log changed?)"
         )
+    written.gaps += removed.gaps
     if written.gaps != (gaps := store.own_gaps()):
         yield f"the logs contain {counted(written.gaps, 'gap')} and the store {gaps:,}"
 

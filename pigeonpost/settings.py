@@ -36,6 +36,7 @@ SERVER_ARRAYS = (
     "location",
     "limits",
     "alert",
+    "recipient",
 )  # arrays of tables in server.toml; their keys are defined in the modules that use them
 
 
@@ -132,7 +133,23 @@ def _sync(value: Any) -> float:
         raise ValueError('takes "each", or a number of seconds up to 3600') from None
 
 
-_TIME_OF_DAY = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]").fullmatch
+def report_day(value: Any) -> str:
+    """Return the day of a report in `value`: the name of a weekday in lower case, or a number from 1 to 31, as text.
+
+    An empty text is allowed.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    day = str(value).lower() if isinstance(value, str | int) and not isinstance(value, bool) else "-"
+    if not _DAY(day):
+        raise ValueError(f"takes the {DAY_TAKES}")
+    return day
+
+
+DAY_TAKES = 'name of a weekday such as "monday", or a number from 1 to 31'
+_DAY = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|[1-9]|[12][0-9]|3[01]|").fullmatch
+TIME_OF_DAY = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]").fullmatch
 _HEX_64 = re.compile(r"[0-9a-f]{64}").fullmatch
 _PREFIX_LETTERS = 200
 # Not allowed: `//`, because a URL that begins with it leads to another host; `.` and `..` as parts; and all characters
@@ -193,7 +210,7 @@ def _log() -> tuple[Setting, ...]:
     )  # fmt: skip
 
 
-_mailbox = re.compile(r"[^\s@,<>\x00-\x1f]{1,64}@[^\s@,<>\x00-\x1f]{1,250}").fullmatch
+MAILBOX = re.compile(r"[^\s@,<>\x00-\x1f]{1,64}@[^\s@,<>\x00-\x1f]{1,250}").fullmatch
 _URL = re.compile(r"https?://[!-~]+").fullmatch
 
 NODE = (
@@ -283,14 +300,20 @@ SERVER = (
     Setting("store", "channels_per_node", number(1, 10_000, whole=True), 1024,
             "maximum number of channels that a node ever has; values of further channels are not stored"),
     Setting("backup", "to", text, "", "folder on another disk for a verified daily backup; empty: no backups"),
-    Setting("backup", "at", matching(_TIME_OF_DAY, 'a time of day such as "03:00"'), "03:00",
+    Setting("backup", "at", matching(TIME_OF_DAY, 'a time of day such as "03:00"'), "03:00",
             "time of day of the backup, in local time; a missed backup is made later"),
     Setting("backup", "keep", number(1, 1000, whole=True), 7,
             "number of backups that are kept; older ones are deleted"),
-    Setting("report", "every", number(0, 8784), 0.0, "hours between two reports with statistics; 0: no reports"),
-    Setting("mail", "to", matching(_mailbox, "an address such as you@example.org"), [],
+    Setting("report", "every", number(0, 8784), 0.0, "hours between two reports with statistics; 0: none"),
+    Setting("report", "at", matching(lambda at: not at or TIME_OF_DAY(at), 'a time of day such as "07:00"'), "",
+            "time of day of the report, in local time; a missed report is sent once, later (empty: 07:00 if `period`"
+            " is set)"),
+    Setting("report", "period", one_of("daily", "weekly", "monthly", ""), "",
+            "period of the report: daily, weekly or monthly (empty: daily if `at` is set)"),
+    Setting("report", "day", report_day, "", "day of a weekly report (monday) or of a monthly one (1)"),
+    Setting("mail", "to", matching(MAILBOX, "an address such as you@example.org"), [],
             "mail addresses that receive alerts and reports", many=True),
-    Setting("mail", "from", matching(lambda one: not one or _mailbox(one), "an address such as pi@example.org"), "",
+    Setting("mail", "from", matching(lambda one: not one or MAILBOX(one), "an address such as pi@example.org"), "",
             "sender address (default: the first address in `to`)"),
     Setting("mail", "host", text, "localhost", "host name of the mail server (SMTP)"),
     Setting("mail", "port", number(0, 65_535, whole=True), 0,

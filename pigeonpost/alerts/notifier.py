@@ -1,144 +1,238 @@
-"""Delivery of alerts and reports on every channel, with retries.
+"""Delivery of alerts and reports on every channel, with retries, from a durable queue.
 
-A separate thread checks the rules every 2 s and sends the messages, so a mail server that does not respond delays
-nothing else.
-Errors: none. If a message cannot be sent, the next attempt is made after one minute. This time doubles with each
-attempt, up to one hour. `fault` contains the reason.
+A separate thread checks the rules every 2 s, and puts due reports into the queue. One more thread per mail server and
+web server sends the messages, so a server that does not respond delays nothing else.
+
+`_lock` is held while reports are put into the queue, and while a thread reads the queue. So a report, and the time of
+the last report, are stored before the report is sent.
+
+Errors: none. If a message cannot be sent, the next attempt is made after one minute, or after the time in Retry-After.
+This time doubles with each attempt, up to one hour. `fault` contains the reason. A message that is refused permanently
+is removed from the queue of that channel, and is a fault for a day. A message is removed only once it was accepted. If
+the program is killed in the moment between, it is sent again with the same id.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, AlertQueue, NotSent, QueuedMessage, Refused
+from pigeonpost.alerts.recent import RecentMessages
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
 
+if TYPE_CHECKING:
+    from pigeonpost.alerts.reporter import Reporter
+
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0  # interval of the checks
 RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0  # time before the first retry, and the longest time between two retries
-MOST_WAITING = 500  # messages per channel; at the limit the oldest message is dropped
+REFUSED_S = 86_400.0  # time for which a refused message is reported as a fault
+PATIENCE = 3  # attempts after which a message that the server does not accept yet lets later ones go first
+GIVE_UP_MS = 5 * 86_400_000  # age at which such a message is given up (RFC 5321, section 4.5.4.1: 4 to 5 days)
 
 
-class _ChannelQueue:
-    """Queue of messages for one channel."""
+class _Delivery:
+    """State of the delivery on one channel. Its thread changes it, and other threads read the texts and numbers."""
 
     def __init__(self, channel: AlertChannel) -> None:
         self.channel = channel
-        self.waiting: deque[AlertMessage] = deque(maxlen=MOST_WAITING)
         self.again_s, self.pause_s = 0.0, RETRY_S
-        self.fault = ""
+        self.fault = self.refusal = ""
+        self.refused_s = 0.0
+        self.sent = 0
+        self.attempts: dict[int, int] = {}  # failed attempts by number of the message
+        self.finished: set[int] = set()  # never sent again, even if they cannot be removed from the queue
+
+    def order(self, waiting: QueuedMessage) -> tuple[int, int]:
+        """Return the sort key of a message. Messages that failed often let the others go first."""
+        return self.attempts.get(waiting.number, 0) // PATIENCE, waiting.number
+
+    def failed(self, now_s: float, error: NotSent) -> None:
+        """Plan the next attempt."""
+        self.fault = f"messages are not sent yet: {hide_secrets(str(error))}"
+        self.again_s = now_s + (self.pause_s if error.pause_s is None else error.pause_s)
+        self.pause_s = min(2 * self.pause_s, LONGEST_RETRY_S)
 
 
 class Notifier:
-    """Thread that checks the rules and sends messages on every channel.
+    """Threads that check the rules and send messages on every channel.
 
     Attributes:
-        sent: Number of messages sent; a message on two channels counts as two.
+        channels: The channels.
+        recent: The last messages that were sent or refused.
     """
 
     def __init__(
         self,
         channels: Sequence[AlertChannel],
-        look: Callable[[], Sequence[AlertMessage]],
-        report: Callable[[int, int], AlertMessage],
-        every_s: float,
+        look: Callable[[], object],
+        queue: AlertQueue,
         clock: Clock,
+        reporter: Reporter | None = None,
+        close: Callable[[], object] = lambda: None,
     ) -> None:
-        """Create the notifier without starting its thread.
+        """Create the notifier without starting its threads.
 
         Args:
             channels: The channels.
-            look: Function that returns the alerts that are due now.
-            report: Function that returns the report on a time range; its arguments are the start and the end in
-                milliseconds since 1970 (UTC).
-            every_s: Time between two reports in seconds; 0 for no reports.
+            look: Function that checks the rules and adds the alerts that are due now to the queue.
+            queue: Durable queue of messages.
             clock: Clock of the server.
+            reporter: Adds the reports that are due to the queue; None for no reports.
+            close: Function that closes the queue at the end.
         """
-        self._queues = [_ChannelQueue(channel) for channel in channels]
-        self._look, self._report, self._every_s, self._clock = look, report, every_s, clock
-        self._reported_ms = clock.wall_ms()
-        self._next_s = clock.monotonic() + every_s
-        self.sent = 0
+        self.channels, self.recent = channels, RecentMessages(queue)
+        self._deliveries = [_Delivery(channel) for channel in channels]
+        self._look, self._queue, self._clock, self._reporter, self._close = look, queue, clock, reporter, close
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._threads = [threading.Thread(target=self._run, args=(self._check,), name="watch", daemon=True)]
+        for place in dict.fromkeys(channel.place for channel in channels):
+            own = [one for one in self._deliveries if one.channel.place == place]
+            self._threads.append(
+                threading.Thread(target=self._run, args=(self._deliver, own), name="mail", daemon=True)
+            )
 
     @property
     def fault(self) -> str:
-        """Reason why messages could not be sent yet, or an empty string if the last attempt succeeded."""
-        return "; ".join(queue.fault for queue in self._queues if queue.fault)
+        """Reason why messages could not be sent yet, were refused, or cannot be stored; empty if there is none."""
+        now_s = self._clock.monotonic()
+        texts = [self._queue.fault, *(one.fault for one in self._deliveries)]
+        texts += [one.refusal for one in self._deliveries if one.refusal and now_s - one.refused_s < REFUSED_S]
+        return "; ".join(dict.fromkeys(text for text in texts if text))
+
+    @property
+    def sent(self) -> int:
+        """Number of messages sent since the start; a message on two channels counts as two."""
+        return sum(one.sent for one in self._deliveries)
 
     def report(self) -> dict[str, Any]:
         """Return the number of messages sent, and of those that are waiting, as a JSON object."""
-        return {"sent": self.sent, "waiting": self._waiting()}
+        return {"sent": self.sent, "waiting": sum(len(self._waiting(one)) for one in self._deliveries)}
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return the state of the delivery on each channel, as JSON objects."""
+        now_s = self._clock.monotonic()
+        return [
+            {
+                "channel": one.channel.key, "place": one.channel.place, "sent": one.sent,
+                "waiting": len(self._waiting(one)), "fault": one.fault,
+                "refused": one.refusal if now_s - one.refused_s < REFUSED_S else "",
+                "next_attempt_s": max(0, round(one.again_s - now_s)) if one.fault else None,
+            }
+            for one in self._deliveries
+        ]  # fmt: skip
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, limit_s: float) -> str | None:
-        """End the thread. Messages that are not sent yet are lost.
+        """End the threads. Messages that are not sent yet stay in the queue, and are sent after the next start.
 
         Args:
             limit_s: Maximum time to wait, in seconds.
 
         Returns:
-            A text with the number of messages that were not sent, or None if there are none.
+            A text with the number of messages that are neither sent nor stored, or None if there are none.
         """
         self._stopping.set()
-        self._thread.join(limit_s)
-        left = self._waiting()
+        give_up_s = self._clock.monotonic() + limit_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, give_up_s - self._clock.monotonic()))
+        left = self.report()["waiting"] if self._queue.fault else 0
+        self._close()
         return f"not sent: {counted(left, 'message')}" if left else None
 
-    def _waiting(self) -> int:
-        return sum(len(queue.waiting) for queue in self._queues)
-
     def look(self) -> None:
-        """Check the rules once, and send the messages that are due."""
-        messages = list(self._look())
-        for message in messages:
-            log.warning("%s", message.subject)
-        self._hand_over(messages)
-        now_s = self._clock.monotonic()
-        if self._every_s and now_s >= self._next_s:
-            to_ms = self._clock.wall_ms()
-            self._hand_over([self._report(self._reported_ms, to_ms)])
-            self._reported_ms = to_ms
-            self._next_s += self._every_s * max(1, round((now_s - self._next_s) / self._every_s))
-        for queue in self._queues:
-            self._send(queue)
+        """Check the rules and reports once, and send the messages that are due."""
+        self._check()
+        self._deliver(self._deliveries)
 
-    def _hand_over(self, messages: Sequence[AlertMessage]) -> None:
-        for queue in self._queues:
-            queue.waiting.extend(messages)
+    def _check(self) -> None:
+        self._look()
+        if self._reporter is not None:
+            self._reporter.prepare()
+            with self._lock:
+                self._reporter.put()
 
-    def _send(self, queue: _ChannelQueue) -> None:
-        while queue.waiting and not self._stopping.is_set() and self._clock.monotonic() >= queue.again_s:
-            try:
-                queue.channel.send(queue.waiting[0])
-            except NotSent as error:
-                if not queue.fault:
-                    log.error("%s; the message is kept, and sending will be retried", error)
-                queue.fault = f"messages are not sent yet: {hide_secrets(str(error))}"
-                queue.again_s = self._clock.monotonic() + queue.pause_s
-                queue.pause_s = min(2 * queue.pause_s, LONGEST_RETRY_S)
-            else:
-                queue.waiting.popleft()
-                queue.fault, queue.pause_s = "", RETRY_S
-                self.sent += 1
+    def _deliver(self, deliveries: Sequence[_Delivery]) -> None:
+        for one in deliveries:
+            if self._clock.monotonic() < one.again_s:
+                continue
+            for queued in sorted(self._waiting(one), key=one.order):
+                if self._stopping.is_set() or not self._attempt(one, queued):
+                    break
 
-    def _run(self) -> None:
+    def _waiting(self, one: _Delivery) -> list[QueuedMessage]:
+        with self._lock:
+            return [queued for queued in self._queue.waiting(one.channel.key) if queued.number not in one.finished]
+
+    def _attempt(self, one: _Delivery, queued: QueuedMessage) -> bool:
+        """Send a message. Return False if the channel must pause."""
+        message, number = queued.message, queued.number
+        if not one.channel.wants(message):
+            self._finish(one, queued)
+            return True
+        try:
+            one.channel.send(message)
+        except Refused as error:
+            self._refuse(one, queued, str(error))
+            return True
+        except NotSent as error:
+            return self._failed(one, queued, error)
+        except Exception as error:  # an internal error about one message must not end all alerts
+            log.exception("a message could not be sent to the %s", one.channel.place)
+            text = f"{one.channel.place}: internal error: {type(error).__name__}"
+            return self._failed(one, queued, NotSent(text, is_answer=True))
+        one.sent += 1
+        one.pause_s = RETRY_S
+        if not any(one.attempts.get(other, 0) for other in one.attempts if other != number):
+            one.fault = ""
+        self._finish(one, queued, "sent")
+        return True
+
+    def _failed(self, one: _Delivery, queued: QueuedMessage, error: NotSent) -> bool:
+        if error.is_answer:
+            one.attempts[queued.number] = one.attempts.get(queued.number, 0) + 1
+            if self._clock.wall_ms() - queued.queued_ms > GIVE_UP_MS:
+                self._refuse(one, queued, f"{error}; it was given up after {GIVE_UP_MS // 86_400_000} days")
+                return True
+        if not one.fault:
+            log.error("%s; the message is kept, and sending will be retried", hide_secrets(str(error)))
+        one.failed(self._clock.monotonic(), error)
+        return False
+
+    def _refuse(self, one: _Delivery, queued: QueuedMessage, reason: str) -> None:
+        reason = hide_secrets(reason)
+        one.refusal = f"a message was refused and is not sent again: {reason} ({queued.message.subject[:80]})"
+        one.refused_s = self._clock.monotonic()
+        log.error("%s", one.refusal)
+        if not any(number != queued.number for number in one.attempts):
+            one.fault = ""
+        self._finish(one, queued, "refused", reason)
+
+    def _finish(self, one: _Delivery, queued: QueuedMessage, result: str = "", reason: str = "") -> None:
+        one.attempts.pop(queued.number, None)
+        one.finished.add(queued.number)
+        self._queue.remove(one.channel.key, queued.number)
+        if result:
+            self.recent.add(one.channel.key, queued, result, reason, self._clock.wall_ms())
+
+    def _run(self, step: Callable[..., None], *arguments: Any) -> None:
         logged = ""
         while not self._stopping.wait(LOOK_S):
             try:
-                self.look()
+                step(*arguments)
                 logged = ""
             except DiskError:
                 return  # the program ends
@@ -146,3 +240,19 @@ class Notifier:
                 if logged != str(error):
                     log.warning("alerts and reports are delayed: %s", error)
                 logged = str(error)
+
+
+def send_test(channels: Sequence[AlertChannel], message: AlertMessage) -> list[tuple[AlertChannel, str]]:
+    """Send `message` directly on each of `channels`, without the queue.
+
+    Returns:
+        Each channel with the reason why the message was not sent; an empty string if it was accepted.
+    """
+    found = []
+    for channel in channels:
+        try:
+            channel.send(message)
+            found.append((channel, ""))
+        except NotSent as error:
+            found.append((channel, hide_secrets(str(error))))
+    return found

@@ -27,6 +27,7 @@ PI_IDS = "pi_ids.json"  # ids of Pis that send files
 PIMONITOR = "pimonitor.json"  # names of sensors of the legacy system PiMonitor
 EVENTS = "events.jsonl"  # the last events of the nodes and of the server
 LATE_RANGES = "late_ranges.json"  # time ranges of samples that arrived late, for the charts
+ALERTS = "alerts.sqlite3"  # states of the alerts, and messages that are not sent yet
 LAST_BACKUP = "last_backup.json"  # record of the last scheduled backup
 RUNNING = "running.json"  # exists while the server runs: its address, for control.py
 SERVER_LOCK = "server.lock"

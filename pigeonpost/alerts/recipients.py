@@ -1,0 +1,203 @@
+"""Recipients of alerts and reports: [[recipient]] tables and [report], and the messages that each recipient receives.
+
+Errors: SettingsError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from pigeonpost.alerts.contract import SEVERITIES, AlertMessage
+from pigeonpost.core.config import Option, matching, one_of, read_options
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.schedule import WEEKDAYS, Period, Schedule
+from pigeonpost.settings import DAY_TAKES, MAILBOX, TIME_OF_DAY, report_day
+from protocol import NODE_NAME, SENSOR_NAME
+
+if TYPE_CHECKING:
+    from pigeonpost.core.config import Settings
+
+
+class Filter(NamedTuple):
+    """Messages that a recipient receives.
+
+    Attributes:
+        severity: Lowest severity of the alerts, or "none" for no alerts.
+        nodes: Names of the nodes; empty for all nodes.
+        sensors: Names of the sensors; empty for all sensors.
+    """
+
+    severity: str = "info"
+    nodes: Sequence[str] = ()
+    sensors: Sequence[str] = ()
+
+    def covers(self, node: str, sensor: str = "") -> bool:
+        """Return True if a `sensor` of a `node` is selected; with an empty sensor, if the node is."""
+        return (not self.nodes or node in self.nodes) and (not self.sensors or not sensor or sensor in self.sensors)
+
+    def matches(self, message: AlertMessage) -> bool:
+        """Return True if `message` is for this recipient. Reports and tests are: they have been made for it."""
+        if message.kind in ("report", "test"):
+            return True
+        if self.severity == "none" or _rank(message.severity) < _rank(self.severity):
+            return False
+        alerts = message.info.get("alerts") or [message.info]
+        return any(self._is_about(alert) for alert in alerts if isinstance(alert, dict))
+
+    def _is_about(self, alert: Mapping[str, Any]) -> bool:
+        """Return True if an alert is about a selected node and sensor, or about the server itself."""
+        node = str(alert.get("node") or "")
+        return not node or self.covers(node, str(alert.get("sensor") or ""))
+
+
+EVERYTHING = Filter()
+
+
+def _rank(severity: str) -> int:
+    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
+
+
+class ReportPlan(NamedTuple):
+    """Regular report to some recipients.
+
+    Attributes:
+        key: Name under which the time of the last report is stored.
+        channels: Keys of the channels.
+        schedule: Times of the reports; None if `every_ms` is set.
+        every_ms: Time between two reports in ms; 0 if `schedule` is set.
+        chosen: Nodes and sensors in the report.
+    """
+
+    key: str
+    channels: Sequence[str]
+    schedule: Schedule | None
+    every_ms: int = 0
+    chosen: Filter = EVERYTHING
+
+    def last_due_ms(self, last_ms: int | None, now_ms: int) -> int:
+        """Return the last time at which a report was due: the end of its time range.
+
+        Args:
+            last_ms: End of the last report, or None before the first one. All times are in ms since 1970 (UTC).
+            now_ms: Current time.
+        """
+        if self.schedule is not None:
+            return self.schedule.last_due_ms(now_ms)
+        if last_ms is None or last_ms > now_ms:
+            return now_ms
+        return last_ms + (now_ms - last_ms) // self.every_ms * self.every_ms
+
+    def __str__(self) -> str:
+        """Return the schedule as text: `daily at 07:00`, `every 24 h`."""
+        return str(self.schedule) if self.schedule is not None else f"every {self.every_ms / 3_600_000:g} h"
+
+
+class Recipient(NamedTuple):
+    """Contents of a [[recipient]] table.
+
+    Attributes:
+        to: Mail address.
+        chosen: Alerts that it receives; also the nodes and sensors of its reports.
+        plan: Its own report; None if it receives none.
+    """
+
+    to: str
+    chosen: Filter
+    plan: ReportPlan | None
+
+
+def _names(match: Any, what: str) -> Any:
+    def parse(value: Any) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(one, str) and match(one) for one in value):
+            raise ValueError(f"takes a list of names of {what}")
+        return value
+
+    return parse
+
+
+AT = "07:00"  # time of day of a report for which none is set
+PERIODS: Sequence[str] = get_args(Period)
+OPTIONS = (
+    Option("to", matching(MAILBOX, "an address such as you@example.org"), None, "mail address"),
+    Option("severity", one_of(*SEVERITIES, "none"), "info", "lowest severity of the alerts"),
+    Option("nodes", _names(NODE_NAME, "nodes"), [], "only these nodes; empty: all"),
+    Option("sensors", _names(SENSOR_NAME, "sensors"), [], "only these sensors; empty: all"),
+    Option("report", one_of(*PERIODS, "none"), None, "period of the report (default: that of [report])"),
+    Option("at", matching(TIME_OF_DAY, 'a time of day such as "07:00"'), None, "local time of the report"),
+    Option("day", report_day, "", DAY_TAKES),
+)
+
+
+def read_recipients(settings: Settings) -> list[Recipient]:
+    """Return the recipients in the [[recipient]] tables of `settings`.
+
+    Raises:
+        SettingsError: A table is invalid, or there are two for the same address.
+    """
+    found: dict[str, Recipient] = {}
+    for count, table in enumerate(settings.tables.get("recipient", ()), 1):
+        where = f"{settings.file}: [[recipient]] {count}"
+        values = read_options(table, OPTIONS, where)
+        if values["to"] is None:
+            raise SettingsError(f"{where}: to is missing: it takes a mail address such as you@example.org")
+        if values["to"] in found:
+            raise SettingsError(f"{where}: to: there is another table for {values['to']}; use only one")
+        chosen = Filter(values["severity"], tuple(values["nodes"]), tuple(values["sensors"]))
+        found[values["to"]] = Recipient(values["to"], chosen, _own_plan(settings, values, chosen, where))
+    return list(found.values())
+
+
+def _own_plan(settings: Settings, values: Mapping[str, Any], chosen: Filter, where: str) -> ReportPlan | None:
+    """Return the report of a recipient: its own keys, or else those of [report]."""
+    key = f"mail:{values['to']}"
+    if values["report"] == "none":
+        return None
+    if not (values["report"] or values["at"] or values["day"]):
+        general = general_plan(settings, [key])
+        return None if general is None else general._replace(key=f"report:{key}", chosen=chosen)
+    usual = settings["report", "period"] or "daily"
+    period, at = values["report"] or usual, values["at"] or settings["report", "at"] or AT
+    day = values["day"] or (settings["report", "day"] if period == usual else "")
+    return ReportPlan(f"report:{key}", [key], make_schedule(at, period, day, f"{where}: day"), 0, chosen)
+
+
+def general_plan(settings: Settings, channels: Iterable[str]) -> ReportPlan | None:
+    """Return the report of the table [report] of `settings` to `channels`, or None if it is not enabled.
+
+    Raises:
+        SettingsError: Two keys contradict each other.
+    """
+    every_h, at, period, day = (settings["report", key] for key in ("every", "at", "period", "day"))
+    if every_h:
+        for key in ("at", "period", "day"):
+            if settings["report", key]:
+                where = settings.origin("report", key)
+                raise SettingsError(f"{where}: [report] {key} cannot be used with [report] every; remove one of them")
+        return ReportPlan("report", list(channels), None, max(1, round(every_h * 3_600_000)))
+    if not (at or period or day):
+        return None
+    where = f"{settings.origin('report', 'day')}: [report] day"
+    return ReportPlan("report", list(channels), make_schedule(at or AT, period or "daily", day, where))
+
+
+def make_schedule(at: str, period: str, day: str, where: str) -> Schedule:
+    """Return the schedule of a report.
+
+    Args:
+        at: Local time of day, HH:MM.
+        period: One of PERIODS.
+        day: Name of a weekday for "weekly" (default: monday), a number from 1 to 31 for "monthly" (default: 1).
+        where: Description of the key `day` for errors.
+
+    Raises:
+        SettingsError: `day` does not fit `period`.
+    """
+    if period == "weekly" and day in ("", *WEEKDAYS):
+        return Schedule(at, "weekly", WEEKDAYS.index(day or "monday"))
+    if period == "monthly" and (not day or day.isdigit()):
+        return Schedule(at, "monthly", int(day or "1"))
+    if period == "daily" and not day:
+        return Schedule(at)
+    takes = {"weekly": "takes the name of a weekday", "monthly": "takes a number from 1 to 31", "daily": "is not used"}
+    raise SettingsError(f"{where} {takes[period]} with the period {period}, not {day!r}")

@@ -1,0 +1,156 @@
+"""Tests of the channels: mails, webhooks, and which refusals are permanent."""
+
+import unittest
+import unittest.mock
+from email.utils import formatdate
+
+from pigeonpost.alerts import email_channel, webhook_channel
+from pigeonpost.alerts.contract import AlertMessage, NotSent, Refused
+from pigeonpost.alerts.email_channel import EmailChannel, MailServer
+from pigeonpost.alerts.webhook_channel import WebhookChannel, retry_after_s
+from tests.alerts.fake_servers import Hook, serve, serve_mail
+
+HELLO = AlertMessage("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"}, "a-1")
+
+
+def mail_to(port, to="you@example.org", tls="none", user=""):
+    return EmailChannel(MailServer("127.0.0.1", port, tls, user, "secret", "pi@example.org"), to)
+
+
+class Mail(unittest.TestCase):
+    def setUp(self):
+        self.server, self.port = serve_mail(self)
+
+    def error(self, responses, **options):
+        self.server.responses, port = responses, self.port
+        with self.assertRaises(NotSent) as caught:
+            mail_to(port, **options).send(HELLO)
+        self.assertTrue(str(caught.exception).startswith("mail server 127.0.0.1: "), caught.exception)
+        self.assertNotIn("secret", str(caught.exception))
+        return caught.exception
+
+    def test_mail_has_the_id_of_the_message_in_each_attempt(self):
+        server, port = self.server, self.port
+        for _ in range(2):
+            mail_to(port).send(HELLO)
+        for to, text in server.mails:
+            self.assertEqual(to, "you@example.org")
+            for line in ("To: you@example.org", "Message-ID: <a-1@pigeonpost.invalid>", "From: pi@example.org",
+                         "Auto-Submitted: auto-generated"):  # fmt: skip
+                self.assertIn(line, text.splitlines())
+        self.assertIn("subject: alert: it is 41 =?utf-8?q?", server.mails[0][1].lower())
+
+    def test_mail_with_html_has_both_parts(self):
+        server, port = self.server, self.port
+        mail_to(port).send(HELLO._replace(html="<p>It is <b>41</b>.</p>"))
+        text = server.mails[0][1]
+        for words in ("multipart/alternative", "text/plain", "text/html", "<b>41</b>"):
+            self.assertIn(words, text)
+
+    def test_subject_is_reduced_to_one_line(self):
+        server, port = self.server, self.port
+        mail_to(port).send(HELLO._replace(subject="a\r\nBcc: all@example.org"))
+        self.assertIn("Subject: a Bcc: all@example.org", server.received)
+        self.assertFalse([line for line in server.received if line.startswith("Bcc:")])
+
+    def test_text_that_cannot_be_encoded_is_sent_without_it(self):
+        server, port = self.server, self.port
+        mail_to(port).send(HELLO._replace(subject="a\ud800b", text="c\udfffd\n"))
+        self.assertIn("Subject: a?b", server.received)
+
+    def test_refusal_of_the_recipient_or_the_message_is_permanent(self):
+        for responses, words in (
+            ({"RCPT": b"550 no such user"}, "you@example.org: 550 no such user"),
+            ({"RCPT": b"551 user not local"}, "551 user not local"),
+            ({"RCPT": b"553 5.1.3 bad address"}, "553 5.1.3 bad address"),
+            ({".": b"552 message too large"}, "552 message too large"),
+            ({".": b"554 5.7.1 looks like spam"}, "554 5.7.1 looks like spam"),
+            ({"DATA": b"554 no"}, "554 no"),
+            ({"MAIL": b"552 message size exceeds limit"}, "552 message size exceeds limit"),
+        ):
+            error = self.error(responses)
+            self.assertIsInstance(error, Refused, responses)
+            self.assertIn(words, str(error))
+
+    def test_error_that_may_pass_is_temporary(self):
+        for responses, options, is_answer in (
+            ({"RCPT": b"450 greylisted"}, {}, True), ({"RCPT": b"452 mailbox full"}, {}, True),
+            ({".": b"451 try later"}, {}, True), ({"": b"421 too busy"}, {}, False),
+            ({"": b"554 no service"}, {}, False), ({"RCPT": b"421 closing"}, {}, False),
+            ({"RCPT": b"530 authentication required"}, {}, False), ({"MAIL": b"550 not your address"}, {}, False),
+            ({"DATA": b""}, {}, False), ({".": b""}, {}, False), ({}, {"tls": "starttls"}, False),
+            ({"EHLO": b"250-mail\r\n250 STARTTLS", "STARTTLS": b"220 go on"}, {"tls": "starttls"}, False),
+            ({"EHLO": b"250-mail\r\n250 AUTH PLAIN", "AUTH": b"535 wrong password"}, {"user": "pi"}, False),
+        ):  # fmt: skip
+            error = self.error(responses, **options)
+            self.assertNotIsInstance(error, Refused, responses)
+            self.assertEqual(error.is_answer, is_answer, (responses, str(error)))
+
+    def test_server_that_refuses_the_connection_or_tls_is_a_temporary_error(self):
+        port = self.port
+        for at, tls in ((1, "none"), (1, "tls"), (port, "tls")):
+            with unittest.mock.patch.object(email_channel, "ANSWER_S", 0.05), self.assertRaises(NotSent) as caught:
+                mail_to(at, tls=tls).send(HELLO)
+            self.assertNotIsInstance(caught.exception, Refused)
+
+    def test_error_after_the_mail_was_accepted_is_ignored(self):
+        """Otherwise it would be sent again."""
+        for response in (b"421 closing", b"500 what", b""):
+            self.server.responses = {"QUIT": response}
+            mail_to(self.port).send(HELLO)
+        self.assertEqual(len(self.server.mails), 3)
+
+
+class Webhook(unittest.TestCase):
+    def setUp(self):
+        self.server, self.port = serve(self, Hook, status=204)
+        self.hook = WebhookChannel(f"http://127.0.0.1:{self.port}/hook?key=secret")
+
+    def error(self, status, head=()):
+        self.server.status, self.server.head = status, dict(head)
+        with self.assertRaises(NotSent) as caught:
+            self.hook.send(HELLO)
+        self.assertEqual(str(caught.exception), f"webhook at 127.0.0.1: the response has the status {status}")
+        return caught.exception
+
+    def test_webhook_receives_the_message_as_json(self):
+        self.hook.send(HELLO)
+        self.assertEqual(self.server.received, [
+            ("/hook?key=secret", "application/json",
+             {"subject": HELLO.subject, "text": HELLO.text, "facts": HELLO.info})
+        ])  # fmt: skip
+        self.assertEqual(self.server.keys, ["a-1"])
+
+    def test_client_error_is_a_permanent_refusal(self):
+        for status in (400, 401, 403, 404, 410, 413, 422):
+            self.assertIsInstance(self.error(status), Refused, status)
+
+    def test_status_that_may_pass_is_temporary(self):
+        for status, is_answer in (
+            (408, False), (425, False), (429, False), (500, True), (502, True), (503, True), (301, False),
+        ):  # fmt: skip
+            error = self.error(status)
+            self.assertNotIsInstance(error, Refused, status)
+            self.assertEqual((error.is_answer, error.pause_s), (is_answer, None), status)
+
+    def test_retry_after_is_reported(self):
+        self.assertEqual(self.error(429, {"Retry-After": "120"}).pause_s, 120)
+        self.assertEqual(self.error(503, {"Retry-After": "7"}).pause_s, 7)
+
+    def test_retry_after_is_read_in_each_form(self):
+        for text, pause_s in (
+            ("0", 1), ("30", 30), (" 30 ", 30), ("9" * 30, 86_400), (formatdate(1_000_090, usegmt=True), 90),
+            (formatdate(999_000, usegmt=True), 1), ("", None), ("soon", None), ("-5", None), ("1.5", None),
+        ):  # fmt: skip
+            self.assertEqual(retry_after_s(text, 1_000_000.0), pause_s, text)
+
+    def test_server_that_cannot_be_reached_is_a_temporary_error(self):
+        with self.assertRaisesRegex(NotSent, "webhook at 127.0.0.1: .*refused") as caught:
+            WebhookChannel("http://127.0.0.1:1/hook?key=secret").send(HELLO)
+        self.assertNotIsInstance(caught.exception, Refused)
+        self.assertNotIn("secret", str(caught.exception))
+        self.assertEqual(webhook_channel.ANSWER_S, 20.0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -15,7 +15,7 @@ no slot is lost. The thread of the source then waits until the late reading has 
 the sample.
 
 Errors: For a source that fails or is late, the sample contains null and the error text. Every exception in a source
-counts as a failure of that source.
+counts as a failure of that source. An impossible value (see sensors.ranges) counts as a failure of its channel.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.wakeup import StopFlag, Wakeup
 from pigeonpost.node.ring_records import UnnumberedSample
 from pigeonpost.sensors.contract import DerivedSource, LatestReading, Readings, SensorSource, in_order
+from pigeonpost.sensors.ranges import checked, ranges_of
 from protocol import LARGEST_INTEGER, Number
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class _Reader:
         self.busy = False  # a reading has been requested and is not finished
         self._answer = answer
         self._clock = clock
+        self._ranges = ranges_of(source.channels)
         self._slot: int | None = None  # the slot for which a reading is requested
         self._is_ending = False
         self._requested = Wakeup()
@@ -144,12 +146,12 @@ class _Reader:
         return not self._thread.is_alive()
 
     def read(self) -> Readings | SensorError:
-        """Read the source now. Every exception becomes a SensorError."""
+        """Read the source now. Every exception, and every impossible value, becomes a SensorError."""
         try:
             readings = self.source.read()
             if not isinstance(readings, Mapping):
                 raise TypeError(f"read() returned {readings!r:.80}")
-            return readings
+            return checked(readings, self._ranges) if self._ranges else readings
         except SensorError as error:
             return error
         except Exception as error:
@@ -227,8 +229,11 @@ class Sampler:
         self._patience_s = min(LONGEST_WAIT_S, _SHARE * every_s)
         self.check_s = max(1.0, self._patience_s)  # not more often, so that its cost is negligible
         self._every_s = every_s
+        for source in sources:
+            source.patience_s = self._patience_s
         self._names = [channel.name for source in sources for channel in source.channels]
         self._derived = in_order(sources)
+        self._derived_ranges = ranges_of(channel for source, _ in self._derived for channel in source.channels)
         self._latest: dict[str, LatestReading] = {}  # kept only if there are derived channels
         self._answers: deque[_Answer] = deque()
         self._answered = Wakeup()
@@ -330,7 +335,7 @@ class Sampler:
                 values[name] = reading
             else:
                 values[name] = None
-                errors[name] = str(reading) if isinstance(reading, SensorError) else f"invalid value: {reading!r}"
+                errors[name] = str(reading) if isinstance(reading, SensorError) else f"invalid value: {reading!r:.80}"
         if errors or self._failing:
             self._record_failures(errors)
         self.taken += 1
@@ -429,9 +434,10 @@ class Sampler:
         except Exception as error:
             log.exception("internal error while calculating %s", name)
             return SensorError(f"internal error: {error!r}")
-        if _is_number(made.value):
+        value: Number | SensorError = checked({name: made.value}, self._derived_ranges)[name]
+        if _is_number(value):
             self._latest[name] = made
-        return made.value
+        return value
 
     def _record_failures(self, errors: dict[str, str]) -> None:
         """Log a channel's failure when it begins and when it ends, not at every sample."""

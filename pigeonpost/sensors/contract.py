@@ -36,12 +36,15 @@ class Channel(NamedTuple):
         simulated: True if the value is simulated. The web interface shows this.
         limits: Limits of the quality checks, as in HELLO: low, high, jump, stuck, and rail as [low, high]. They refer
             to the value that is sent, after calibration. A driver that knows the ends of its scale sets `rail` itself.
+        possible: Lowest and highest possible value, if the driver knows that they differ from those of the unit (see
+            sensors.ranges).
     """
 
     name: str
     unit: str
     simulated: bool = False
     limits: Mapping[str, Any] = MappingProxyType({})
+    possible: tuple[float, float] | None = None
 
 
 Readings = Mapping[str, "Number | SensorError"]
@@ -52,9 +55,11 @@ class SensorSource:
 
     Attributes:
         channels: The channels of the source.
+        patience_s: Time in seconds for which `read` is waited for. The sampler sets it.
     """
 
     channels: Sequence[Channel]
+    patience_s = 5.0
 
     def read(self) -> Readings:
         """Read all channels now.
@@ -303,10 +308,11 @@ class WithRaw(SensorSource):
         if "rail" in limits and not chosen["rail"]:  # set by the driver
             limits["rail"] = sorted(_calibrated(end, chosen) for end in limits["rail"])
         yield channel._replace(limits=limits, unit=channel.unit if chosen["unit"] is None else chosen["unit"])
-        yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated)
+        yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated, possible=channel.possible)
 
     def read(self) -> Readings:
         readings: dict[str, Number | SensorError] = {}
+        self._source.patience_s = self.patience_s
         for name, value in self._source.read().items():
             readings[name] = value
             if name in self._calibrate:

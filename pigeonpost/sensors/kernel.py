@@ -7,16 +7,18 @@
 
 A device is identified by its name, its label, or its bus address (`1-0076`), but never by its number, which can change
 at every boot. Values are converted to common units: °C from m°C, V from mV.
-Errors: SensorError for a single channel whose device is missing or does not answer.
+Errors: SensorError for a single channel whose device is missing or does not answer. A value that the chip cannot have
+(see sensors.chips) is read once more, after all channels and only if there is time; then it is an ImpossibleValue.
 
 Sources: Documentation/ABI/testing/sysfs-bus-iio, sysfs-class-thermal and sysfs-driver-w1_therm, and
-Documentation/hwmon/sysfs-interface.rst, all of the Linux kernel; DS18B20 data sheet (Maxim 19-7487), scratchpad.
+Documentation/hwmon/sysfs-interface.rst, all of the Linux kernel.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import re
 import time
@@ -26,6 +28,8 @@ from typing import Any, TypeVar
 
 from pigeonpost.core.config import Option, a_table, matching, read_options, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.core.units import conversion
+from pigeonpost.sensors import chips
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
@@ -36,6 +40,8 @@ from pigeonpost.sensors.contract import (
     channel_tables,
     name_of,
 )
+from pigeonpost.sensors.one_wire import OneWireThermometer
+from pigeonpost.sensors.ranges import ImpossibleValue
 from protocol import UNIT, Number
 
 OPTIONS = (
@@ -63,7 +69,6 @@ _HWMON = {
     "temp": (0.001, "°C"), "in": (0.001, "V"), "curr": (0.001, "A"), "power": (1e-6, "W"), "energy": (1e-6, "J"),
     "fan": (1, "RPM"), "humidity": (0.001, "%"),
 }  # fmt: skip
-_IN_VOLTS = re.compile(r"mcp342[1-8]").fullmatch  # their driver returns volts, although the ABI specifies millivolts
 _DHT_TRIES, _DHT_PAUSE_S = 3, 2.0  # a DHT11 or DHT22 answers at most every two seconds, and sometimes not at all
 _CAUSES = {
     errno.EIO: "the response is invalid, or nothing is connected: check wiring and pull-up resistor",
@@ -79,22 +84,41 @@ Result = TypeVar("Result")
 class KernelSource(SensorSource):
     """Source that reads the files of its channels below /sys."""
 
-    def __init__(self, channels: Sequence[Channel], readers: Mapping[str, Read]) -> None:
+    def __init__(
+        self, channels: Sequence[Channel], readers: Mapping[str, Read], now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self.channels = channels
         self._readers = readers
+        self._now_s = now_s
 
     def read(self) -> Readings:
+        began_s = self._now_s()
         readings: dict[str, Number | SensorError] = {}
+        impossible: dict[str, float] = {}  # name of each channel with an impossible value: time that its reading took
         for channel in self.channels:
-            try:
-                readings[channel.name] = self._readers[channel.name]()
-            except SensorError as error:
-                readings[channel.name] = error
+            channel_began_s = self._now_s()
+            readings[channel.name] = self._read_channel(channel.name)
+            if isinstance(readings[channel.name], ImpossibleValue):
+                impossible[channel.name] = self._now_s() - channel_began_s
+        for name, took_s in impossible.items():
+            if self._now_s() - began_s + took_s < self.patience_s:  # later, the readings of all channels would be late
+                readings[name] = self._read_channel(name)
         return readings
+
+    def _read_channel(self, name: str) -> Number | SensorError:
+        try:
+            return self._readers[name]()
+        except SensorError as error:
+            return error
 
 
 class Device:
-    """Device of a subsystem in /sys. It is searched for at the first reading, and again if its path has changed."""
+    """Device of a subsystem in /sys. It is searched for at the first reading, and again if its path has changed.
+
+    Attributes:
+        name: Name, label, type or bus address by which it is searched for.
+        aliases: After a reading, all its names, including those of its driver and in the device tree.
+    """
 
     def __init__(self, root: str, subsystem: str, name: str) -> None:
         """Create the device without searching for it.
@@ -105,6 +129,8 @@ class Device:
             name: Name, label, type or bus address of the device.
         """
         self.name = name
+        self.aliases: tuple[str, ...] = (name,)
+        self._subsystem = subsystem
         self._folder = os.path.join(root, _FOLDERS[subsystem])
         self._shown = f"{subsystem}/{name}"
         self._path = ""
@@ -129,23 +155,56 @@ class Device:
         """Return the number in `file`, a file of the device.
 
         Raises:
-            SensorError: The file cannot be read, or does not contain a number.
+            SensorError: The file cannot be read, or does not contain a finite number.
         """
-        content = self.text(file)
-        try:
-            return float(content)
-        except ValueError:
-            raise SensorError(f"{self._shown}, {file}: {content[:40]!r} is not a number") from None
+        return self.number_in(file, self.text(file))
 
-    def first(self, *files: str) -> float | None:
-        """Return the number in the first of the `files` that exists, or None if none exists.
+    def first(self, *files: str) -> tuple[float, str] | None:
+        """Return the number in the first of the `files` that exists, and its text, or None if none exists.
 
         Raises:
-            SensorError: The device or the file cannot be read.
+            SensorError: The device or the file cannot be read, or does not contain a finite number.
         """
         existing = self.files()
         first = next((file for file in files if file in existing), None)
-        return None if first is None else self.number(first)
+        if first is None:
+            return None
+        content = self.text(first)
+        return self.number_in(first, content), content
+
+    def number_in(self, file: str, content: str) -> float:
+        """Return the number in `content`, the text that was read from `file`.
+
+        Raises:
+            SensorError: It is not a finite number.
+        """
+        try:
+            value = float(content) if "_" not in content else math.nan  # Python accepts underscores in numbers
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise SensorError(f"{self._shown}, {file}: {content[:40]!r} is not a number")
+        return value
+
+    def check(self, kind: str, channel: str, value: float, unit: str, raw: str) -> None:
+        """Check that `value` is possible for this chip.
+
+        Args:
+            kind: Kind of the channel, such as "temp".
+            channel: Name of the channel, such as "temp1".
+            value: Value in the unit of the kind.
+            unit: Unit of the kind.
+            raw: Text from which the value was calculated.
+
+        Raises:
+            ImpossibleValue: The chip cannot have this value.
+        """
+        possible = chips.possible(self._subsystem, self.aliases, kind, channel)
+        if possible is not None:
+            try:
+                possible.check(value, unit, raw)
+            except ImpossibleValue as error:
+                raise ImpossibleValue(f"{self._shown}/{channel}: {error}") from None
 
     def _with_path(self, operation: Callable[[str], Result], file: str) -> Result:
         """Return the result of `operation`, called with the path of the device. `file` is for error messages."""
@@ -179,7 +238,19 @@ class Device:
                 f"{self._shown}: {len(found)} devices have this name; use one of their bus addresses: {addresses}"
             )
         self._path = found[0]
+        self.aliases = (*names[self._path], *self._driver_names(self._path))
         return self._path
+
+    def _driver_names(self, path: str) -> list[str]:
+        """Return the name of the driver, and those of compatible devices in the device tree without the maker."""
+        bus_path = self._bus_path(path)
+        try:
+            compatible = self._read(bus_path, "of_node/compatible").split("\0")
+        except OSError:
+            compatible = []
+        driver = os.path.join(bus_path, "driver")
+        drivers = [os.path.basename(os.path.realpath(driver))] if os.path.exists(driver) else []
+        return [*drivers, *(name.rpartition(",")[2] for name in compatible)]
 
     def all(self) -> list[str]:
         """Return the paths of all devices of the subsystem."""
@@ -196,9 +267,12 @@ class Device:
                 names.append(self._read(path, file))
             except OSError:
                 continue
+        return [*names, os.path.basename(self._bus_path(path))]
+
+    def _bus_path(self, path: str) -> str:
+        """Return the path of the device on its bus, which the device at `path` belongs to."""
         link = os.path.join(path, "device")
-        bus_path = os.path.realpath(link) if os.path.exists(link) else os.path.dirname(os.path.realpath(path))
-        return [*names, os.path.basename(bus_path)]
+        return os.path.realpath(link) if os.path.exists(link) else os.path.dirname(os.path.realpath(path))
 
 
 _FOLDERS = {
@@ -210,7 +284,7 @@ _FOLDERS = {
 # ---------------------------------------------------------------------------------------------- channels
 
 
-def _iio(device: Device, channel: str) -> tuple[Read, str]:
+def _iio(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
     """Return a function that reads a channel of Industrial I/O, and the unit.
 
     The value is the converted value if the driver has one, or else (raw + offset) x scale. Channels of the same kind
@@ -218,75 +292,107 @@ def _iio(device: Device, channel: str) -> tuple[Read, str]:
     """
     kind = _kind(channel, r"([a-z]+)[-a-z0-9_]*", _IIO)
     factor, unit = _IIO[kind]
-    if kind == "voltage" and _IN_VOLTS(device.name):
-        factor = 1
+    is_plain = _is_plain(chosen)
 
     def once() -> float:
-        value = device.first(f"in_{channel}_input")
-        if value is None:
-            offset = device.first(f"in_{channel}_offset", f"in_{kind}_offset")
-            scale = device.first(f"in_{channel}_scale", f"in_{kind}_scale")
-            value = (device.number(f"in_{channel}_raw") + (offset or 0)) * (1 if scale is None else scale)
-        return value * factor
+        found = device.first(f"in_{channel}_input")
+        value, raw = found or _scaled(device, kind, channel, is_converted=bool(unit) and is_plain)
+        value *= factor
+        # Settings that correct what the driver reports remain valid: a gain of 1000 for percent, a unit for hPa.
+        if is_plain or (kind != "pressure" and chosen["gain"] < 100):
+            value *= chips.abi_factor(device.aliases, kind, value / factor)
+        if kind == "pressure" and not is_plain:
+            shown = conversion(unit, {unit: chosen["unit"] or unit})
+            if shown.unit == (chosen["unit"] or unit):  # else the unit is unknown
+                device.check(kind, channel, calibrated(value, chosen) / shown.factor, unit, raw)
+        else:
+            device.check(kind, channel, value, unit, raw)
+        return value
 
     def with_retries() -> float:
         for _ in range(_DHT_TRIES - 1):
             try:
                 return once()
             except SensorError as error:
+                if not chips.is_dht(device.aliases):
+                    raise
                 if getattr(error.__cause__, "errno", 0) not in (errno.EIO, errno.ETIMEDOUT):
                     raise
                 time.sleep(_DHT_PAUSE_S)
         return once()
 
-    return (with_retries if device.name.startswith("dht11") else once), unit
+    return with_retries, unit
 
 
-def _hwmon(device: Device, channel: str) -> tuple[Read, str]:
+def _scaled(device: Device, kind: str, channel: str, is_converted: bool) -> tuple[float, str]:
+    """Return (raw + offset) x scale, and the text from which it was calculated.
+
+    If `is_converted`, a missing scale is an error, because the value would not have the unit of its kind.
+    """
+    raw = device.number(f"in_{channel}_raw")
+    offset, _ = device.first(f"in_{channel}_offset", f"in_{kind}_offset") or (0.0, "")
+    scale, _ = device.first(f"in_{channel}_scale", f"in_{kind}_scale") or (None, "")
+    where = f"iio/{device.name}, in_{channel}_raw"
+    if scale is None and is_converted:
+        raise SensorError(f"{where}: there is no scale, so its unit is unknown: set gain and unit; read: '{raw:.10g}'")
+    if scale == 0:
+        raise ImpossibleValue(f"{where}: its scale is 0; read: '{raw:.10g}'")
+    return (raw + offset) * (1 if scale is None else scale), f"({raw:.10g} + {offset:.10g}) x {scale}"
+
+
+def _is_plain(chosen: Mapping[str, Any]) -> bool:
+    """Return True if the settings of a channel neither calibrate its value nor change its unit."""
+    return chosen["unit"] is None and chosen["gain"] == 1 and chosen["offset"] == 0
+
+
+def _hwmon(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
     kind, _, label = channel.partition("/")
     kind = _kind(kind, r"([a-z]+)[0-9]" + ("?" if label else "+"), _HWMON)
     factor, unit = _HWMON[kind]
+    one_wire: dict[str, OneWireThermometer] = {}
 
     def read() -> float:
-        if not label:
-            return device.number(f"{channel}_input") * factor
-        labels = [file for file in device.files() if re.fullmatch(rf"{kind}[0-9]+_label", file)]
-        inputs = {device.text(file): file.removesuffix("_label") for file in labels}
-        if label not in inputs:
-            raise SensorError(f"hwmon/{device.name}: no {kind} has the label {label!r}; found: {', '.join(inputs)}")
-        return device.number(f"{inputs[label]}_input") * factor
+        file = f"{channel}_input"
+        if label:
+            labels = [file for file in device.files() if re.fullmatch(rf"{kind}[0-9]+_label", file)]
+            inputs = {device.text(file): file.removesuffix("_label") for file in labels}
+            if label not in inputs:
+                raise SensorError(f"hwmon/{device.name}: no {kind} has the label {label!r}; found: {', '.join(inputs)}")
+            file = f"{inputs[label]}_input"
+        elif "device" in device.files() and "w1_slave_temp" in device.aliases:
+            name = next((alias for alias in device.aliases if _W1_ID(alias)), "")
+            if name:  # the file of the 1-Wire driver contains the scratchpad, which temp1_input does not
+                thermometer = one_wire.setdefault(name, OneWireThermometer(name))
+                return thermometer.temperature(device.text("device/w1_slave"))
+        raw = device.text(file)
+        value = device.number_in(file, raw) * factor
+        device.check(kind, file.removesuffix("_input"), value, unit, raw)
+        return value
 
     return read, unit
 
 
-def _thermal(device: Device, channel: str) -> tuple[Read, str]:
+def _thermal(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
     if channel:
         raise ValueError('takes only a zone, as in "thermal/cpu-thermal"')
-    return (lambda: device.number("temp") / 1000), "°C"
-
-
-def _w1(device: Device, channel: str) -> tuple[Read, str]:
-    """Return a function that reads a 1-Wire sensor, and the unit.
-
-    The file has two lines. Each contains the nine bytes of the scratchpad; the first line ends with the kernel's check
-    of the CRC, the second with the temperature in m°C.
-    """
-    if channel or not re.fullmatch(r"[0-9a-f]{2}-[0-9a-f]{12}", device.name):
-        raise ValueError('takes the id of a 1-Wire sensor, as in "w1/28-0316a2794bff"')
 
     def read() -> float:
-        lines = device.text("w1_slave").splitlines()
-        found = re.search(r"t=(-?[0-9]+)$", lines[-1]) if len(lines) == 2 else None
-        if found is None or not lines[0].endswith("YES"):
-            raise SensorError(f"w1/{device.name}: invalid checksum or no answer: check wiring and pull-up resistor")
-        scratchpad = lines[0].split()
-        if scratchpad[:2] in (["50", "05"], ["aa", "00"]) and scratchpad[6] == "0c":
-            raise SensorError(
-                f"w1/{device.name}: 85 °C is the power-on value: the sensor's supply fails during the measurement"
-            )
-        return int(found[1]) / 1000
+        raw = device.text("temp")
+        value = device.number_in("temp", raw) / 1000
+        device.check("temp", "temp", value, "°C", raw)
+        return value
 
     return read, "°C"
+
+
+_W1_ID = re.compile(r"[0-9a-f]{2}-[0-9a-f]{12}").fullmatch
+
+
+def _w1(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
+    if channel or not _W1_ID(device.name):
+        raise ValueError('takes the id of a 1-Wire sensor, as in "w1/28-0316a2794bff"')
+    thermometer = OneWireThermometer(device.name)
+    return (lambda: thermometer.temperature(device.text("w1_slave"))), "°C"
 
 
 def _kind(channel: str, form: str, kinds: Mapping[str, Any]) -> str:
@@ -296,7 +402,7 @@ def _kind(channel: str, form: str, kinds: Mapping[str, Any]) -> str:
     return found[1]
 
 
-_SUBSYSTEMS: Mapping[str, Callable[[Device, str], tuple[Read, str]]] = {
+_SUBSYSTEMS: Mapping[str, Callable[[Device, str, Mapping[str, Any]], tuple[Read, str]]] = {
     "iio": _iio, "hwmon": _hwmon, "thermal": _thermal, "w1": _w1,
 }  # fmt: skip
 
@@ -317,20 +423,33 @@ def make(settings: Mapping[str, Any], where: str) -> KernelSource:
     example = 'room = {from = "iio/bme280/temp"}'
     for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
         try:
-            read, unit = _reader(options["root"], chosen["from"] or "")
+            read, unit = _reader(options["root"], chosen)
         except ValueError as error:
             raise SettingsError(f"{channel_where}: from {error}, not {chosen['from']!r}") from None
         readers[name] = functools.partial(_calibrated, read, chosen)
-        channels.append(Channel(name, unit if chosen["unit"] is None else chosen["unit"]))
+        channels.append(
+            Channel(name, unit if chosen["unit"] is None else chosen["unit"], possible=_possible(chosen["from"], unit))
+        )
     return KernelSource(channels, readers)
 
 
-def _reader(root: str, source: str) -> tuple[Read, str]:
-    subsystem, _, rest = source.partition("/")
+def _reader(root: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
+    subsystem, _, rest = (chosen["from"] or "").partition("/")
     name, _, channel = rest.partition("/")
     if subsystem not in _SUBSYSTEMS or not name:
         raise ValueError(f'takes {", ".join(_SUBSYSTEMS)}, a device and its channel, as in "iio/bme280/temp"')
-    return _SUBSYSTEMS[subsystem](Device(root, subsystem, name), channel)
+    return _SUBSYSTEMS[subsystem](Device(root, subsystem, name), channel, chosen)
+
+
+def _possible(source: str, unit: str) -> tuple[float, float] | None:
+    """Return the possible values of a relative humidity, if the chip can be one that exceeds 0 to 100 %."""
+    subsystem, name, channel = (source.split("/", 2) + ["", ""])[:3]
+    if unit != "%" or not channel.startswith("humidity"):
+        return None
+    if re.fullmatch(r"[0-9]+-[0-9a-f]{4}", name):  # a bus address: each reading is checked for the chip that is found
+        return chips.OVERSHOOT_RH
+    found = chips.possible(subsystem, (name,), "humidity", channel)
+    return chips.OVERSHOOT_RH if found is not None and found.high > 100 else None
 
 
 def _calibrated(read: Read, chosen: Mapping[str, Any]) -> float:

@@ -5,7 +5,8 @@
     memory_free      MiB    /proc/meminfo, MemAvailable (proc_meminfo(5))
     disk_free        MiB    statvfs(3) of `disk`, the space available to users without privileges
 
-Errors: SensorError for a single channel whose file is missing or cannot be read.
+Errors: SensorError for a single channel whose file is missing or cannot be read. A temperature that a processor cannot
+have is read once more; then it is an ImpossibleValue.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pigeonpost.core.config import Option, read_options, text
 from pigeonpost.core.errors import SensorError
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource
+from pigeonpost.sensors.ranges import ImpossibleValue, Range
 from protocol import Number
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ OPTIONS = (
     Option("disk", text, "/", "folder on the disk whose free space is read"),
     Option("root", text, "/", "folder that contains proc and sys"),
 )
+
+_POSSIBLE = Range(-40.0, 150.0, "processor")
 
 _CHANNELS = (
     Channel("cpu_temperature", "°C"),
@@ -60,6 +64,8 @@ class MachineSource(SensorSource):
         for channel in self.channels:
             try:
                 readings[channel.name] = self._readers[channel.name]()
+            except ImpossibleValue as error:
+                readings[channel.name] = error
             except (OSError, ValueError, IndexError) as error:
                 readings[channel.name] = SensorError(f"{channel.name} of this machine cannot be read: {error}")
         return readings
@@ -85,7 +91,16 @@ class MachineSource(SensorSource):
         return f"sys/class/thermal/{chosen or next(iter(kinds))}/temp" if kinds else ""
 
     def _cpu_temperature(self) -> Number:
-        return round(int(self._text(self._zone)) / 1000, 1)
+        try:
+            return self._temperature_once()
+        except ImpossibleValue:  # the firmware of a Pi sometimes reports one such value
+            return self._temperature_once()
+
+    def _temperature_once(self) -> Number:
+        raw = self._text(self._zone).strip()
+        value = round(int(raw) / 1000, 1)
+        _POSSIBLE.check(value, "°C", raw)
+        return value
 
     def _memory_free(self) -> Number:
         lines = self._text("proc/meminfo").splitlines()

@@ -11,7 +11,9 @@ Errors: NotStored if a reading could not be made durable in time. It is then not
 
 A reading without epoch and sequence number receives the identity that a node would have assigned: an epoch, chosen at
 random for each client in each run of this server, and the next number in it. A reading that is sent twice is stored
-twice, because a repetition cannot be distinguished from a new reading.
+twice, because a repetition cannot be distinguished from a new reading. Instead of a value that is impossible in its
+unit (see sensors.ranges), null is stored with an error. A node checks its values itself, and the server never changes
+them.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import AuthFailed, BeyondLimit, NotStored, SettingsError
+from pigeonpost.core.errors import AuthFailed, BeyondLimit, NotStored, SensorError, SettingsError
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.sensors.contract import Channel
+from pigeonpost.sensors.ranges import checked, ranges_of
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.node_status import AskNode, NodeLink, NodeState
 from protocol import Batch, Number
@@ -288,6 +292,7 @@ class UnnumberedSources:
         raise NotStored(text)
 
     def _batch(self, readings: Sequence[ExternalReading]) -> Batch:
+        readings = [_without_impossible(reading) for reading in readings]
         claim, values, units = readings[0][:3]
         caller, clock = self._caller(claim, values), self._clock
         now_ms = clock.wall_ms()
@@ -304,3 +309,14 @@ class UnnumberedSources:
                 errors.setdefault(name, {})[place] = text
         samples = SampleBatch(0, times, [clock.up_ms()] * len(readings), columns, errors)
         return Batch(claim.node, self._ingestor.identity, caller.epoch, None, samples, None, units)
+
+
+def _without_impossible(reading: ExternalReading) -> ExternalReading:
+    """Return `reading` with None and an error instead of each impossible value."""
+    ranges = ranges_of(Channel(name, reading.units.get(name, "")) for name in reading.values)
+    found = checked(reading.values, ranges)
+    errors = {name: str(error) for name, error in found.items() if isinstance(error, SensorError)}
+    if not errors:
+        return reading
+    values = {name: None if name in errors else value for name, value in reading.values.items()}
+    return reading._replace(values=values, errors={**(reading.errors or {}), **errors})

@@ -264,6 +264,42 @@ class Failures(SamplerCase):
         for reading in (0, -0.0, LARGEST_INTEGER, -LARGEST_INTEGER, 5e-324, 1.7976931348623157e308):
             self.assertEqual(self.sampled(FakeSource("a", does=lambda r=reading: {"a": r})).values, {"a": reading})
 
+    def test_impossible_value_becomes_null_with_an_error(self):
+        source = FakeSource("cold", "rh", "fog", "level")
+        source.channels = [Channel("cold", "°C"), Channel("rh", "%"), Channel("fog", "%RH", possible=(-5, 105)),
+                           Channel("level", "%")]  # fmt: skip
+        source.does = lambda: {"cold": -300, "rh": 3304.3, "fog": 102, "level": 120}
+        taken = []
+        sampler = Sampler([source], taken.append, 0.1, FakeClock(), is_checked=True)
+        sampler.sample()
+        self.assertEqual(taken[0].values, {"cold": None, "rh": None, "fog": 102, "level": 120})
+        self.assertEqual(taken[0].errors, {
+            "cold": "-300 °C is impossible (absolute zero: at least -273.15 °C)",
+            "rh": "3304.3 % is impossible (relative humidity: 0 to 100 %)",
+        })  # fmt: skip
+        self.assertEqual(sampler.failed, 2)
+        self.assertAlmostEqual(source.patience_s, 0.08)
+
+    def test_derived_channel_neither_uses_nor_has_an_impossible_value(self):
+        class Offset(DerivedSource):
+            channels = (Channel("b", "°C"), Channel("c", ""))
+            uses = MappingProxyType({"b": {"a": "here"}, "c": {"a": "here"}})
+
+            def derive(self, name, latest, now_s):
+                if "a" not in latest:
+                    raise SensorError("a has no value")
+                return LatestReading(latest["a"].value - 200, latest["a"].at_s)
+
+        source, taken = FakeSource("a"), []
+        source.channels = [Channel("a", "°C")]
+        sampler = Sampler([source, Offset()], taken.append, 0.1, FakeClock(), is_checked=True)
+        for value in (-300, -100, 20):
+            source.does = lambda value=value: {"a": value}
+            sampler.sample()
+        self.assertEqual([list(one.values.values()) for one in taken],
+                         [[None, None, None], [-100, None, -300], [20, -180, -180]])  # fmt: skip
+        self.assertEqual(taken[0].errors["b"], "a has no value")
+
     def test_invalid_result_of_read_counts_as_failure_of_the_source(self):
         """A source that violates its contract must not stop the other sources or the metronome."""
         for readings in (None, [], 5, "ab", {}, {"x": 1}, [("a", 1)]):

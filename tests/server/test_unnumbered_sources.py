@@ -66,6 +66,20 @@ class StoreTest(Real):
         )
         self.assertTrue(before <= self.points("attic")[0].time_ms <= self.clock.wall_ms())
 
+    def test_impossible_value_is_stored_as_null_with_an_error(self):
+        self.run_ingestor()
+        units = {"temperature": "°C", "humidity": "%", "pressure": "hPa", "battery": "%", "outside": "°F"}
+        values = {"temperature": -3276.7, "humidity": 3304.3, "pressure": -5, "battery": 130, "outside": -459.6}
+        reading = ExternalReading(ATTIC, values, units, errors={"pressure": "kept"})
+        self.unnumbered_sources.store(reading)
+        (point,) = self.points("attic")
+        self.assertEqual(point.values, {**values, "temperature": None, "humidity": None})
+        self.assertEqual(self.unnumbered_sources._batch([reading]).samples.errors, {
+            "temperature": {0: "-3276.7 °C is impossible (absolute zero: at least -273.15 °C)"},
+            "humidity": {0: "3304.3 % is impossible (relative humidity: 0 to 100 %)"}, "pressure": {0: "kept"},
+        })  # fmt: skip
+        self.assertEqual(values["humidity"], 3304.3)
+
     def test_reading_that_exceeds_a_limit_is_refused_with_the_reason(self):
         self.run_ingestor()
         with mock.patch.object(node_limits, "MOST_NODES", 0), self.assertRaisesRegex(NotStored, "has 0 nodes"):

@@ -1,0 +1,138 @@
+"""Chips that Linux drivers read: the values that each chip can have, and drivers whose units differ from the ABI.
+
+A chip is recognised by any of its names: that of the device, of its driver, or of its entry in the device tree. The
+device of a DHT22, for example, is called `dht11@4`, `humidity_sensor` or `4.humidity-sensor`.
+
+Ranges are those of the data sheets. Chips
+whose conversion of the relative humidity exceeds 0 to 100 % (SHT2x, SHT4x, HTU21, Si70xx: -6 to 119 %) report slightly
+more than 100 % in fog, within their accuracy of 5 %. Such values are readings, and they are not changed.
+
+Sources: data sheets of Aosong DHT22; Bosch BST-BME280-DS001, BST-BME680-DS001; Sensirion SHT3x-DIS, SHT4x, SHT2x;
+Silicon Labs Si7020-A20; TE HTU21D; ROHM BH1750FVI; Texas Instruments SBOS448 (INA219), SBOS547 (INA226); Maxim 19-7487
+(DS18B20). Linux: drivers/iio/chemical/bme680_core.c, drivers/iio/adc/mcp3422.c, drivers/hwmon/ina2xx.c.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Collection, Mapping
+
+from pigeonpost.core.light_typing import NamedTuple
+from pigeonpost.sensors.ranges import ABSOLUTE_ZERO_C, HUMIDITY, Range
+
+_AIR_PRESSURE_KPA = (1.0, 120.0)  # from 30 km above the sea to a deep mine
+OVERSHOOT_RH = (-5.0, 105.0)  # %
+
+
+class Chip(NamedTuple):
+    """A kind of chip, or several kinds with the same ranges.
+
+    Attributes:
+        about: Name for error messages.
+        names: Regular expression for the complete name of a device, a driver or a compatible device.
+        ranges: Lowest and highest value by quantity or channel, in the units of sensors.kernel.
+    """
+
+    about: str
+    names: str
+    ranges: Mapping[str, tuple[float, float]]
+
+
+_CHIPS = (
+    Chip("DHT11 or DHT22", r"(.*[:.])?(dht(11|22)|am230[12]|rht0[23]|humidity[-_]sensor)([@.:].*)?",
+         {"temp": (-40, 80), "humidity": (0, 100)}),
+    Chip("BME280, BME680 or BMP280", r"bm[ep](28|68|69)[0-9]",
+         {"temp": (-40, 85), "humidity": (0, 100), "pressure": _AIR_PRESSURE_KPA}),
+    Chip("barometer", r"bmp(085|18[0-9]|38[0-9]|39[0-9]|58[0-9])|ms56[0-9]+(-.*)?|ms8607-temppressure|lps[0-9].*"
+         r"|dps[0-9]+|hp03|hp206c|mpl115|mpl3115|t5403|zpa2326.*",
+         {"temp": (-55, 125), "pressure": _AIR_PRESSURE_KPA}),
+    Chip("SHT3x", r"sht3x|sht30|sht31|sht35|sts3x", {"temp": (-40, 125), "humidity": (0, 100)}),
+    Chip("SHT4x", r"sht4x|sht40|sht41|sht45", {"temp": (-40, 125), "humidity": OVERSHOOT_RH}),
+    Chip("HTU21, Si70xx or SHT2x", r"htu[23]1d?|si70(05|06|13|20|21)|sht2[0-9x]|ms8607-humidity|hts221",
+         {"temp": (-40, 125), "humidity": OVERSHOOT_RH}),
+    Chip("SHTC1 or SHTC3", r"shtc[13]|shtw1", {"temp": (-40, 125), "humidity": (0, 100)}),
+    Chip("HDC", r"hdc(100[0-9x]|10[0-9]+|20[0-9]+|30[0-9]+)", {"temp": (-40, 125), "humidity": (0, 100)}),
+    Chip("AHT10 or AHT20", r"aht[12][0-9]|dht20", {"temp": (-40, 85), "humidity": (0, 100)}),
+    Chip("DS18B20", r"w1_slave_temp", {"temp": (-55, 125)}),
+    Chip("BH1750", r"bh17(10|15|21|50|51)", {"illuminance": (0, 121_600)}),
+    Chip("INA219", r"ina2(19|20)", {"in0": (-0.3277, 0.3277), "in1": (0, 32.77), "power": (0, 1311)}),
+    Chip("INA226", r"ina2(26|30|31|60)", {"in0": (-0.082, 0.082), "in1": (0, 41), "power": (0, math.inf)}),
+    Chip("thermocouple", r"max31855.?|max31856|max6675|mcp9600|mcp9601", {"temp": (ABSOLUTE_ZERO_C, 1820)}),
+    Chip("infrared thermometer", r"mlx906(14|15|32)", {"temp": (-70, 382.2)}),
+    Chip("thermometer", r"lm7[35].?|tmp1[0-9]+|tmp75.?|ds1621|ds1775|adt74[0-9]+|jc42|mcp980[0-9x]|max30208|stds75"
+         r"|pct2075|tmp00[67]", {"temp": (-55, 150)}),
+    Chip("processor or board", r"(cpu|soc|gpu|core|k10|k8|zenpower|fam15h|acpi|pch_|nvme|drive|amdgpu|nouveau|radeon"
+         r"|iwlwifi|rp1|rpi|it8|nct|w83|x86_pkg|bcm).*", {"temp": (-40, 150)}),
+)  # fmt: skip
+# Possible values of every chip. `humidity` is the relative humidity.
+_QUANTITIES: Mapping[str, Range] = {
+    "temp": Range(ABSOLUTE_ZERO_C, math.inf, "absolute zero"),
+    "humidity": HUMIDITY,
+    **{
+        kind: Range(0.0, math.inf, about)
+        for kind, about in (
+            ("illuminance", "illuminance"), ("resistance", "resistance"), ("massconcentration", "concentration"),
+            ("fan", "speed"), ("distance", "distance"), ("uvindex", "UV index"),
+        )
+    },
+    "concentration": Range(0.0, 100.0, "concentration"),
+}  # fmt: skip
+_PROCESSOR = Range(-40.0, 150.0, "processor or board")
+_MONITORING = Range(-64.0, 191.0, "hardware monitoring")  # the widest range of such chips: TMP401, extended mode
+
+
+@functools.lru_cache(256)
+def possible(subsystem: str, names: tuple[str, ...], kind: str, channel: str) -> Range | None:
+    """Return the values that a channel of a device can have, in the unit of its kind; None if all numbers are possible.
+
+    Args:
+        subsystem: "iio", "hwmon" or "thermal".
+        names: All names of the device.
+        kind: Kind of the channel, such as "temp" or "humidityrelative".
+        channel: Name of the channel, such as "temp1".
+    """
+    kind = "humidity" if kind == "humidityrelative" else kind
+    if subsystem == "thermal":
+        return _PROCESSOR
+    for chip in _CHIPS:
+        limits = chip.ranges.get(channel) or chip.ranges.get(kind)
+        if limits is not None and is_any(chip.names, names):
+            return Range(*limits, chip.about)
+    return _MONITORING if (subsystem, kind) == ("hwmon", "temp") else _QUANTITIES.get(kind)
+
+
+def is_any(pattern: str, names: Collection[str]) -> bool:
+    """Return True if the regular expression `pattern` matches one of `names` completely."""
+    return any(re.fullmatch(pattern, name) for name in names)
+
+
+def is_dht(names: Collection[str]) -> bool:
+    """Return True if the device with these `names` is a DHT11, a DHT22 or a chip of the same family."""
+    return is_any(_CHIPS[0].names, names)
+
+
+def abi_factor(names: Collection[str], kind: str, value: float) -> float:
+    """Return the factor by which the `value` of an Industrial I/O driver is multiplied to get the unit of the ABI.
+
+    It is 1, except for these drivers:
+
+    - mcp3422 reports volts, and the ABI specifies millivolts.
+    - bme680 reports the humidity in percent, and the ABI specifies thousandths of it. Until July 2024 it reported the
+      pressure in hPa, and the ABI specifies kPa. The value shows which of the two it is: air with less than 0.1 %
+      humidity, or at 300 kPa, does not occur.
+
+    Args:
+        names: All names of the device.
+        kind: Kind of the channel.
+        value: Value that the driver reports.
+    """
+    if kind == "voltage" and is_any(r"mcp342[1-8]", names):
+        return 1000.0
+    if is_any(r"bme6[89][0-9]", names):
+        if kind == "humidityrelative" and value <= 100:
+            return 1000.0
+        if kind == "pressure" and 300 <= value <= 1200:
+            return 0.1
+    return 1.0

@@ -162,6 +162,7 @@ class Node:
             LifecycleComponent("link", self.link.start, self.link.stop),
             *[LifecycleComponent(name, transport.start, transport.stop) for name, transport in transports.items()],
             LifecycleComponent("outbox", self.outbox.start, self.outbox.stop),
+            LifecycleComponent("sensors", self._start_sources, lambda limit_s: None),  # the sampler closes them
             LifecycleComponent(
                 "sampler", self.sampler.start, self.sampler.stop, self.sampler.check, self.sampler.check_s
             ),
@@ -170,6 +171,10 @@ class Node:
     def run(self) -> int:
         """Start all components, print the link address, wait for the end, and stop them. Return the exit status."""
         return self._running.run(self._report_ready)
+
+    def _start_sources(self) -> None:
+        for source in self.sources:
+            source.start(self._data)
 
     def _report_ready(self) -> None:
         log.info(

@@ -248,16 +248,17 @@ class Settings_(NodeCase):
         for table, words in (
             (
                 '[[sensor]]\nkind = "barometer"',
-                "[[sensor]] 1: kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+                "[[sensor]] 1: kind must be one of adc, command, counter, formula, json, kernel, machine, mcp3424,"
+                " mqtt",
             ),
             (
                 '[[sensor]]\nkind = "simulated"',
-                "kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+                "kind must be one of adc, command, counter, formula, json, kernel, machine, mcp3424, mqtt",
             ),
-            ("[[sensor]]", "kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt"),
+            ("[[sensor]]", "kind must be one of adc, command, counter, formula, json, kernel, machine, mcp3424, mqtt"),
             (
                 '[[sensor]]\nkind = ["adc"]',
-                "kind must be one of adc, command, formula, json, kernel, machine, mcp3424, mqtt",
+                "kind must be one of adc, command, counter, formula, json, kernel, machine, mcp3424, mqtt",
             ),
             ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"', "[[sensor]] 2: channels is missing"),
             ('[[sensor]]\nkind = "machine"\ndsk = "/"', 'did you mean "disk"?'),
@@ -307,8 +308,14 @@ class Settings_(NodeCase):
         self.assertEqual(
             set(KINDS) - {"adc"},
             {n[:-3] for n in os.listdir(os.path.join(ROOT, "pigeonpost", "sensors")) if n.endswith(".py")}
-            - {"__init__", "contract", "registry", "simulated"},
+            - {"__init__", "contract", "registry", "simulated", "counter_file", "gpio"},
         )
+
+    def test_sources_are_started_with_the_data_folder(self):
+        sources = [mock.Mock(), mock.Mock()]
+        node.Node._start_sources(mock.Mock(sources=sources, _data="folder"))
+        for source in sources:
+            source.start.assert_called_once_with("folder")
 
     def test_too_many_sensors_are_refused(self):
         with self.assertRaisesRegex(SettingsError, "too many for one node"):

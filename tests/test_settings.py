@@ -9,7 +9,7 @@ import adc
 from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.sensors import command, formula, kernel, machine, mcp3424, mqtt
+from pigeonpost.sensors import command, counter, formula, kernel, machine, mcp3424, mqtt
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import LIMITS
 from pigeonpost.server.node_settings import NODE_OPTIONS
@@ -140,6 +140,8 @@ class SettingsInDocs(unittest.TestCase):
             *kernel.CHANNEL_OPTIONS,
             *command.OPTIONS,
             *command.CHANNEL_OPTIONS,
+            *counter.OPTIONS,
+            *counter.CHANNEL_OPTIONS,
             *json_kind.OPTIONS,
             *json_kind.CHANNEL_OPTIONS,
             *formula.OPTIONS,

@@ -113,7 +113,7 @@ def check_sensors(settings: Settings, root: str, service: Service | None = None)
             yield from _readings(about, kind, table)
     yield _interfaces(root)
     if service is None:
-        yield from check_group("gpio", "Pigeonpost does not need it, but a command that it runs may")
+        yield from check_group("gpio", "only a pulse counter needs it, or a command that Pigeonpost runs")
 
 
 def _is_writable_by_others(path: str) -> bool:
@@ -150,9 +150,14 @@ def _requirements(kind: str, table: Mapping[str, Any], root: str, service: Servi
         yield from check_library(OF_KINDS[kind], service)
     if kind == "adc":
         path = f"/dev/spidev{table.get('bus', 0)}.{table.get('device', 0)}"
-        yield from _device(path, "do_spi", root, service)
+        yield from _device(path, _SWITCH_ON.format("do_spi"), root, service)
     elif kind == "mcp3424":
-        yield from _device(f"/dev/i2c-{table.get('bus', 1)}", "do_i2c", root, service)
+        yield from _device(f"/dev/i2c-{table.get('bus', 1)}", _SWITCH_ON.format("do_i2c"), root, service)
+    elif kind == "counter":
+        given = str(table.get("chip", ""))
+        chips = [f"/dev/{name}" for name in _names(root, "dev", r"gpiochip[0-9]+")]
+        path = given if given.startswith("/") else next(iter(chips), "/dev/gpiochip0")
+        yield from _device(path, "check that this machine has GPIO lines, and `chip` in node.toml", root, service)
     elif kind == "kernel" and any(str(channel.get("from", "")).startswith("w1/") for channel in _channels(table)):
         path = os.path.join(root, "sys/bus/w1/devices")
         if not os.path.isdir(path):
@@ -162,9 +167,12 @@ def _requirements(kind: str, table: Mapping[str, Any], root: str, service: Servi
         yield from _command(table, service)
 
 
-def _device(path: str, switch: str, root: str, service: Service | None) -> Iterator[Finding]:
-    """Check the device of a bus. `switch` is the command of raspi-config that enables the bus."""
-    local_path, remedy = os.path.join(root, path[1:]), f"sudo raspi-config nonint {switch} 0, then sudo reboot"
+_SWITCH_ON = "sudo raspi-config nonint {} 0, then sudo reboot"
+
+
+def _device(path: str, remedy: str, root: str, service: Service | None) -> Iterator[Finding]:
+    """Check a device. `remedy` is that for a missing device."""
+    local_path = os.path.join(root, path[1:])
     if in_our_container():
         remedy = (
             f'in docker-compose.yml: devices: ["{path}:{path}"], then docker compose up -d; if the host lacks it, too:'
@@ -263,6 +271,9 @@ def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Findi
         return
     if isinstance(source, DerivedSource):
         return
+    if kind == "counter":  # it can be read only by the node, which has reserved the line
+        yield _line_use(about, int(table["line"]), str(table.get("chip", "")))
+        return
     try:
         for channel, value in source.read().items():
             if isinstance(value, SensorError):
@@ -273,6 +284,23 @@ def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Findi
         yield Finding("wrong", f"{about} cannot be read: {error}")
     finally:
         source.close()
+
+
+def _line_use(about: str, line: int, chip_name: str) -> Finding:
+    """Return the finding on the GPIO line of a counter."""
+    from pigeonpost.sensors import gpio
+
+    try:
+        chip = gpio.find_chip(chip_name)
+        user = gpio.consumer_of(chip, line)
+    except SensorError as error:
+        return Finding("wrong", f"{about}: {error}")
+    where = f"GPIO {line} of {chip.path} ({chip.label})"
+    if user is None:
+        return Finding("ok", f"{about}: {where} is free; the node reserves it while it runs")
+    if user == gpio.CONSUMER:
+        return Finding("ok", f"{about}: {where} is counted by a running node")
+    return Finding("wrong", f"{about}: {where} is used by {user!r:.40}", "choose another line, or stop its user")
 
 
 # --------------------------------------------------------------------------------------------------- token and link

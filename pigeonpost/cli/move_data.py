@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from pigeonpost.cli.contract import Failed
 from pigeonpost.core.data_folder import (
+    COUNTERS,
     DATABASE,
     LINK_CERTIFICATE,
     NAMES,
@@ -32,7 +33,7 @@ from pigeonpost.core.files import lock_data_dir, sync_folder
 _MARK = ".moved-from"
 _UNFINISHED = ".moving"  # suffix of the new folder next to the target
 _LOCKS = {"node": OUTBOX_LOCK, "server": SERVER_LOCK}
-_NODE_NAMES = (LINK_CERTIFICATE, PI_ID)
+_NODE_NAMES = (LINK_CERTIFICATE, PI_ID, COUNTERS)
 _RUN_FILES = (OUTBOX_LOCK, SERVER_LOCK, RUNNING)
 
 Files = dict[str, list[int]]  # path relative to the data folder -> size in bytes, modification time in ns

@@ -6,6 +6,7 @@ listed as a comment, with the reason.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,9 @@ def lines(root: str) -> Iterator[str]:
     for remark in _buses(root):
         yield ""
         yield f"# {_plain(remark)}"
+    if glob.glob(os.path.join(root, "dev/gpiochip[0-9]*")):
+        yield ""
+        yield '# Pulse counters on GPIO lines cannot be found by a scan: docs/sensors.md, kind = "counter"'
 
 
 def _block(found: FoundDevice, kind: str, taken: set[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ OUTBOX = "outbox.ring"
 OUTBOX_LOCK = "outbox.lock"
 LINK_CERTIFICATE = "link.pem"  # certificate and key of its TCP link, if the link uses TLS
 KEPT_NAME = "node-name"  # the node's name, if the host name is a container's id, which changes
+COUNTERS = "counters"  # folder of the totals of pulse counters, one file per counter
 PI_ID = "pi_id"  # id of this Pi, for `control.py send-files`
 
 # Server

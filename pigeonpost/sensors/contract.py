@@ -61,6 +61,13 @@ class SensorSource:
     channels: Sequence[Channel]
     patience_s = 5.0
 
+    def start(self, data: str) -> None:
+        """Start the work between readings. A node calls this once, before the first reading; other programs do not.
+
+        Args:
+            data: Data folder of the node.
+        """
+
     def read(self) -> Readings:
         """Read all channels now.
 
@@ -309,6 +316,9 @@ class WithRaw(SensorSource):
             limits["rail"] = sorted(_calibrated(end, chosen) for end in limits["rail"])
         yield channel._replace(limits=limits, unit=channel.unit if chosen["unit"] is None else chosen["unit"])
         yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated, possible=channel.possible)
+
+    def start(self, data: str) -> None:
+        self._source.start(data)
 
     def read(self) -> Readings:
         readings: dict[str, Number | SensorError] = {}

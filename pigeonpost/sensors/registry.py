@@ -63,6 +63,12 @@ def _command(options: Options, where: str) -> SensorSource:
     return command.make(options, where)
 
 
+def _counter(options: Options, where: str) -> SensorSource:
+    from pigeonpost.sensors import counter
+
+    return counter.make(options, where)
+
+
 def _formula(options: Options, where: str) -> SensorSource:
     from pigeonpost.sensors import formula
 
@@ -102,6 +108,7 @@ def _mqtt(options: Options, where: str) -> SensorSource:
 KINDS: Mapping[str, Callable[[Options, str], SensorSource]] = {
     "adc": _adc,
     "command": _command,
+    "counter": _counter,
     "formula": _formula,
     "json": _json,
     "kernel": _kernel,

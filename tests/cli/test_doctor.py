@@ -24,6 +24,8 @@ from pigeonpost.cli import (
 from pigeonpost.cli.doctor_checks import Finding
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
+from pigeonpost.core.errors import SensorError
+from pigeonpost.sensors import gpio
 from pigeonpost.sensors.simulated import SimulatedChip, room
 from pigeonpost.settings import NODE, SERVER, SERVER_ARRAYS
 from tests.page_support import Node, Server, control, control_here
@@ -189,6 +191,26 @@ class Nodes(Case):
         os.makedirs(os.path.join(self.folder, "sys/bus/w1/devices"))
         found = self.find(self.node(tables), "w cannot be read")
         self.assertIn("no such device", found.about)
+
+    def test_line_of_a_counter_is_checked_without_reserving_it(self):
+        table = '[[sensor]]\nkind = "counter"\nline = 17\nchannels.rain.unit = "mm"\n'
+        self.assert_wrong(self.node(table), "counter: .*dev/gpiochip0 does not exist", "has GPIO lines, and `chip`")
+        self.put("dev/gpiochip3")
+        chip = gpio.Chip("/dev/gpiochip3", "pinctrl-rp1", 54)
+        for user, status, words in (
+            (None, "ok", r"counter: GPIO 17 of /dev/gpiochip3 \(pinctrl-rp1\) is free"),
+            ("pigeonpost", "ok", "is counted by a running node"), ("w1_gpio", "wrong", "is used by 'w1_gpio'"),
+            (SensorError("no permission to open"), "wrong", "counter: no permission to open"),
+        ):  # fmt: skip
+            self.patch(gpio, "find_chip", lambda name: chip)
+            consumer = mock.Mock(side_effect=[user])
+            self.patch(gpio, "consumer_of", consumer)
+            found = self.find(self.node(table), words)
+            self.assertEqual(found.status, status)
+            consumer.assert_called_once_with(chip, 17)
+        self.assert_wrong(
+            self.node(table.replace("17", "-1")), "line takes a whole number", "settings.md lists the keys"
+        )
 
     def test_enabled_buses_are_listed(self):
         found = self.find(self.node("simulate = true"), "buses enabled")

@@ -181,7 +181,7 @@ class Running(ControlCase):
 
     def test_status_shows_the_state_of_a_node(self):
         line = self.done("status")
-        self.assertRegex(line, r"^basement: on; last sample 20\d\d-\d\d-\d\dT[\d:.]+Z\n$")
+        self.assertRegex(line, r"^basement: on; last sample 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\n$")
         self.assertRegex(self.done("status", "basement"), r"^basement: on; ")
         self.assert_fails(1, "the server has no node 'attic'; its nodes are: basement", "status", "attic")
 

@@ -25,7 +25,7 @@ from pigeonpost.views import csv_logs, statistics
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.models import StatusSnapshot
 from protocol import Batch, Gap, Sample
-from tests.page_support import use_memory_disk
+from tests.page_support import set_zone, use_memory_disk
 from tests.support import LIMIT_S, WALL_MS, temp_folder, wait_until
 from tests.web.support import FakeLink, WebHouse, next_response
 
@@ -395,10 +395,11 @@ class LogCheck(WebCase):
         self.assertEqual(rows[0][1:], ("basement", "temperature 23.25 °C, light 13 counts"))
 
     def test_terminal_gets_the_last_ten_samples_as_text(self):
-        first, empty, *lines, last = self.text("/log").split("\n")
+        first, empty, *lines, gap, foot, last = self.text("/log").split("\n")
         name = os.path.basename(self.web.csv.whole()[0])
         self.assertRegex(first, rf"^{re.escape(name)}, .*; its last 10 samples, newest first:$")
-        self.assertEqual((empty, last, len(lines)), ("", "", 10))
+        self.assertEqual((empty, gap, last, len(lines)), ("", "", "", 10))
+        self.assertRegex(foot, r"^Time zone: .*UTC.*\.$")
         self.assertRegex(
             lines[0], r"^20\d\d-\d\d-\d\dT.*[+-]\d\d:\d\d  basement  temperature 23\.25 °C, light 13 counts$"
         )
@@ -849,9 +850,12 @@ class NodeActions(WebCase):
 
 class Health(WebCase):
     def test_health_is_good_without_faults(self):
+        set_zone(self, "UTC")
         found = self.json("/api/v1/health")
         disk = found.pop("disk")
-        self.assertEqual(found, {"well": True, "verdict": "Node basement is reporting.", "faults": []})
+        self.assertEqual(
+            found, {"well": True, "verdict": "Node basement is reporting.", "faults": [], "time_zone": "UTC"}
+        )
         self.assertEqual(
             sorted(disk), ["days_left", "free_bytes", "grows_bytes_a_day", "stored_bytes", "written_bytes_a_day"]
         )

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pigeonpost.core.format import MONTHS
+from pigeonpost.core.format import MONTHS, zone_of_axis
+from pigeonpost.core.html import escaped
 
 if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
@@ -100,12 +101,17 @@ def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
 
 
 def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
-    """Yield a short line for each round time from `from_ms` to `to_ms`, with its label, as SVG for `frame`."""
+    """Yield a short line for each round time from `from_ms` to `to_ms`, with its label, as SVG for `frame`.
+
+    The time zone is on the left, since the file of a chart may be read without its page.
+    """
     plot, bottom = frame.plot, frame.height - frame.bottom
+    zone = zone_of_axis(from_ms, to_ms)
+    yield f'<text class="zone" x="{frame.left - 6}" y="{bottom + 17}" text-anchor="end">{escaped(zone)}</text>'
     for time_s, label in ticks(from_ms // 1000, to_ms // 1000, plot // 80):
         x = frame.left + (time_s * 1000 - from_ms) * plot / (to_ms - from_ms)
         if frame.left <= x <= frame.left + plot:
-            anchor = "end" if x > frame.width - 30 else "middle"
+            anchor = "end" if x > frame.width - 30 else "start" if x < frame.left + 18 else "middle"
             yield f'<path class="rule" d="M{x:.1f} {bottom}v5"/>'
             yield f'<text x="{x:.0f}" y="{bottom + 17}" text-anchor="{anchor}">{label}</text>'
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
-from pigeonpost.core.format import clock, counted, number, with_unit
+from pigeonpost.core.format import clock, counted, number, with_unit, zone_name
 from pigeonpost.core.html import escaped
 from pigeonpost.core.units import AS_MEASURED, Conversion
 from pigeonpost.storage.models import LateRange
@@ -32,7 +32,7 @@ STYLE = (
     ".s0{--line:#56b4e9}.s1{--line:#e69f00}.s2{--line:#1fb88c}.s3{--line:#dd93bd}.s4{--line:#f0e442}"
     ".s5{--line:#e8e6e1}}"
     "text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:var(--ink)}"
-    ".rule{stroke:var(--rule);fill:none}.band{fill:var(--line);opacity:.22}"
+    ".zone{font-size:10px}.rule{stroke:var(--rule);fill:none}.band{fill:var(--line);opacity:.22}"
     ".mean{stroke:var(--line);fill:none;stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round}"
     ".late{stroke:var(--ink);stroke-width:3;stroke-dasharray:2 2;fill:none}"
 )
@@ -105,7 +105,8 @@ def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {frame.height}" role="img"'
         f' aria-labelledby="t d"{f""" class="s{first.colour}" """.rstrip() if is_alone else ""}>'
         f'<title id="t">{escaped(title(all_series, now_ms))}</title>'
-        f'<desc id="d">{escaped(description(all_series, now_ms))}</desc><style>{STYLE}</style>',
+        f'<desc id="d">{escaped(description(all_series, now_ms))} Time zone: {escaped(zone_name(first.to_ms))}.</desc>'
+        f"<style>{STYLE}</style>",
         *(_head_of_one(first, right) if is_alone else _head_of_many(axes, right)),
         *left_axis(axes[0], frame),
         *(right_axis(axes[1], frame) if len(axes) > 1 else ()),

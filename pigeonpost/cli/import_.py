@@ -25,11 +25,10 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from pigeonpost.cli.contract import Bar, Command, Context, Failed, matching, node_name, sensor_name
 from pigeonpost.cli.open_to_write import open_to_write
-from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import SERVER_LOCK
 from pigeonpost.core.errors import InUse, NotStored, SettingsError
 from pigeonpost.core.files import lock_data_dir
-from pigeonpost.core.format import counted
+from pigeonpost.core.format import counted, stamp
 from pigeonpost.importing.foreign_postgres import IS_URL, place, postgres_lines
 from pigeonpost.importing.foreign_sqlite import BadTable, ForeignColumns, sqlite_lines
 from pigeonpost.importing.importer import BadFile, import_readings, inspect_readings
@@ -138,7 +137,7 @@ def _import_one(path: str, context: Context, ingestor: Ingestor, units: Mapping[
         raise Failed(f"{shown}: {error.strerror or error}") from error
     finally:
         bar.end()
-    period = f"{rfc3339(summary.first_ms)} to {rfc3339(summary.last_ms)}"
+    period = f"{stamp(summary.first_ms)} to {stamp(summary.last_ms)}"
     print(f"{shown}: {counted(total, 'reading')}, {new:,} new, {period}")
     return True
 

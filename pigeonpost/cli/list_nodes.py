@@ -13,8 +13,7 @@ from typing import Any
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli.contract import Command, Context, has_store, open_read_only
 from pigeonpost.cli.remote import ask_server
-from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.format import aligned
+from pigeonpost.core.format import aligned, stamp
 
 
 def _nodes(context: Context) -> int:
@@ -40,7 +39,7 @@ def _cells(node: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _list(context: Context) -> int:
-    """List the nodes that have a token or are retired, with the time of their last sample (UTC)."""
+    """List the nodes that have a token or are retired, with the local time of their last sample."""
     last_ms: dict[str, int | None] = {}
     retired: Mapping[str, int] = {}
     if has_store(context):
@@ -51,8 +50,8 @@ def _list(context: Context) -> int:
     width = max(map(len, nodes), default=0)
     for node in nodes:
         time_ms = last_ms.get(node)
-        more = f"  retired on {rfc3339(retired[node])[:10]}" if node in retired else ""
-        print(f"{node:{width}}  {rfc3339(time_ms) if time_ms is not None else 'no samples yet'}{more}")
+        more = f"  retired on {stamp(retired[node])[:10]}" if node in retired else ""
+        print(f"{node:{width}}  {stamp(time_ms) if time_ms is not None else 'no samples yet'}{more}")
     return 0
 
 

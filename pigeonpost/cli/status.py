@@ -6,6 +6,8 @@ Errors: Failed if there is no answer, or if the request is rejected.
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +15,8 @@ from urllib.parse import quote
 from pigeonpost.cli.contract import NODE, Command, Context, Failed
 from pigeonpost.cli.remote import ask_node, ask_server
 from pigeonpost.core.addresses import split_address
-from pigeonpost.core.format import counted
+from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.format import counted, stamp
 from pigeonpost.settings import fingerprint
 from protocol import DEFAULT_PORT
 
@@ -52,9 +55,12 @@ def _check(context: Context) -> int:
 
     The exit status is 0 if there are no faults, else 1.
     """
-    faults = ask_server(context.data, "GET", "/api/v1/health")["faults"]
+    answer = ask_server(context.data, "GET", "/api/v1/health")
+    faults = answer["faults"]
     for fault in faults:
         print(fault)
+    if _TIME_OF_DAY(" ".join(faults)) and "time_zone" in answer:  # on standard error: standard output has only faults
+        print(f"Time zone: {answer['time_zone']}.", file=sys.stderr)
     return 1 if faults else 0
 
 
@@ -64,7 +70,7 @@ def describe(node: dict[str, Any]) -> str:
         state = node["fault"] or "not connected"
     else:
         state = {True: "on", False: "OFF", None: "connected"}[node["on"]]
-    details = [f"last sample {node['last_sample']['time']}"] if node.get("last_sample") else []
+    details = [f"last sample {stamp(parse_rfc3339(node['last_sample']['time']))}"] if node.get("last_sample") else []
     details += [f"{counted(node['missing'], 'sample')} missing"] if node.get("missing") else []
     return f"{node['name'] or node['address']}: " + "; ".join([state, *details])
 
@@ -89,6 +95,8 @@ _FINGERPRINT = (
     {"metavar": "SHA256", "type": _sha256, "default": "",
      "help": "with --link: use TLS, and accept only this certificate fingerprint"},
 )  # fmt: skip
+
+_TIME_OF_DAY = re.compile(r"\b[0-9]{2}:[0-9]{2}\b").search
 
 COMMANDS: Mapping[str, Command] = {
     "status": Command(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import sys
-import time
 from collections.abc import Mapping
 
 from pigeonpost.auth.api_tokens import ROLES as TOKEN_ROLES
@@ -17,6 +16,7 @@ from pigeonpost.auth.tokens import LONGEST, REPLACED_S, SHORTEST, Tokens
 from pigeonpost.auth.users import FIRST_USER, ROLES, Users
 from pigeonpost.cli.contract import NODE, Command, Context, Failed, has_store, node_name, open_read_only
 from pigeonpost.core.errors import PigeonpostError, SettingsError
+from pigeonpost.core.format import stamp
 from pigeonpost.server.node_register import NodeRegister
 
 
@@ -161,17 +161,13 @@ def _api_token(context: Context) -> int:
 
 
 def _list_api_tokens(context: Context) -> int:
-    """List the API tokens: name, role, time of creation and time of last use (local time, to the minute)."""
+    """List the API tokens: name, role, time of creation and time of last use (local time)."""
     found = ApiTokens(context.data).all()
     width = max((len(token.name) for token in found), default=0)
     for token in found:
-        used = f"used {_local(token.used_ms)}" if token.used_ms is not None else "never used"
-        print(f"{token.name:{width}}  {token.role:8}  created {_local(token.made_ms)}  {used}")
+        used = f"used {stamp(token.used_ms)}" if token.used_ms is not None else "never used"
+        print(f"{token.name:{width}}  {token.role:8}  created {stamp(token.made_ms)}  {used}")
     return 0
-
-
-def _local(time_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(time_ms / 1000))
 
 
 # ------------------------------------------------------------------------------------------------------- passwords

@@ -45,7 +45,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def clock(time_ms: int, now_ms: int, seconds: bool = False) -> str:
-    """Return `time_ms` in local time: `16:36` today, `20 Nov 16:36` in this year, or `20 Nov 2025`.
+    """Return `time_ms` in local time: `16:36` today, `20 Nov 16:36` in this year, or `20 Nov 2025 16:36`.
 
     It is for pages, which name the time zone once. A time that occurs twice, at the end of daylight saving time, has
     its offset from UTC: `02:30 UTC+2`.
@@ -59,8 +59,8 @@ def clock(time_ms: int, now_ms: int, seconds: bool = False) -> str:
     of_day = time.strftime("%H:%M:%S" if seconds else "%H:%M", t) + offset_if_repeated(time_ms)
     if t[:3] == now[:3]:
         return of_day
-    day = f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
-    return f"{day} {of_day}" if t.tm_year == now.tm_year else f"{day} {t.tm_year}"
+    year = f" {t.tm_year}" if t.tm_year != now.tm_year else ""
+    return f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}{year} {of_day}"
 
 
 def date_and_time(time_ms: int) -> str:
@@ -127,6 +127,18 @@ def _zone_files(name: str) -> list[str]:
     return [
         f"{folder}/{name}" for folder in (os.environ.get("TZDIR"), "/usr/share/zoneinfo", "/etc/zoneinfo") if folder
     ]
+
+
+def zone_of_axis(from_ms: int, to_ms: int) -> str:
+    """Return the zone of the local times in a range: `UTC+1`, or `CEST/CET` if its offset from UTC changes.
+
+    Args:
+        from_ms: Start of the range in milliseconds since 1970 (UTC).
+        to_ms: End of the range in milliseconds since 1970 (UTC).
+    """
+    ends = [time.localtime(time_ms // 1000) for time_ms in (from_ms, to_ms)]
+    offsets = dict.fromkeys(_utc_offset(t.tm_gmtoff) for t in ends)
+    return next(iter(offsets)) if len(offsets) == 1 else "/".join(t.tm_zone for t in ends)
 
 
 def _utc_offset(seconds: int) -> str:

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 
+from pigeonpost.core.format import stamp
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.core.redact import hide_secrets
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 _SHOWN_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 # Priorities of syslog by level (sd-daemon(3)): SD_CRIT, SD_ERR, SD_WARNING, SD_INFO, SD_DEBUG.
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
-_TIME = "%Y-%m-%d %H:%M:%S"
 
 
 class _OneLine(logging.Formatter):
     """Formatter that writes each record on one line. Control characters are escaped, and secrets are hidden."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return stamp(int(record.created * 1000))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return hide_secrets(super().formatMessage(record)).translate(_SHOWN_CONTROLS)
@@ -44,7 +47,7 @@ def start_logging(level: str = "info") -> None:
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
         plain = "%(levelname)s %(message)s"
-        handler.setFormatter(_ForJournal(plain) if is_journal() else _OneLine(f"%(asctime)s {plain}", _TIME))
+        handler.setFormatter(_ForJournal(plain) if is_journal() else _OneLine(f"%(asctime)s {plain}"))
         root.addHandler(handler)
     root.setLevel(level.upper())
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import FIRST_MS, rfc3339
+from pigeonpost.core.format import zone_name
 from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.gaps_and_events import recent_losses
@@ -278,7 +279,10 @@ def health(context: RequestContext) -> Response:
         "stored_bytes": use.stored, "free_bytes": use.free, "grows_bytes_a_day": use.grows,
         "written_bytes_a_day": use.written, "days_left": use.days,
     }  # fmt: skip
-    return json_answer({"well": not faults, "verdict": f"{snapshot.summary}.", "faults": faults, "disk": disk})
+    return json_answer({
+        "well": not faults, "verdict": f"{snapshot.summary}.", "faults": faults,
+        "time_zone": zone_name(snapshot.now_ms), "disk": disk,
+    })  # fmt: skip
 
 
 def alive(context: RequestContext) -> Response:

@@ -18,7 +18,6 @@ from pigeonpost.core.format import clock, number
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
-from pigeonpost.storage.csv.format import local_time
 from pigeonpost.storage.models import Bucket
 from pigeonpost.views.chart import LONGEST_MS, ChartRequest, Charts, read_chart_request
 from pigeonpost.views.context import RequestContext
@@ -62,7 +61,7 @@ class ChartPage:
         all_series = self._charts.series(context, chart, frame, units)
         name = title(all_series, now_ms)
         if not context.request.wants_html:
-            return text_page("\n".join(self._text(context, chart, all_series, now_ms)) + "\n")
+            return text_page("\n".join(self._text(context, chart, all_series, now_ms)) + "\n", context=context)
         body = join_html((
             Html("<h1>{}</h1>").format(heading(all_series)),
             _span_links(chart),
@@ -245,8 +244,7 @@ def _number_rows(all_series: Sequence[Series], now_ms: int) -> Iterator[tuple[st
     begins = [first.from_ms, *(mark for mark in marks if first.from_ms < mark < first.to_ms)]
     has_seconds = any(begin % 60_000 for begin in begins[1:])
     for begin, end in zip(begins, [*begins[1:], first.to_ms]):
-        when = local_time(begin)[11:19] if has_seconds else clock(begin, now_ms)
-        yield when, *(_cell(_between(series, begin, end)) for series in all_series)
+        yield clock(begin, now_ms, has_seconds), *(_cell(_between(series, begin, end)) for series in all_series)
 
 
 def _between(series: Series, begin_ms: int, end_ms: int) -> list[Bucket]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Iterator
 
 from csvbuffer import RecentSample
@@ -32,7 +31,7 @@ def log_check(context: RequestContext) -> Response:
     if not context.request.wants_html:
         about = f"{name}, {size(length)}; its last {counted(len(shown), 'sample')}, newest first:"
         return text_page("\n".join([about, "",
-                                    *(_line(one, context) for one in shown)]) + "\n")  # fmt: skip
+                                    *(_line(one, context) for one in shown)]) + "\n", context=context)  # fmt: skip
     rows = join_html(
         Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n").format(*_cells(one, context)) for one in shown
     )
@@ -150,7 +149,7 @@ def _part(context: RequestContext, fd: int, name: str, length: int) -> Response:
 
 
 def _cells(shown: RecentSample, context: RequestContext) -> Iterator[str]:
-    yield time.strftime("%H:%M:%S", time.localtime(shown.sample.time_ms // 1000))
+    yield clock(shown.sample.time_ms, context.app.clock.wall_ms(), seconds=True)
     yield shown.node
     yield ", ".join(_values(shown, context))
 

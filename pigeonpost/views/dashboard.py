@@ -6,10 +6,9 @@ parts of the page (`data-piece`) with those of a newly requested copy.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-from pigeonpost.core.format import age, aligned, counted, size, zone_minutes, zone_name
+from pigeonpost.core.format import age, aligned, counted, size, stamp, zone_minutes, zone_name
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
@@ -43,7 +42,7 @@ def front(context: RequestContext) -> Response:
     snapshot, query = context.snapshot(), read_query(context.request.query)
     listed = choose_nodes(snapshot, query)
     if not context.request.wants_html:
-        return text_page(_front_text(context, snapshot, listed, query))
+        return text_page(_front_text(context, snapshot, listed, query), context=context)
     cards, has_more = _cards(context, listed)
     body = join_html((
         _summary(snapshot),
@@ -150,8 +149,8 @@ def _front_text(context: RequestContext, snapshot: StatusSnapshot, listed: NodeL
         if snapshot.last_ms is not None and not _contains_age(snapshot)
         else ""
     )
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(snapshot.now_ms // 1000))
-    lines = [f"{f'Pigeonpost {context.app.name}'[:58]:<60}{stamp:>19}", "", f"{snapshot.summary}{last}.", ""]
+    head = f"{f'Pigeonpost {context.app.name}'[:52]:<54}{stamp(snapshot.now_ms):>25}"
+    lines = [head, "", f"{snapshot.summary}{last}.", ""]
     watched = [node for node in listed.nodes if node.state not in UNWATCHED]
     units = context.preferences.units
     lines += sensor_lines(in_units(sensor, units) for node in watched for sensor in _foremost(node, MOST_CARDS))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.data_folder import LOGS
 from pigeonpost.core.errors import StoreDamaged
-from pigeonpost.core.format import clock, counted
+from pigeonpost.core.format import clock, counted, stamp
 from pigeonpost.http.message import Response
 from pigeonpost.server.event_log import MOST, Event
 from pigeonpost.storage.csv.checksums import logs_in
@@ -76,7 +76,7 @@ def recent_losses(context: RequestContext) -> Sequence[str]:
             of_nodes.setdefault(gap["node"], []).append(gap)
     return [
         f"{node}: {_samples(sum(map(_count, gaps)))} permanently lost ({gaps[0]['why']}), recorded"
-        f" {clock(gaps[0]['noted_ms'], now_ms)}; this is reported for 24 hours, and /gaps lists all gaps"
+        f" {stamp(gaps[0]['noted_ms'])}; this is reported for 24 hours, and /gaps lists all gaps"
         for node, gaps in of_nodes.items()
     ]
 
@@ -112,8 +112,7 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
 
 def _when(one: Event, now_ms: int) -> str:
     """Return the time of an event to the second. Only the minute is known of earlier starts."""
-    text = clock(one.time_ms, now_ms)
-    return text + time.strftime(":%S", time.localtime(one.time_ms // 1000)) if one.time_ms % 60_000 else text
+    return clock(one.time_ms, now_ms, seconds=one.time_ms % 60_000 != 0)
 
 
 def _starts(folder: str, before_ms: int) -> Sequence[Event]:

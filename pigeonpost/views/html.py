@@ -105,9 +105,16 @@ def disabled(context: RequestContext, why: str = "") -> Html:
     return Html(' title="{}" disabled').format(why) if why else Html("")
 
 
-def text_page(text: str, status: int = 200) -> Response:
-    """Return `text` with `status` as a page for a terminal."""
-    return Response(text.encode(), TEXT, status, PAGE_HEADERS)
+def text_page(text: str, status: int = 200, context: RequestContext | None = None) -> Response:
+    """Return a page for a terminal.
+
+    Args:
+        text: Content.
+        status: HTTP status.
+        context: The request, if the page contains times: then its last line is the time zone.
+    """
+    foot = f"\nTime zone: {zone_name(context.app.clock.wall_ms())}.\n" if context else ""
+    return Response(f"{text}{foot}".encode(), TEXT, status, PAGE_HEADERS)
 
 
 def see_other(path: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, aligned, clock, counted, size, zone_minutes
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.units import conversion
@@ -42,7 +41,7 @@ def node_page(context: RequestContext) -> Response:
     node = node._replace(sensors=[in_units(sensor, units) for sensor in node.sensors])
     missing = [gap for gap in context.app.store.gaps(200) if gap["node"] == node.name]
     if not context.request.wants_html:
-        return text_page(_node_text(context, snapshot, node, missing))
+        return text_page(_node_text(context, snapshot, node, missing), context=context)
     span = context.request.query.get("span", "")
     span = span if span in dict(SPANS) else _usual_span(node)
     body = join_html((
@@ -121,12 +120,13 @@ def _sentence(node: NodeView) -> str:
 
 def _info(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "address", node.address or "–"
-    yield "state", node.words + (f", since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else "")
+    is_new = node.since_ms is not None and " since " not in node.words
+    yield "state", node.words + (f", since {clock(node.since_ms or 0, now_ms)}" if is_new else "")
     yield from (("warning", text) for text in node.warnings)
     yield "sampling", ON_OFF[node.on]
     yield "last sent", f"{node.last_sent} by its own clock, at its last status report" if node.last_sent else "–"
     yield "sampling interval", f"{node.every_s:g} s" if node.every_s else "–"
-    yield "last sample", rfc3339(node.last_ms) if node.last_ms is not None else "–"
+    yield "last sample", clock(node.last_ms, now_ms, seconds=True) if node.last_ms is not None else "–"
     yield "stored here", counted(node.samples, "sample")
     yield "missing", counted(node.missing, "sample") if node.missing else "none"
     room = f" of {node.slots:,} slots used" if node.slots else " slots used"

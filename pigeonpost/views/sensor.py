@@ -67,7 +67,7 @@ class SensorPages:
         figures = [(words, statistics_in(found, to)) for _, words, found in self._statistics(context, view)]
         shown = in_units(view, units)
         if not context.request.wants_html:
-            return text_page("\n".join(_text(context, shown, figures)) + "\n")
+            return text_page("\n".join(_text(context, shown, figures)) + "\n", context=context)
         title = f"{view.title} of {node}"
         return html_page(title, self._body(context, shown, figures), context, live=True)
 

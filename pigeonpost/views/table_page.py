@@ -54,7 +54,7 @@ def render_table(context: RequestContext, listing: TablePage) -> Response:
     if path.endswith(".csv"):
         return csv_answer(listing.keys, listing.data)
     if not context.request.wants_html:
-        return text_page("\n".join([textwrap.fill(listing.lead, _WIDTH), "", *_lines(listing)]) + "\n")
+        return text_page("\n".join([textwrap.fill(listing.lead, _WIDTH), "", *_lines(listing)]) + "\n", context=context)
     piece = Html('<div data-piece="list"><p>{}</p>\n{}</div>').format(listing.lead, _table(listing))
     body = Html("<h1>{}</h1>\n{}{}\n{}").format(
         listing.title, listing.more, piece, other_forms(context, ".json", ".csv")

@@ -49,7 +49,9 @@ class LogCase(unittest.TestCase):
 
 class Lines(LogCase):
     def test_each_record_is_one_line_with_its_time(self):
-        self.assertRegex(self.logged("%d samples", 3), r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO 3 samples\n$")
+        self.assertRegex(
+            self.logged("%d samples", 3), r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d INFO 3 samples\n$"
+        )
 
     def test_text_of_a_peer_cannot_add_a_line(self):
         text = "a\nCRITICAL b\r\x1b[2J\x85\x00°"
@@ -95,7 +97,7 @@ class Journal(LogCase):
             self.run_with(other, JOURNAL_STREAM="8:1")
             other.seek(0)
             lines = other.read().splitlines()
-        self.assertRegex(lines[0], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d DEBUG hello$")
+        self.assertRegex(lines[0], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d DEBUG hello$")
         self.assertEqual(lines[-2], "node.py: password=***")
 
     def test_standard_error_without_a_file_is_not_the_journal(self):

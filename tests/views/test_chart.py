@@ -259,10 +259,12 @@ class Lines(unittest.TestCase):
         self.assertEqual(path(drawn([column(0, 20.0), column(1, 21.0)]), "band"), "")
 
     def test_chart_without_samples_states_that_nothing_is_stored(self):
+        set_zone(self, "UTC")
         svg = drawn([])
         self.assertIn("no data", texts(svg))
         self.assertEqual(
-            (path(svg, "mean"), svg.find(f"{SVG}desc").text), ("", "No values are stored for this time range.")
+            (path(svg, "mean"), svg.find(f"{SVG}desc").text),
+            ("", "No values are stored for this time range. Time zone: UTC."),
         )
 
 
@@ -281,7 +283,7 @@ class CompleteChart(unittest.TestCase):
         svg = drawn([column(0, 20.0, 22.0, 21.0, values=3), column(1, 24.0)])
         self.assertEqual(svg.get("role"), "img")
         self.assertEqual(svg.find(f"{SVG}title").text, "temperature of basement, 19 Nov 15:36 to 15:36")
-        self.assertEqual(svg.find(f"{SVG}desc").text, "From 20 to 24, mean 21.75 °C; 4 values.")
+        self.assertEqual(svg.find(f"{SVG}desc").text, "From 20 to 24, mean 21.75 °C; 4 values. Time zone: UTC.")
 
     def test_names_and_units_are_escaped(self):
         text = draw([series([], sensor="t", unit="<script>&\"'\x01", node="<b>")], WIDE, WALL_MS)
@@ -429,9 +431,10 @@ class SeveralSeries(unittest.TestCase):
         self.assertEqual(path(drawn([column(0, 1)]), "late"), "")
 
     def test_description_names_three_of_many_late_ranges(self):
+        set_zone(self, "UTC")
         late = [LateRange(WALL_MS - 1000 * k, WALL_MS - 1000 * k, True) for k in range(10, 0, -1)]
         said = drawn([column(0, 1)], late=late).find(f"{SVG}desc").text
-        self.assertRegex(said, r"(to \d\d:\d\d.*){3} and 7 more ranges arrived late\.$")
+        self.assertRegex(said, r"(to \d\d:\d\d.*){3} and 7 more ranges arrived late\. Time zone: UTC\.$")
 
     def test_chart_of_several_empty_series_states_that_nothing_is_stored(self):
         frame = fitted(LARGE, 2, 1)

@@ -46,7 +46,7 @@ class FilesPage:
             lines = [f"{lead}:" if files else "No Pi has sent a file yet.", ""]
             lines[:0] = [notice, ""] if notice else []
             lines += [_line(context, file, pis, imported.get(file.name, 0)) for file in files]
-            return text_page("\n".join(lines) + "\n")
+            return text_page("\n".join(lines) + "\n", context=context)
         if not files:
             body = Html(
                 "<p>No Pi has sent a file yet. <code>control.py file-id HEX NODE</code> allows a Pi to send files.</p>"

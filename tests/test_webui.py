@@ -348,7 +348,7 @@ class Exit(WebCase):
     def test_exit_flushes_queued_samples(self):
         """Exit commits immediately instead of waiting for the commit interval."""
         web = WebHouse(self, links=[self.link])
-        web.ingestor._commit_s = 3600.0
+        web.ingestor.commit_s = 3600.0
         web.store_samples("basement", [{"light": 1}])  # the first sample is committed immediately
         for seq in (2, 3):
             values = {"light": seq}
@@ -533,7 +533,8 @@ class Nodes(WebCase):
         self.assertLess(today["low_time"], found["time"])
         self.assertEqual(node["sensors"][0], {
             "name": "temperature", "label": "", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
-            "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {},
+            "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {}, "stale": False,
+            "time": node["last_sample"]["time"],
         })  # fmt: skip
 
     def test_json_of_a_node_contains_details_and_gaps(self):

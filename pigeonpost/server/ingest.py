@@ -21,21 +21,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
-from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.commit_plan import outbox_of, plan_commit
+from pigeonpost.server.latest_samples import LatestSamples
 from pigeonpost.server.node_limits import REFUSED, NodeLimits
-from pigeonpost.server.node_register import NodeRegister, move_key
+from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import FormerNamesUsed, Store
 from pigeonpost.storage.models import EpochCommit, HighWaterMark
-from protocol import IMPORTED, Batch, Gap, Sample
+from protocol import Batch, Gap
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +43,6 @@ _RETRY_S = 1.0
 _CATCH_UP_S = 1.0  # time after the commit of a backlog for which more of the backlog is expected
 _DRY_S = 0.02  # while catching up, commit if no batch has arrived for this time: the backlog has then ended
 _MOST_WARNED = 1000  # maximum number of log lines about limits: one per node and kind of limit
-
-
-class LatestSample(NamedTuple):
-    """The last committed sample of a node.
-
-    Attributes:
-        sample: The sample.
-        units: Units by channel.
-        committed_ms: Time of the commit, in ms since 1970 (UTC).
-    """
-
-    sample: Sample
-    units: Mapping[str, str]
-    committed_ms: int
 
 
 Subscriber = Callable[[Sequence[EpochCommit]], Any]
@@ -78,7 +64,9 @@ class Ingestor:
     Attributes:
         identity: Identity of the store.
         names: Current names of the nodes.
-        latest: Last committed sample of each node.
+        latest: Newest values of each node: LatestSamples.samples.
+        received_s: Time of the last commit with new samples of each node: LatestSamples.received_s.
+        commit_s: Interval between two commits, in seconds.
         fault: Reason why nothing can be stored now; empty if samples can be stored.
         stored: Number of samples stored in this run.
         repeated: Number of samples in this run that were stored already.
@@ -113,7 +101,8 @@ class Ingestor:
         """
         self.identity = store.identity
         self.names = names or NodeRegister(store)
-        self.latest: dict[str, LatestSample] = {}
+        self._newest = LatestSamples(store.identity, _last_times(store))
+        self.latest, self.received_s = self._newest.samples, self._newest.received_s
         self.fault = ""
         self.stored = self.repeated = self.commits = 0
         self._store = store
@@ -121,7 +110,7 @@ class Ingestor:
             self.fault = "nothing can be stored: the database is damaged"
         self._csv = csv
         self.clock = clock
-        self._commit_s = commit_s
+        self.commit_s = commit_s
         self._buffer_samples = buffer_samples
         self._failed = failed
         self._limits = limits or NodeLimits(store)
@@ -308,7 +297,7 @@ class Ingestor:
         """
         for node, new in self.names.take_renames():
             self._limits.undo((node, new))
-            move_key(self.latest, node, new)
+            self._newest.rename(node, new)
             for hook in self.names.on_rename:
                 hook(node, new)
 
@@ -400,9 +389,7 @@ class Ingestor:
         for epoch_commit in epoch_commits:
             self.stored += epoch_commit.count
             self._csv.add(epoch_commit, noted_ms)
-            sample_batch = next((item for item in reversed(epoch_commit.items) if isinstance(item, SampleBatch)), None)
-            if sample_batch and epoch_commit.outbox != IMPORTED:  # imported samples are not the latest
-                self.latest[epoch_commit.node] = LatestSample(sample_batch[-1], epoch_commit.units, noted_ms)
+        self._newest.record(epoch_commits, noted_ms, self.clock.monotonic())
         self._csv.flush(filed)
         for subscriber in self._subscribers:
             subscriber(epoch_commits)
@@ -412,7 +399,7 @@ class Ingestor:
             while self._gather():
                 self._do_task()
                 if self._is_due():
-                    self._next_s = self.clock.monotonic() + self._commit_s
+                    self._next_s = self.clock.monotonic() + self.commit_s
                     self._commit_or_wait()
             self._finish()
         except DiskError as error:
@@ -480,3 +467,12 @@ class Ingestor:
             self._csv.record()
         except NotStored as error:
             log.error("the last samples were not stored: %s; the nodes keep them", error)
+
+
+def _last_times(store: Store) -> dict[str, int | None]:
+    """Return the time of the last stored sample of each node; nothing if the store cannot be read."""
+    try:
+        return {about["name"]: about["last_ms"] for about in store.nodes()}
+    except (NotStored, DiskError) as error:  # the pages show this fault; late data may be shown as current values
+        log.debug("the times of the last samples cannot be read: %s", error)
+        return {}

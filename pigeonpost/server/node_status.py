@@ -17,6 +17,7 @@ class NodeState:
         calls_in: True if the node connects to this server, which never connects to it.
         connected: True if the node is connected.
         since_ms: Time at which it was connected or lost, in ms since 1970 (UTC).
+        connected_s: Time at which it was last connected, by the server's monotonic clock in s.
         fault: Reason why the node is not connected; empty if it is.
         fingerprint: SHA-256 of the node's last certificate; empty if the link is in plain text.
         on: True if the node is sampling, False if not, None if it is unknown.
@@ -39,6 +40,7 @@ class NodeState:
         self.calls_in = False
         self.connected = False
         self.since_ms: int | None = None
+        self.connected_s: float | None = None
         self.fault = "not reached yet"
         self.fingerprint = ""
         self.on: bool | None = None
@@ -51,10 +53,15 @@ class NodeState:
         self.checked_ms: int | None = None
         self.warnings: Mapping[str, str] = {}
 
-    def record_contact(self, now_ms: int) -> None:
-        """Record that the node has connected or sent something at the time `now_ms` (ms since 1970, UTC)."""
+    def record_contact(self, now_ms: int, now_s: float) -> None:
+        """Record that the node has connected or sent something.
+
+        Args:
+            now_ms: Current time, in ms since 1970 (UTC).
+            now_s: Current time by the monotonic clock, in s.
+        """
         if not self.connected:
-            self.since_ms = now_ms
+            self.since_ms, self.connected_s = now_ms, now_s
         self.connected, self.fault = True, ""
 
     def warn(self, kind: str, text: str) -> None:

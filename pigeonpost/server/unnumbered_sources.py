@@ -21,9 +21,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import Clock
@@ -32,6 +31,7 @@ from pigeonpost.link.samples import SampleBatch
 from pigeonpost.sensors.contract import Channel
 from pigeonpost.sensors.ranges import checked, ranges_of
 from pigeonpost.server.commit_waiter import CommitWaiter
+from pigeonpost.server.liveness import UsualInterval
 from pigeonpost.server.node_status import AskNode, NodeLink, NodeState
 from protocol import Batch, Number
 
@@ -46,7 +46,6 @@ STORE_S = 8.0  # time limit for making a reading durable: client programs wait f
 MOST_UNPROVEN = 128  # names of nodes without a token per transport and run: any client can invent names
 MOST_UNPROVEN_SENSORS = 512  # names of sensors of all these nodes, per transport and run
 MOST_SHOWN = 1024  # maximum number of sensors of a client on the pages
-_REMEMBERED = 4  # remembered intervals between calls; the longest one is the expected interval
 
 
 class Claim(NamedTuple):
@@ -101,20 +100,16 @@ class ExternalClient:
         self.epoch = os.urandom(8).hex()
         self.state = NodeState("", claim.node)
         self.state.calls_in = True
-        self._calls: deque[float] = deque(maxlen=_REMEMBERED + 1)
+        self._interval = UsualInterval()
         self.ask: AskNode = _no_answer
 
     def record_call(self, now_s: float, now_ms: int) -> None:
         """Record a call at `now_s` (monotonic clock, in s) and `now_ms` (ms since 1970, UTC).
 
-        The expected interval is calculated from the last calls.
+        The expected interval is learned from several calls.
         """
-        state = self.state
-        self._calls.append(now_s)
-        calls = list(self._calls)
-        if len(calls) > 1:
-            state.every_s = max(later - earlier for earlier, later in pairwise(calls))
-        state.record_contact(now_ms)
+        self.state.every_s = self._interval.record(now_s)
+        self.state.record_contact(now_ms, now_s)
 
 
 def _no_answer(word: str, *args: bool, limit_s: float = 5.0) -> bool:

@@ -247,7 +247,7 @@ class MqttServerTransport(Transport):
 
     def _record(self, batch_payload: BatchPayload, state: NodeState) -> None:
         node = batch_payload.node
-        batch_payload.update_state(state, self._context.clock.wall_ms())
+        batch_payload.update_state(state, self._context.clock)
         if not state.takes_orders and "session" in batch_payload.fields:
             self._context.unnumbered_sources.set_ask(node, functools.partial(self.ask, node))
         with self._body_received:

@@ -97,14 +97,15 @@ class BatchPayload(NamedTuple):
         piece = self.pieces[-1]
         return piece.last
 
-    def update_state(self, state: NodeState, now_ms: int) -> None:
+    def update_state(self, state: NodeState, clock: Clock) -> None:
         """Update the last contact, interval, sensors, sampling state and clock offset of the node in `state`.
 
         Args:
             state: State of the node.
-            now_ms: Time when the body was received, in milliseconds since 1970 (UTC).
+            clock: Clock of this server; the body was received at its current time.
         """
-        state.record_contact(now_ms)
+        now_ms = clock.wall_ms()
+        state.record_contact(now_ms, clock.monotonic())
         state.checked_ms = now_ms
         state.every_s, state.sensors = self.every_s or state.every_s, self.sensors or state.sensors
         if type(on := self.fields.get("on")) is bool:

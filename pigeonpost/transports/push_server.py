@@ -248,7 +248,7 @@ class PushServerTransport(PassiveTransport):
         if not state.takes_orders:
             self._context.unnumbered_sources.set_ask(node, self._commands.asker(node))
         self._refused_nodes.accepted(node)
-        state.record_contact(self._context.clock.wall_ms())
+        state.record_contact(self._context.clock.wall_ms(), self._context.clock.monotonic())
         if type(on) is bool:
             state.on = on
         try:
@@ -259,7 +259,7 @@ class PushServerTransport(PassiveTransport):
 
     def _record_payload(self, batch_payload: BatchPayload, is_proven: bool) -> None:
         state = self._record(batch_payload.node, batch_payload.fields.get("on"), is_proven)
-        batch_payload.update_state(state, self._context.clock.wall_ms())
+        batch_payload.update_state(state, self._context.clock)
 
     def _order(self, node: str) -> dict[str, bool]:
         on = self._commands.of(node)

@@ -24,6 +24,7 @@ from pigeonpost.core.errors import AuthFailed, BadArgument, Unexpected, UnknownW
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.transports import tcp_faults
+from pigeonpost.transports.clock_steps import ClockSteps
 from pigeonpost.transports.payload import MOST_SENSORS, read_sensors
 from pigeonpost.transports.tcp_session import LinkSession, Marks, Resume, find_resume, tls_binding
 from protocol import (
@@ -150,6 +151,7 @@ class ServerSession(LinkSession):
         self._acks: dict[str, int] = {}
         self._samples: SampleBatch | None = None  # samples of one epoch, received since the last output
         self._samples_epoch = ""
+        self._clock_steps = ClockSteps()
         self.collecting = self.is_resuming = False
         hello = {
             "link": VERSION,
@@ -380,7 +382,7 @@ class ServerSession(LinkSession):
         self._out += lines
         self.collecting, self.is_resuming = True, False
         self._state.connected, self._state.fault = True, ""
-        self._state.since_ms = self.clock.wall_ms()
+        self._state.since_ms, self._state.connected_s = self.clock.wall_ms(), self.clock.monotonic()
         log.info(
             "%s: collecting; %s",
             self.peer,
@@ -393,6 +395,7 @@ class ServerSession(LinkSession):
 
     def _on_sensors(self, epoch: str, batches: list[SampleBatch]) -> None:
         self._expect(epoch, batches[0].seq)
+        self._find_clock_step(batches[-1])
         # Samples that were received together are merged. With one sample per line, this is three times as fast.
         for samples in batches:
             pending = self._samples
@@ -402,6 +405,16 @@ class ServerSession(LinkSession):
                 self._hand_on_samples()
                 self._samples, self._samples_epoch = samples, epoch
         self._next[epoch] = max(batches[-1].last + 1, self._next.get(epoch, 1))
+
+    def _find_clock_step(self, samples: SampleBatch) -> None:
+        """Correct the known difference of the clocks at once if one of them was set, and measure it again."""
+        if samples.clock == "server" or not samples.ups or self._state.offset_ms is None:
+            return
+        times = samples.times[-1], samples.ups[-1], self.clock.wall_ms(), self.clock.monotonic()
+        if step_ms := self._clock_steps.step_ms(*times):
+            self._state.offset_ms += step_ms
+            if not self.is_asked:
+                self._ask("CHECK")
 
     def _on_gap(self, epoch: str, gap: Mapping[str, Any]) -> None:
         numbers = [gap.get("from"), gap.get("to"), gap.get("before", 0)]
@@ -446,6 +459,8 @@ class ServerSession(LinkSession):
         trip_s = self.clock.monotonic() - self._checked_s
         state.round_trip_ms = trip_s * 1000
         self._record_offset(details.get("time"), state.checked_ms - int(trip_s * 1000))
+        if state.offset_ms is not None and is_count(up_ms := details.get("up")):
+            self._clock_steps.start(state.offset_ms + state.checked_ms, up_ms, state.checked_ms, self.clock.monotonic())
         self._answered("STATUS")
 
     def _on_sendback(self, on: bool) -> None:

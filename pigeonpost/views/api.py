@@ -75,14 +75,16 @@ def _last_sample(context: RequestContext, node: NodeView) -> dict[str, Any] | No
     values = {sensor.name: sensor.value for sensor in node.sensors}
     taken_ms = next((sensor.time_ms for sensor in node.sensors if sensor.time_ms is not None), node.last_ms)
     latest = context.app.ingestor.latest.get(node.name)
+    taken_ms = latest.sample.time_ms if latest else taken_ms
     more = {"seq": latest.sample.seq} if latest else {}
-    return {"time": rfc3339(taken_ms), "age_s": node.age_s, "values": values} | more
+    times = {"time": rfc3339(taken_ms), "age_s": node.age_s, "received": _time(node.received_ms)}
+    return times | {"values": values} | more
 
 
 def _sensor(sensor: SensorView) -> dict[str, Any]:
     return {
         "name": sensor.name, "label": sensor.label, "unit": sensor.unit, "simulated": sensor.simulated,
-        "value": sensor.value,
+        "value": sensor.value, "time": _time(sensor.time_ms), "stale": sensor.is_stale,
         "verdicts": [{"kind": kind, "text": text} for kind, text in sensor.flag_texts.items()],
         "verdict_counts": dict(sensor.counts), "limits": dict(sensor.limits),
         "fault": sensor.fault, "today": {

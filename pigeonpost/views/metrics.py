@@ -88,6 +88,8 @@ def _of_nodes(snapshot: StatusSnapshot) -> Iterator[Metric]:
     yield gauge("on", "1 if sampling is on, 0 if it is off.", lambda node: None if node.on is None else int(node.on))
     text = "Time of the last sample of the node, in seconds since 1970."
     yield gauge("last_sample_timestamp_seconds", text, lambda node: _seconds(node.last_ms))
+    text = "Time at which this server received the last new samples of the node, in seconds since 1970."
+    yield gauge("received_timestamp_seconds", text, lambda node: _seconds(node.received_ms))
     yield gauge("samples", "Stored samples of the node.", lambda node: node.samples)
     yield gauge("missing", "Permanently lost samples of the node.", lambda node: node.missing)
     yield gauge("held", "Samples in the outbox of the node.", lambda node: node.held)
@@ -99,8 +101,9 @@ def _of_nodes(snapshot: StatusSnapshot) -> Iterator[Metric]:
 
 def _of_sensors(snapshot: StatusSnapshot) -> Iterator[Metric]:
     sensors = [(node.name, sensor) for node in snapshot.nodes for sensor in node.readings]
-    yield Metric("reading", "gauge", "The last value of each sensor.", [
-        ({"node": node, "sensor": sensor.name, "unit": sensor.unit}, sensor.value) for node, sensor in sensors
+    yield Metric("reading", "gauge", "The current value of each sensor; absent if it is stale.", [
+        ({"node": node, "sensor": sensor.name, "unit": sensor.unit}, sensor.value)
+        for node, sensor in sensors if not sensor.is_stale
     ])  # fmt: skip
     # The former names, verdict and verdicts_total, are kept for one more release.
     for name, label in (("quality_flag", "flag"), ("verdict", "verdict")):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from pigeonpost.server.latest_samples import LatestSample
     from pigeonpost.server.node_status import NodeState
     from pigeonpost.server.quality import QualityFlag
     from pigeonpost.storage.models import Bucket
@@ -28,10 +29,10 @@ class SensorView(NamedTuple):
         unit: Unit of its values.
         number: Index of the sensor in its node, which selects its colour.
         simulated: True if its values are simulated.
-        value: Value in the last sample of the node; None if there is none.
+        value: Newest value by time; None if there is none.
         fault: Reason why there is no value; empty if there is one.
-        time_ms: Time of the last sample by the node's clock, in ms since 1970.
-        is_late: True if a newer sample should have arrived.
+        time_ms: Time of the sample with this value by the node's clock, in ms since 1970.
+        is_stale: True if the value is not current.
         low: Lowest value of today; None if there is none.
         high: Highest value of today; None if there is none.
         trend: 1 rising, -1 falling, 0 steady, None unknown.
@@ -61,7 +62,7 @@ class SensorView(NamedTuple):
     value: int | float | None
     fault: str
     time_ms: int | None
-    is_late: bool
+    is_stale: bool
     low: float | None
     high: float | None
     trend: int | None
@@ -128,6 +129,7 @@ class NodeView(NamedTuple):
         certificate: SHA-256 of its certificate; empty if the link is not encrypted.
         waiting: Number of samples in its outbox that this server has not acknowledged; None if unknown.
         troubles: Faults of its sensors while it reports.
+        received_ms: Time at which this server received the last new samples of it in this run; None if there are none.
         readings: Its sensors without columns and trend, made from the last sample without a query of the store.
     """
 
@@ -156,6 +158,7 @@ class NodeView(NamedTuple):
     waiting: int | None = None
     troubles: Sequence[SensorFault] = ()
     readings: Sequence[SensorView] = ()
+    received_ms: int | None = None
 
 
 class NodeNow(NamedTuple):
@@ -165,14 +168,20 @@ class NodeNow(NamedTuple):
         name: Name.
         address: Address.
         state: State of its link; None if this server does not collect from it.
-        sample: Last sample received; after a restart the stored one with the latest time.
+        sample: Newest sample by time: LatestSample.sample; before the first one of this run, the last stored one.
         last_ms: Time of that sample by this server's clock.
-        is_late: True if a newer sample should have arrived.
+        is_late: True if new samples should have arrived.
         condition: State as shown on the pages.
         words: Text about the state and its reason.
         since_ms: Start of the state in ms since 1970, if known.
         warnings: Faults that do not prevent it from reporting; none for a retired node.
         troubles: Faults of its sensors while it reports.
+        silent_s: Time from when this server received the last new samples until this state was made, in seconds; None
+            if it has received none in this run.
+        received_ms: Time at which it received them, in ms since 1970.
+        latest: The newest values; `sample` is a part of it.
+        stale: Sensors whose newest values are not current: the node is late or sends a backlog.
+        older_ms: Times of the newest values that were not in the newest sample itself, by sensor, as `last_ms`.
     """
 
     name: str
@@ -186,6 +195,15 @@ class NodeNow(NamedTuple):
     since_ms: int | None
     warnings: Sequence[str] = ()
     troubles: Sequence[SensorFault] = ()
+    silent_s: float | None = None
+    received_ms: int | None = None
+    latest: LatestSample | None = None
+    stale: Collection[str] = ()
+    older_ms: Mapping[str, int] = MappingProxyType({})
+
+    def taken_ms(self, sensor: str) -> int | None:
+        """Return the time of the newest value of `sensor` by this server's clock, in ms since 1970."""
+        return self.older_ms.get(sensor, self.last_ms)
 
     @property
     def is_connected(self) -> bool:

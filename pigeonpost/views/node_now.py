@@ -6,42 +6,96 @@ It is made for each of possibly thousands of nodes whenever a page is rendered, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.format import MONTHS, clock
-from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
+from pigeonpost.server.liveness import UNKNOWN_EVERY_S, wait_s
+from pigeonpost.server.quality import LATE_INTERVALS
 from pigeonpost.views.models import NodeNow, NodeStatus
 
 if TYPE_CHECKING:
+    from pigeonpost.server.latest_samples import LatestSample
     from pigeonpost.server.node_status import NodeState
     from pigeonpost.server.quality import QualityFlag
     from protocol import Sample
 
-_USUAL_EVERY_S = 60.0  # assumed sampling interval of a node that was not reached yet
-_CALLS_EVERY_S = 3600.0  # assumed interval of a node that connects to this server, until its interval is known
+_BACKLOG_S = 300.0  # values that are older than this when they arrive are not current, if the node's clock is known
 _OUT_OF_RANGE = ("range", "rail", "stuck", "stale")  # without "jump", which ends with the next sample
 
 
-def node_now(name: str, state: NodeState | None, sample: Sample | None, retired_ms: int | None, now_ms: int) -> NodeNow:
+class Moment(NamedTuple):
+    """Time for which the state of the nodes is made.
+
+    Attributes:
+        now_ms: The time in ms since 1970.
+        now_s: The time by the monotonic clock, in s.
+        started_s: Start of the server by the monotonic clock, in s.
+        commit_s: Interval between two commits, in s.
+    """
+
+    now_ms: int
+    now_s: float
+    started_s: float
+    commit_s: float = 0.0
+
+
+def node_now(
+    name: str,
+    state: NodeState | None,
+    latest: LatestSample | None,
+    received_s: float | None,
+    retired_ms: int | None,
+    moment: Moment,
+) -> NodeNow:
     """Return the state of a node, without faults of its sensors.
 
     Args:
         name: Name of the node.
         state: State of its link; None if this server does not collect from it.
-        sample: Its last sample, or None.
+        latest: Its newest values, or None.
+        received_s: Time at which this server received new samples of it last, by the monotonic clock in s; None if it
+            has not received any in this run.
         retired_ms: Time when it was retired in ms since 1970, or None.
-        now_ms: Current time in ms since 1970.
+        moment: The present time.
     """
-    last_ms = sample.time_ms - ((state.offset_ms if state else None) or 0) if sample else None
-    is_late = last_ms is None or now_ms - last_ms > wait_ms(state)
-    address = state.address if state else ""
+    now_ms, limit_s = moment.now_ms, wait_s(state, moment.commit_s)
+    offset_ms = state.offset_ms if state else None
+    last_ms = latest.taken_ms(offset_ms, now_ms, moment.now_s) if latest else None
+    silent_s = None if received_s is None else moment.now_s - received_s
+    connected_s = state.connected_s if state else None
+    is_new = moment.now_s - (moment.started_s if connected_s is None else connected_s) <= limit_s  # for a first sample
+    if silent_s is not None:
+        is_late = silent_s > limit_s
+    else:  # receive times of earlier runs are not known
+        is_late = not is_new or last_ms is None or now_ms - last_ms > 1000 * limit_s
+    now = NodeNow(
+        name, state.address if state else "", state, latest.sample if latest else None, last_ms, is_late, "past", "",
+        last_ms, silent_s=silent_s, latest=latest,
+        received_ms=None if silent_s is None else now_ms - round(1000 * silent_s),
+        stale=() if latest is None else _stale(latest, state, is_late, last_ms, limit_s, moment),
+        older_ms={name: part.taken_ms(offset_ms, now_ms, moment.now_s) for name, part in latest.older.items()}
+        if latest else {},
+    )  # fmt: skip
     if retired_ms is not None:
-        return NodeNow(name, address, state, sample, last_ms, is_late, "retired", _retired(retired_ms), retired_ms)
+        return now._replace(condition="retired", words=_retired(retired_ms), since_ms=retired_ms)
     warnings = list(state.warnings.values()) if state and state.warnings else ()
-    return NodeNow(
-        name, address, state, sample, last_ms, is_late, *_condition(state, last_ms, is_late, now_ms), warnings
-    )
+    condition, words, since_ms = _condition(now, now_ms, is_new)
+    return now._replace(condition=condition, words=words, since_ms=since_ms, warnings=warnings)
+
+
+def _stale(
+    latest: LatestSample, state: NodeState | None, is_late: bool, last_ms: int | None, limit_s: float, moment: Moment
+) -> Collection[str]:
+    """Return the sensors whose newest values are not current: too old, or part of a backlog."""
+    has_clock = latest.received_s is not None and state is not None and state.offset_ms is not None
+    is_backlog = has_clock and moment.now_ms - (last_ms or 0) > 1000 * max(limit_s, _BACKLOG_S)
+    if is_late or is_backlog:
+        return latest.sample.values.keys()
+    if not latest.older:
+        return ()
+    long_s = max(limit_s, LATE_INTERVALS * UNKNOWN_EVERY_S)  # the interval of a message that has other sensors
+    return [name for name, part in latest.older.items() if moment.now_s - (part.received_s or 0.0) > long_s]
 
 
 def _retired(retired_ms: int) -> str:
@@ -49,35 +103,25 @@ def _retired(retired_ms: int) -> str:
     return f"retired on {t.tm_mday} {MONTHS[t.tm_mon - 1]} {t.tm_year}"
 
 
-def _condition(
-    state: NodeState | None, last_ms: int | None, is_late: bool, now_ms: int
-) -> tuple[NodeStatus, str, int | None]:
-    """Return the state of a node, the text about it, and its start."""
+def _condition(now: NodeNow, now_ms: int, is_new: bool) -> tuple[NodeStatus, str, int | None]:
+    """Return the state of a node, the text about it, and its start; `is_new` as in `node_now`."""
+    state = now.state
     if state is None:
-        return "past", "this server no longer collects from it", last_ms
+        return "past", "this server no longer collects from it", now.last_ms
     if not state.connected and state.since_ms is None:
         return "waiting", "not reached yet", None
     if not state.connected:
         return "lost", state.fault or "not connected", state.since_ms
     if state.on is False:
-        return "off", "switched off", last_ms
-    if last_ms is None or (is_late and state.since_ms is not None and now_ms - state.since_ms < wait_ms(state)):
+        return "off", "switched off", now.last_ms
+    if now.last_ms is None or (now.is_late and is_new):
         words = "has connected; waiting for a sample" if state.calls_in else "connected; waiting for a sample"
         return "waiting", words, state.since_ms
-    if is_late and state.calls_in:
-        return "late", f"has sent nothing since {clock(last_ms, now_ms)}", last_ms
-    if is_late:
-        return "late", f"connected, but has sent nothing since {clock(last_ms, now_ms)}", last_ms
-    return "reporting", "reporting", state.since_ms
-
-
-def wait_ms(state: NodeState | None) -> float:
-    """Return the age in ms above which the last sample of a node is late. `state` is the state of its link, or None.
-
-    After connecting, a node has the same time for its first sample.
-    """
-    usual_s = _CALLS_EVERY_S if state and state.calls_in else _USUAL_EVERY_S
-    return 1000 * (LATE_INTERVALS * ((state.every_s if state else None) or usual_s) + LATE_S)
+    if not now.is_late:
+        return "reporting", "reporting", state.since_ms
+    since = "the server's start" if now.received_ms is None else clock(now.received_ms, now_ms)
+    but = "" if state.calls_in else "connected, but "
+    return "late", f"{but}has sent nothing since {since}", now.received_ms
 
 
 # --------------------------------------------------------------------------------------------------- failing sensors

@@ -98,7 +98,7 @@ class SensorPages:
     def _json(self, context: RequestContext, view: SensorView) -> Response:
         return json_answer({
             "node": view.node, "sensor": view.name, "unit": view.unit, "simulated": view.simulated,
-            "value": view.value, "fault": view.fault,
+            "value": view.value, "stale": view.is_stale, "fault": view.fault,
             "time": rfc3339(view.time_ms) if view.time_ms is not None else None,
             "verdicts": [{"kind": kind, "text": text} for kind, text in view.flag_texts.items()],
             "verdict_counts": dict(view.counts), "limits": dict(view.limits),
@@ -119,7 +119,8 @@ class SensorPages:
 def _text(context: RequestContext, view: SensorView, figures: Figures) -> Iterator[str]:
     now_ms = context.app.clock.wall_ms()
     site = context.request.site
-    yield f"{view.title} of {view.node}: {_value(view)}{_age(view, now_ms)}."
+    stale = " (stale)" if view.is_stale and view.value is not None else ""
+    yield f"{view.title} of {view.node}: {_value(view)}{stale}{_age(view, now_ms)}."
     yield ""
     yield from statistics_text("time range", [(words, found, "") for words, found in figures], now_ms)
     judged = flags_text(view)
@@ -145,19 +146,20 @@ def _found(context: RequestContext, node: str, name: str) -> SensorView:
         raise HTTPError(404, "There is no sensor with that name.", "unknown-sensor")
     return SensorView(
         node=node, name=name, unit=about["sensors"][name], number=0, simulated=False, value=None,
-        fault="the node no longer has this sensor", time_ms=None, is_late=True, low=None, high=None, trend=None,
+        fault="the node no longer has this sensor", time_ms=None, is_stale=True, low=None, high=None, trend=None,
         columns=(), width_ms=1, span_ms=1,
     )  # fmt: skip
 
 
 def _now(view: SensorView, now_ms: int) -> Html:
     """Return the value as on a card; the script keeps it up to date."""
-    flags = join_html((Html('<span class="odd">{}</span>').format(text) for text in view.flag_texts.values()), " ")
+    words = [*(["stale"] if view.is_stale and view.value is not None else []), *view.flag_texts.values()]
+    flags = join_html((Html('<span class="odd">{}</span>').format(text) for text in words), " ")
     return Html(
         '<p class="now {}" data-piece="now"><b data-live="{}/{}">{}</b> <span class="unit">{}</span> {}'
         "{}{}</p>"
     ).format(
-        "stale" if view.is_late or view.value is None else "", view.node, view.name, number(view.value),
+        "stale" if view.is_stale or view.value is None else "", view.node, view.name, number(view.value),
         view.unit if view.value is not None else "", Html("{} ").format(flags) if flags else "",
         Html('<span class="fault">{}</span> ').format(view.fault) if view.fault else "",
         Html('<span class="day">{}</span>').format(_age(view, now_ms).removeprefix(", ")),

@@ -44,7 +44,7 @@ def _kind(sensor: SensorView) -> str:
         return " resting"
     if sensor.value is None:
         return " failing"
-    return " stale" if sensor.is_late else " odd-one" if sensor.flag_texts else ""
+    return " stale" if sensor.is_stale else " odd-one" if sensor.flag_texts else ""
 
 
 def _trend(sensor: SensorView) -> Html:
@@ -61,7 +61,8 @@ def _fault(sensor: SensorView) -> Html:
 
 def _foot(sensor: SensorView) -> Html:
     """Return the last line of a card: the age of the value or the start of the fault, and a remark."""
-    word = sensor.resting or ("simulated" if sensor.simulated else "")
+    is_stale = sensor.is_stale and sensor.value is not None
+    word = sensor.resting or ("stale" if is_stale else "simulated" if sensor.simulated else "")
     mark = Html('<span class="tag">{}</span>').format(word) if word else ""
     return Html('<span class="foot">{}{}</span>').format(_since(sensor) if sensor.value is None else _age(sensor), mark)
 
@@ -108,7 +109,9 @@ def sensor_lines(sensors: Iterable[SensorView]) -> list[str]:
 
 
 def _remarks(sensor: SensorView) -> str:
-    plain = sensor.resting or ("simulated" if sensor.simulated else "late" if sensor.is_late else "")
+    plain = sensor.resting or (
+        "simulated" if sensor.simulated else "stale" if sensor.is_stale and sensor.value is not None else ""
+    )
     return ", ".join([*([plain] if plain else []), *sensor.flag_texts.values()])
 
 

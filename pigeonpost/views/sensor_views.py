@@ -43,17 +43,18 @@ def sensor_views(
         columns = day.columns.get(name, [])
         value = now.sample.values.get(name) if now.sample else None
         low, high = _extremes(columns, day, midnight_ms)
-        if value is not None and now.sample is not None and now.sample.time_ms >= midnight_ms:
-            low, high = _with_value(low, high, value, now.sample.time_ms)
+        time_ms = now.latest.of(name).sample.time_ms if now.latest else None
+        if value is not None and time_ms is not None and time_ms >= midnight_ms:
+            low, high = _with_value(low, high, value, time_ms)
         views.append(SensorView(
             node=now.name, name=name, unit=str(reported.get(name, {}).get("unit", units.get(name, ""))), number=place,
             simulated=reported.get(name, {}).get("simulated") is True, value=value, fault=fault_of(name, now.sample),
-            time_ms=now.sample.time_ms if now.sample else None, is_late=now.is_late,
+            time_ms=time_ms, is_stale=now.is_late or name in now.stale,
             low=low[0] if low else None, high=high[0] if high else None,
             trend=_trend(columns, day.span_ms // day.width_ms),
             columns=columns, width_ms=day.width_ms, span_ms=day.span_ms,
             low_ms=low[1] if low else None, high_ms=high[1] if high else None,
-            taken_ms=now.last_ms, now_ms=now_ms, resting=_RESTING.get(now.condition, ""),
+            taken_ms=now.taken_ms(name), now_ms=now_ms, resting=_RESTING.get(now.condition, ""),
         ))  # fmt: skip
     return views
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.core.format import number, with_unit
+from pigeonpost.server.latest_samples import LatestSample
+from pigeonpost.server.liveness import wait_s
 from pigeonpost.server.recent_cache import RecentColumns
 from pigeonpost.views.context import WebContext
 from pigeonpost.views.failures import FailureTracker
 from pigeonpost.views.lazy import LazyItems, LazyWhole
 from pigeonpost.views.models import UNWATCHED, NodeNow, NodeView, SensorFault, SensorView, StatusSnapshot
-from pigeonpost.views.node_now import failing, is_out_of_range, node_now, wait_ms
+from pigeonpost.views.node_now import Moment, failing, is_out_of_range, node_now
 from pigeonpost.views.quality_flags import flag_words
 from pigeonpost.views.sensor_views import sensor_views
 from pigeonpost.views.summary import summary
@@ -43,6 +45,7 @@ MANY_NODES = 200  # with more nodes, counts are read from the store only every C
 COUNTS_S = 10.0
 _NEVER = float("-inf")
 _FAR_MS = 1 << 52  # a time after all samples
+_AHEAD_MS = 3_600_000  # samples later than this are in the future: the clocks of nodes may be ahead a little
 _DAY_MS = 86_400_000
 
 
@@ -50,7 +53,7 @@ class _Known(NamedTuple):
     """Cached state of a reporting node, with the input from which it was made and the end of its validity."""
 
     signature: tuple[object, ...]
-    until_ms: float
+    until_s: float
     now: NodeNow
 
 
@@ -71,7 +74,8 @@ class SnapshotBuilder:
         self._made_s = 0.0
         self._stored: dict[str, dict[str, Any]] = {}  # counts of each node from the store
         self._stored_s = _NEVER  # time at which these counts were read
-        self._last: dict[str, Sample] = {}  # last stored sample of each node that has sent none in this run
+        self._last: dict[str, tuple[int, LatestSample]] = {}  # last stored sample of each node without one in this run
+        self._started_s = app.clock.monotonic()
         self._known: dict[str, _Known] = {}  # cached states of reporting nodes
         self._failures = FailureTracker(app.store)
         self.changes = 0  # incremented by every change that a snapshot may show
@@ -106,9 +110,10 @@ class SnapshotBuilder:
         elif now_s - self._stored_s >= COUNTS_S:
             self._stored_s = now_s
             threading.Thread(target=self._read_counts_aside, args=(now_s,), name="counts", daemon=True).start()
-        nodes = [self._now(link.state.name, link.state, now_ms) for link in _one_each(app.links)]
+        moment = Moment(now_ms, now_s, self._started_s, app.ingestor.commit_s)
+        nodes = [self._now(link.state.name, link.state, moment) for link in _one_each(app.links)]
         present = {node.name for node in nodes}
-        nodes += [self._now(name, None, now_ms) for name in self._stored if name not in present]
+        nodes += [self._now(name, None, moment) for name in self._stored if name not in present]
         if len(self._known) > len(nodes):  # some nodes were renamed
             self._known = {name: known for name, known in self._known.items() if name in present}
         faults = [fault for fault in (app.ingestor.fault, app.csv.fault) if fault]
@@ -138,20 +143,24 @@ class SnapshotBuilder:
 
     # -------------------------------------------------------------------------------------------- of every node
 
-    def _now(self, name: str, state: NodeState | None, now_ms: int) -> NodeNow:
+    def _now(self, name: str, state: NodeState | None, moment: Moment) -> NodeNow:
         """Return the state of a node: the cached one if its input has not changed."""
-        sample = self._last_sample(name)
-        signature = _signature(state, sample) if state is not None and name else None
-        known = self._known.get(name) if signature else None
-        if known is not None and known.signature == signature and now_ms <= known.until_ms:
+        latest, received_s = self._latest(name, moment.now_ms), self._app.ingestor.received_s.get(name)
+        known, signature = None, None
+        if state is not None and name and received_s is not None:
+            # The last item changes if this server's clock is set.
+            signature = (*_signature(state, latest), received_s, round(moment.now_ms / 1000 - moment.now_s))
+            known = self._known.get(name)
+        if known is not None and known.signature == signature and moment.now_s <= known.until_s:
             return known.now
-        now = node_now(name, state, sample, self._app.ingestor.names.retired_ms(name), now_ms)
-        if now.condition != "reporting" or state is None or signature is None:
+        retired_ms = self._app.ingestor.names.retired_ms(name)
+        now = node_now(name, state, latest, received_s, retired_ms, moment)
+        if now.condition != "reporting" or state is None:
             return now
-        troubles, has_limits = self._troubles(now, state, now_ms)
+        troubles, has_limits = self._troubles(now, state, moment.now_ms)
         now = now._replace(troubles=troubles)
-        if not has_limits:  # otherwise a sensor may become stale as time passes
-            self._known[name] = _Known(signature, (now.last_ms or 0) + wait_ms(state), now)
+        if not has_limits and signature is not None and received_s is not None:  # limits: a sensor may become stale
+            self._known[name] = _Known(signature, received_s + wait_s(state, moment.commit_s), now)
         return now
 
     def _troubles(self, now: NodeNow, state: NodeState, now_ms: int) -> tuple[list[SensorFault], bool]:
@@ -186,25 +195,33 @@ class SnapshotBuilder:
         quality, state = self._app.quality, now.state
         if quality is None:
             return None
+        # The time by the node's clock: as long after its last sample as this server has received nothing.
         node_ms = now_ms + ((state.offset_ms if state else None) or 0)
+        if now.sample is not None and now.silent_s is not None:
+            node_ms = now.sample.time_ms + round(1000 * now.silent_s)
         return quality.of(now.name, sensor, node_ms, state is not None and state.on is not False)
 
     def _title(self, node: str, sensor: str) -> str:
         return self._app.ingestor.names.label(node, sensor) or sensor.replace("_", " ")
 
-    def _last_sample(self, name: str) -> Sample | None:
-        """Return the last sample received; after a restart the stored one with the latest time."""
-        latest = self._app.ingestor.latest.get(name)
+    def _latest(self, name: str, now_ms: int) -> LatestSample | None:
+        """Return the newest values received; after a restart the stored sample with the latest time.
+
+        A sample whose time is in the future was dated by a wrong clock, so an earlier one is preferred.
+        """
+        latest: LatestSample | None = self._app.ingestor.latest.get(name)
         if latest is not None:
-            return latest.sample
+            return latest
         last_ms, known = self._stored.get(name, {}).get("last_ms"), self._last.get(name)
-        if last_ms is not None and (known is None or known.time_ms != last_ms):  # an import may change it
+        if last_ms is not None and (known is None or known[0] != last_ms):  # an import may change it
             try:
-                for point in self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
-                    self._last[name] = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
+                points = self._app.store.points(name, FIRST_MS, now_ms + _AHEAD_MS, 1)
+                for point in points or self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
+                    sample = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
+                    self._last[name] = last_ms, LatestSample(sample, {}, point.time_ms)
             except (StoreDamaged, DiskError) as error:
                 log.debug("the last sample of %s cannot be read: %s", name, error)
-        return self._last.get(name)
+        return self._last[name][1] if name in self._last else None
 
     # ------------------------------------------------------------------------------- of a node on the page
 
@@ -216,6 +233,7 @@ class SnapshotBuilder:
             connected=now.is_connected,
             on=state.on if state else None,
             every_s=state.every_s if state else None, last_ms=now.last_ms, age_s=now.age_s(now_ms),
+            received_ms=now.received_ms,
             held=_count(details, "held"), slots=_count(details, "slots"),
             samples=about.get("samples", 0), missing=about.get("missing", 0),
             shift_ms=state.offset_ms if state else None,
@@ -275,11 +293,11 @@ def _no_day(now_ms: int) -> RecentColumns:
     return RecentColumns(now_ms, _DAY_MS, _DAY_MS, {})
 
 
-def _signature(state: NodeState, sample: Sample | None) -> tuple[object, ...]:
+def _signature(state: NodeState, latest: LatestSample | None) -> tuple[object, ...]:
     """Return all input from which the state of a node is made, except the time."""
     return (
-        sample, state.connected, state.since_ms, state.on, state.every_s, state.offset_ms, state.fault, state.calls_in,
-        state.takes_orders, state.address, state.sensors, state.warnings,
+        latest, state.connected, state.connected_s, state.since_ms, state.on, state.every_s, state.offset_ms,
+        state.fault, state.calls_in, state.takes_orders, state.address, state.sensors, state.warnings,
     )  # fmt: skip
 
 

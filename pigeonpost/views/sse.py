@@ -28,7 +28,7 @@ from pigeonpost.views.context import RequestContext, WebContext
 from protocol import NODE_NAME
 
 if TYPE_CHECKING:
-    from pigeonpost.server.ingest import LatestSample
+    from pigeonpost.server.latest_samples import LatestSample
     from pigeonpost.storage.models import EpochCommit
 
 log = logging.getLogger(__name__)
@@ -273,9 +273,14 @@ def _nodes_in(text: str) -> frozenset[str]:
 
 
 def _latest_as_json(node: str, latest: LatestSample, units: Mapping[str, str]) -> dict[str, Any]:
-    """Return a sample with its values as formatted texts, which the script inserts into the page."""
+    """Return a sample with its values as formatted texts, which the script inserts into the page.
+
+    Values of earlier samples are left out: the page contains them already.
+    """
     values = {}
     for name, value in latest.sample.values.items():
+        if name in latest.older:
+            continue
         to = conversion(latest.units.get(name, ""), units)
         values[name] = with_unit(number(to.value(value)), to.unit) if value is not None else "–"
     return {"node": node, "time_ms": latest.sample.time_ms, "values": values}

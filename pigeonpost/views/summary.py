@@ -55,7 +55,8 @@ def _complaint(subject: str, node: NodeNow, now_ms: int) -> str:
     since = f" since {clock(node.since_ms, now_ms)}" if node.since_ms is not None else ""
     if node.condition == "late":
         but = "is connected, but has" if node.is_connected else "has"
-        return f"{subject} {but} sent nothing for {age(node.age_s(now_ms) or 0.0)}"
+        time = "since the server's start" if node.silent_s is None else f"for {age(node.silent_s)}"
+        return f"{subject} {but} sent nothing {time}"
     if node.words.split(" ")[0] not in _VERBS:
         return f"{subject} is not connected ({node.words}){since}"
     what, colon, why = node.words.partition(": ")

@@ -147,7 +147,7 @@ class CancelTest(WaiterCase):
 
 class StoreTest(WaiterCase):
     def test_all_batches_are_durable_on_return(self):
-        self.ingestor._commit_s = 3600.0  # it does not wait for the regular commit
+        self.ingestor.commit_s = 3600.0  # it does not wait for the regular commit
         self.start()
         self.assertTrue(self.waiter.store([batch(1, 2), gap(3, 7), batch(8, 9)], LIMIT_S))
         self.assertEqual(self.seqs(), [1, 2, 8, 9])

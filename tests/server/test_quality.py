@@ -418,12 +418,13 @@ class PageTest(unittest.TestCase):
         self.web.store_samples("basement", [{"temperature": 43.25}])
         self.assertIn('<span class="odd">saturated</span>', self.get("/", html=True))
         self.link.state.every_s = 0.01
-        self.link.state.offset_ms = -10_000_000  # its clock is slow, but its samples really are that old
-
+        self.link.state.offset_ms = -10_000_000  # its clock is slow: the time since its last sample counts
         self.web.store_samples(
             "basement",
-            [Sample(7, self.web.app.clock.wall_ms() - 10_100_000, 99_000_000, {"temperature": 1}, {}, "")],
+            [Sample(7, self.web.app.clock.wall_ms() - 10_000_000, 99_000_000, {"temperature": 1}, {}, "")],
         )
+        self.web.ingestor.received_s["basement"] -= 100
+        self.web.web._snapshots.invalidate()
         self.assertIn('<span class="odd">no value for 100 s</span>', self.get("/", html=True))
         self.link.state.on = False
         self.web.web._snapshots.invalidate()

@@ -6,6 +6,7 @@ import time
 import unittest
 from unittest import mock
 
+from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import BadArgument, NotUtf8, TooLong, WireError
 from pigeonpost.link.checks import COLUMN_SAMPLES
 from pigeonpost.link.sample_text import write_sample_array
@@ -122,10 +123,11 @@ class WrittenBodies(unittest.TestCase):
         state = NodeState("", "basement")
         sensors = [{"name": "temperature", "unit": "°C"}]
         told = {"every": 5.0, "on": False, "sensors": sensors, "time": "2026-11-20T15:36:10.123Z"}
-        read_body(body(**told)).update_state(state, WALL_MS + 7)
+        read_body(body(**told)).update_state(state, FakeClock(WALL_MS + 7))
         self.assertEqual((state.connected, state.fault, state.since_ms), (True, "", WALL_MS + 7))
         self.assertEqual((state.every_s, state.on, state.sensors, state.offset_ms), (5.0, False, sensors, -7))
-        read_body(body(on="yes", time=7)).update_state(state, WALL_MS + 9)  # not plausible: the state does not change
+        later = FakeClock(WALL_MS + 9)
+        read_body(body(on="yes", time=7)).update_state(state, later)  # not plausible: the state does not change
         self.assertEqual((state.every_s, state.on, state.sensors, state.since_ms), (5.0, False, sensors, WALL_MS + 7))
         self.assertEqual((state.offset_ms, state.checked_ms), (None, WALL_MS + 9))
 

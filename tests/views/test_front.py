@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 import unittest
 from types import SimpleNamespace
 from unittest import mock
@@ -173,7 +174,8 @@ class Cards(FrontCase):
     def test_headline_of_a_silent_node_contains_one_age(self):
         state = self.links[0].state
         state.since_ms -= 3_600_000
-        state.offset_ms = 600_000
+        state.connected_s = time.monotonic() - 3600
+        self.web.ingestor.received_s["basement"] -= 600
         page = self.page()
         self.assertRegex(
             page, r'<h1 class="verdict bad"[^>]*>Node basement is connected, but has sent nothing for 10 min\.</h1>'

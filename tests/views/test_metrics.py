@@ -43,6 +43,24 @@ class Readings(unittest.TestCase):
         self.assertEqual({line for line in self.readings() if "attic" in line},
                          {'node="attic",sensor="temperature",unit="°C"} 19'})  # fmt: skip
 
+    def test_stale_values_are_absent(self):
+        for node, state in (("attic", {"connected": False, "fault": "closed"}), ("basement", {}), ("cellar", None)):
+            self.web.ingestor.received_s[node] -= 3600
+            if state is not None:
+                vars(self.links[node == "basement"].state).update(state)
+            self.assertFalse([line for line in self.readings() if node in line], node)
+        found = json.loads(self.get("/api/v1/nodes"))["nodes"]
+        self.assertEqual({sensor["stale"] for node in found for sensor in node["sensors"]}, {True})
+
+    def test_time_of_arrival_is_in_the_metrics(self):
+        self.web.ingestor.received_s["attic"] -= 3600
+        times = dict(
+            line.rpartition(" ")[::2] for line in self.get("/metrics").splitlines() if "received_timestamp" in line
+        )
+        attic, basement = (float(times[f'pigeonpost_node_received_timestamp_seconds{{node="{node}"}}'])
+                           for node in ("attic", "basement"))  # fmt: skip
+        self.assertAlmostEqual(basement - attic, 3600, delta=30)
+
     def test_metrics_and_health_do_not_read_the_last_24_hours(self):
         with mock.patch.object(self.web.store, "downsample_all", side_effect=AssertionError("the samples were read")):
             self.assertEqual(len(self.readings()), 6)

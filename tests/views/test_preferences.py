@@ -188,6 +188,8 @@ class ChosenUnits(UnitsCase):
         self.assertIn("temperature of shed: 77 °F", self.get("/nodes/shed/temperature", wants_html=False))
 
     def test_node_page_uses_the_selected_unit(self):
+        self.web.ingestor.received_s["shed"] -= 600  # late, so that its state is not about the sensor
+        self.web.web._snapshots.invalidate()
         self.choose()
         page = self.get("/nodes/shed")
         self.assertRegex(page, r'data-live="shed/temperature"[^>]*>77</b> <span class="unit">°F')

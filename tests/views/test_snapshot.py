@@ -9,7 +9,7 @@ from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.faults import Faults
 from pigeonpost.link.samples import SampleBatch
-from pigeonpost.server.ingest import LatestSample
+from pigeonpost.server.latest_samples import LatestSample
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import QualityChecks
@@ -47,7 +47,9 @@ class SnapshotCase(unittest.TestCase):
         self.clock = FakeClock()  # 2026-11-20 15:36:10 UTC
         self.store = CountingStore(temp_folder(self))
         self.addCleanup(self.store.close)
-        self.ingestor = SimpleNamespace(latest={}, fault="", names=NodeRegister(self.store))
+        self.ingestor = SimpleNamespace(
+            latest={}, received_s={}, commit_s=1.0, fault="", names=NodeRegister(self.store)
+        )
         self.csv = SimpleNamespace(fault="")
         self.links = []
         self.seqs = {}
@@ -65,6 +67,7 @@ class SnapshotCase(unittest.TestCase):
         state.connected, state.on, state.every_s = connected, on if connected else None, 10.0
         state.fault = "" if connected else "cannot be reached: Connection refused"
         state.since_ms = None if ago_s is None else self.clock.wall_ms() - int(ago_s * 1000)
+        state.connected_s = None if ago_s is None else self.clock.monotonic() - ago_s
         state.sensors = [{"name": sensor, "unit": "°C"} for sensor in sensors] if connected else []
         for key, value in more.items():
             setattr(state, key, value)
@@ -72,7 +75,7 @@ class SnapshotCase(unittest.TestCase):
         return state
 
     def put(self, node="basement", ago_s=0.0, values=None, errors=None, units=None, received=True):
-        """Store a sample of `node` that is `ago_s` seconds old; if `received`, it was received in this run."""
+        """Store a sample of `node` that is `ago_s` seconds old; if `received`, it was received when it was taken."""
         seq = self.seqs[node] = self.seqs.get(node, 0) + 1
         values = {"temperature": 21.5} if values is None else values
         made = Sample(seq, self.clock.wall_ms() - int(ago_s * 1000), seq, values, errors or {}, "")
@@ -80,7 +83,8 @@ class SnapshotCase(unittest.TestCase):
         epoch_commit = self.file(node, Batch(node, OUTBOX, EPOCH, 0, SampleBatch.of([made]), None, units, print, print))
         self.committed = [epoch_commit]
         if received:
-            self.ingestor.latest[node] = LatestSample(made, units, self.clock.wall_ms())
+            received_s = self.ingestor.received_s[node] = self.clock.monotonic() - ago_s
+            self.ingestor.latest[node] = LatestSample(made, units, made.time_ms, received_s)
             self.book.on_commit([epoch_commit])
 
     def file(self, node, batch):
@@ -266,6 +270,124 @@ class Summaries(SnapshotCase):
                 self.assertRegex(verdict, r"^[A-Z].*[^.]$")
 
 
+class Liveness(SnapshotCase):
+    """A node is alive if the server receives samples, with any error of its clock."""
+
+    def send(self, ahead_s=0.0, node="basement", **more):
+        """Receive a sample now whose date is `ahead_s` seconds in the future."""
+        self.put(node, -ahead_s, **more)
+        received_s = self.ingestor.received_s[node] = self.clock.monotonic()
+        latest = self.ingestor.latest[node]
+        self.ingestor.latest[node] = latest._replace(committed_ms=self.clock.wall_ms(), received_s=received_s)
+
+    def test_dead_node_is_late_with_any_clock(self):
+        state = self.node()
+        for ahead_s in (3600, -3600, 366 * 86_400, -50 * 366 * 86_400, 5, 0):
+            for offset_s in (0, ahead_s, None):
+                with self.subTest(ahead_s=ahead_s, offset_s=offset_s):
+                    state.offset_ms = None if offset_s is None else offset_s * 1000
+                    self.send(ahead_s)
+                    self.assert_says("good", "Node basement is reporting")
+                    self.clock.sleep(36)
+                    self.assert_says("bad", "Node basement is connected, but has sent nothing for 36 s")
+                    self.clock.sleep(7200)
+                    self.assertEqual(self.view().state, "late")
+                    self.assertGreaterEqual(self.view().age_s, 7236)
+                    self.assertTrue(self.card().is_stale)
+
+    def test_corrected_clock_of_a_live_node_raises_no_alarm(self):
+        state = self.node()
+        state.offset_ms = 3_600_000  # as measured before the correction
+        for ahead_s in (3600, 3600, 0, 0, -3600, 0, 86_400, 0):
+            self.send(ahead_s)
+            self.clock.sleep(10)
+            self.assert_says("good", "Node basement is reporting")
+
+    def test_corrected_clock_of_the_server_raises_no_alarm(self):
+        self.node(ago_s=1e6)
+        for step_s in (3600, -3600, 366 * 86_400, -366 * 86_400, 40):
+            self.send()
+            self.clock.step(step_s)
+            self.clock.sleep(30)
+            self.assert_says("good", "Node basement is reporting")
+            self.assertEqual(round(self.view().age_s), 30)
+            self.clock.sleep(6)
+            self.assert_says("bad", "Node basement is connected, but has sent nothing for 36 s")
+
+    def test_cached_state_follows_the_clock_of_the_server(self):
+        self.node()
+        self.send()
+        self.assertEqual(self.overview.snapshot().last_ms, self.clock.wall_ms())
+        self.clock.step(86_400)
+        self.clock.sleep(2)
+        self.assertEqual(self.overview.snapshot().last_ms, self.clock.wall_ms() - 2000)
+
+    def test_node_that_sends_a_backlog_is_alive_but_its_values_are_stale(self):
+        self.node(offset_ms=0)
+        for ago_s, is_stale in ((7200, True), (3600, True), (301, True), (200, False), (0, False)):
+            self.send(-ago_s)
+            self.assert_says("good", "Node basement is reporting")
+            self.assertEqual((self.card().is_stale, round(self.view().age_s)), (is_stale, ago_s))
+            self.clock.sleep(1)
+
+    def test_node_has_its_usual_time_after_a_restart_of_the_server(self):
+        self.node(ago_s=0)
+        self.put(ago_s=20, received=False)
+        self.assert_says("good", "Node basement is reporting")
+        self.clock.sleep(20)
+        self.assert_says("wait", "Waiting for the first sample of basement")
+        self.assertTrue(self.card().is_stale)
+        self.clock.sleep(16)
+        self.assert_says("bad", "Node basement is connected, but has sent nothing since the server's start")
+        self.assertEqual(self.view().words, "connected, but has sent nothing since the server's start")
+        self.send()
+        self.assert_says("good", "Node basement is reporting")
+
+    def test_stored_sample_with_a_date_in_the_future_is_no_sign_of_life(self):
+        self.node(ago_s=0)
+        for ahead_s in (40, 86_400, 366 * 86_400):
+            self.put(ago_s=-ahead_s, received=False)
+        self.put(ago_s=50, values={"temperature": 3.0}, received=False)
+        self.assertEqual(self.card().value, 21.5)  # 40 s ahead is an ordinary error
+        self.clock.sleep(36)
+        self.assertEqual((self.view().state, self.card().is_stale), ("late", True))
+
+    def test_stored_sample_that_is_far_in_the_future_is_not_the_newest(self):
+        self.put(ago_s=-366 * 86_400, received=False)
+        self.node()
+        self.assertEqual(self.card().value, 21.5)
+        self.put(ago_s=5, values={"temperature": 3.0}, received=False)
+        self.overview = SnapshotBuilder(self.house, self.book.day)
+        self.assertEqual(self.card().value, 3.0)
+
+    def test_interval_between_commits_is_waited_for(self):
+        self.ingestor.commit_s = 60.0
+        self.node()
+        self.send()
+        self.clock.sleep(89)
+        self.assert_says("good", "Node basement is reporting")
+        self.clock.sleep(2)
+        self.assertEqual(self.view().state, "late")
+
+    def test_value_that_its_client_no_longer_repeats_becomes_stale(self):
+        state = self.node(calls_in=True, every_s=60.0, sensors=("temperature", "light"))
+        self.send(values={"temperature": 20.0})
+        older = self.ingestor.latest["basement"]
+        self.clock.sleep(10_000)
+        self.send(values={"light": 7})
+        latest = self.ingestor.latest["basement"]
+        values = {**latest.sample.values, **older.sample.values}
+        both = latest._replace(sample=latest.sample._replace(values=values), older={"temperature": older})
+        self.ingestor.latest["basement"] = both
+        self.assertEqual(self.view().troubles, [])
+        card = self.card()
+        self.assertEqual((card.value, card.is_stale, card.now_ms - card.taken_ms), (20.0, False, 10_000_000))
+        self.clock.sleep(900)
+        self.ingestor.received_s["basement"] = self.clock.monotonic()
+        self.assertEqual((self.card().is_stale, self.card("light").is_stale), (True, False))
+        self.assertTrue(state.connected)
+
+
 class SensorFaults(SnapshotCase):
     """A sensor that fails or is out of range: the headline is amber and names the sensor."""
 
@@ -345,7 +467,8 @@ class SensorFaults(SnapshotCase):
             self.store.rename("cellar", "basement", self.clock.wall_ms())
         self.ingestor.names.refresh()
         self.links[0].state.name = "basement"
-        self.ingestor.latest["basement"] = self.ingestor.latest.pop("cellar")
+        for by_node in (self.ingestor.latest, self.ingestor.received_s):
+            by_node["basement"] = by_node.pop("cellar")
         for node, level in (("cellar", "wait"), ("basement", "wait"), ("attic", "good")):
             self.builder_with(rules=alert_rules([{"node": node, "sensor": "temperature", "above": 20}], "server.toml"))
             self.assertEqual(self.snapshot().level, level, node)
@@ -491,7 +614,7 @@ class Cards(SnapshotCase):
         self.put(values={"temperature": 21.5, "light": 700})
         card = self.card()
         self.assertEqual((card.node, card.name, card.unit, card.value), ("basement", "temperature", "°C", 21.5))
-        self.assertEqual((card.fault, card.is_late, card.simulated, card.number), ("", False, False, 0))
+        self.assertEqual((card.fault, card.is_stale, card.simulated, card.number), ("", False, False, 0))
         self.assertEqual(self.card("light").number, 1)
 
     def test_card_of_a_failed_sensor_contains_the_reason(self):
@@ -535,7 +658,7 @@ class Cards(SnapshotCase):
     def test_cards_of_a_lost_node_show_its_last_values(self):
         self.put(ago_s=5 * 86_400, values={"temperature": 20.0}, received=False)
         self.node(connected=False)
-        self.assertEqual((self.card().value, self.card().is_late), (20.0, True))
+        self.assertEqual((self.card().value, self.card().is_stale), (20.0, True))
         self.assertEqual((self.card().low, self.card().high, self.card().trend), (None, None, None))
 
     def test_lowest_and_highest_value_are_those_of_today(self):

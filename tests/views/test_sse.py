@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 from pigeonpost.core.clock import Clock, FakeClock
 from pigeonpost.http.message import HTTPError, Request
-from pigeonpost.server.ingest import LatestSample
+from pigeonpost.server.latest_samples import LatestSample
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.sse import EventStream
 from protocol import Sample

@@ -42,8 +42,8 @@ from tests.support import ROOT, temp_folder
 
 # Commands of other programs in the examples. An unknown command is a spelling mistake, or must be added here.
 COMMANDS = frozenset({
-    "apt", "balena", "cat", "cd", "cp", "createdb", "createuser", "curl", "docker", "echo", "find", "grep", "groupadd",
-    "gunzip", "gzip", "install", "journalctl", "ls", "mail", "mkdir", "mv", "pigeonpost", "pigeonpost-node",
+    "apt", "balena", "cat", "cd", "cp", "createdb", "createuser", "curl", "docker", "dtc", "echo", "find", "grep",
+    "groupadd", "gunzip", "gzip", "install", "journalctl", "ls", "mail", "mkdir", "mv", "pigeonpost", "pigeonpost-node",
     "pigeonpost-server", "pip", "pipx", "podman", "python3", "raspi-config", "scp", "sed", "sh", "ssh", "systemctl",
     "systemd-sysusers", "tar",
 })  # fmt: skip
@@ -103,6 +103,7 @@ OTHERS = {
     Place("docs/data.md", "import polars\n"): "Python: tests/libraries/test_exports.py",
     Place("docs/data.md", "import duckdb\n"): "Python: tests/libraries/test_exports.py",
     Place("docs/data.md", "datasette /var/lib"): "another program, which does not exit",
+    Place("docs/sensors.md", "/dts-v1/;"): "a device tree overlay, compiled by hand with dtc 1.6.1",
     Place("docs/tutorial.md", "$ nc 192.168.1.20 5003"): "a session: tests/install/test_documents_run.py",
     Place("docs/tutorial.md", "$ nc 127.0.0.1 5003"): "a session: tests/install/test_documents_run.py",
     Place("docs/web.md", "listen 443 ssl;"): "settings of nginx: tests/install/test_proxies.py",

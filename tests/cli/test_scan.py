@@ -83,6 +83,29 @@ class Listing(Case):
                      "# 26.187 °C"):  # fmt: skip
             self.assertIn(words, text)
 
+    def test_common_chips_are_listed_with_their_units(self):
+        self.put("sys/bus/iio/devices/iio:device0", name="bme680", in_temp_input=21_430,
+                 in_pressure_input="987.350000000", in_humidityrelative_input="43.215",
+                 in_resistance_input=82_986)  # fmt: skip
+        self.put("sys/bus/iio/devices/iio:device1", name="bh1750", in_illuminance_raw=240,
+                 in_illuminance_scale="0.833333")  # fmt: skip
+        self.put("sys/bus/iio/devices/iio:device2", name="dht11@4", in_temp_input=21_000,
+                 in_humidityrelative_input=3_304_300)  # fmt: skip
+        self.put("sys/class/hwmon/hwmon0", name="sht3x", temp1_input=23_482, humidity1_input=51_320)
+        self.put("sys/class/hwmon/hwmon1", name="ina219", in0_input=32, in1_input=12_004, curr1_input=-320,
+                 power1_input=3_840_000)  # fmt: skip
+        lines = self.scan()
+        text = "\n".join(lines)
+        for name, shown in (
+            ("bme680_temp", "21.43 °C"), ("bme680_pressure", "98.735 kPa"), ("bme680_humidityrelative", "43.215 %"),
+            ("bme680_resistance", "82986 Ω"), ("bh1750_illuminance", "200 lx"), ("sht3x_temp1", "23.482 °C"),
+            ("sht3x_humidity1", "51.32 %"), ("ina219_in0", "0.032 V"), ("ina219_in1", "12.004 V"),
+            ("ina219_curr1", "-0.32 A"), ("ina219_power1", "3.84 W"), ("dht11_4_temp", "21 °C"),
+            ("dht11_4_humidityrelative", "cannot be read now: iio/dht11@4/humidityrelative: 3304.3 % is impossible"),
+        ):  # fmt: skip
+            self.assertRegex(text, rf"\[sensor.channels.{name}\] +# {shown}")
+        self.assertEqual(self.readings(lines)["bme680_pressure"], 98.735)
+
     def test_devices_with_the_same_name_are_named_by_their_bus_address(self):
         for number, place in ((0, "1-0076"), (1, "1-0077")):
             self.put(f"sys/devices/i2c-1/{place}/iio:device{number}", name="bme280", in_temp_input=20000 + number)

@@ -12,7 +12,8 @@ never reported again for other pulses, and never decreases. Between the readings
 seconds if there were pulses. After a crash, the pulses since the last write are lost; so are those during which the
 node does not run.
 
-Threads: `start` creates one thread, which updates and saves the state every `save` seconds, also while sampling is off.
+Threads: if there is a total, `start` creates one thread, which updates and saves the state every `save` seconds, also
+while sampling is off.
 `_lock` guards the line, the file and all counts; it is held during a write.
 
 Errors: SensorError if the line cannot be requested or the state cannot be stored. Both are tried again at each reading.
@@ -122,7 +123,7 @@ class CounterSource(SensorSource):
         self._options, self._chosen, self._root, self._ioctl, self._now_s = options, chosen, root, ioctl, now_s
         # The name of the file is that of the total, so a total continues if its line changes.
         totals = [name for name, entry in chosen.items() if entry["value"] == "total"]
-        self._name = (totals or [*chosen])[0]
+        self._name, self._has_total = (totals or [*chosen])[0], bool(totals)
         self._windows = {name: RateWindow(entry["over"]) for name, entry in chosen.items() if entry["value"] == "rate"}
         self._lock = threading.Lock()
         self._file: CounterFile | None = None
@@ -135,7 +136,8 @@ class CounterSource(SensorSource):
 
     def start(self, data: str) -> None:
         self._file = CounterFile(os.path.join(data, COUNTERS, self._name))
-        self._thread.start()
+        if self._has_total:  # without a total, there is nothing to store
+            self._thread.start()
 
     def read(self) -> Readings:
         if self._file is None:
@@ -155,10 +157,13 @@ class CounterSource(SensorSource):
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
-        with self._lock:
-            if self._file is not None and self._line is not None:
-                self._try_to_save(self._file)
-            self._release()
+        if self._lock.acquire(timeout=_STOP_S):  # a disk that does not answer must not prevent the end
+            try:
+                if self._file is not None and self._line is not None:
+                    self._try_to_save(self._file)
+                self._release()
+            finally:
+                self._lock.release()
 
     def _value(self, name: str, chosen: Mapping[str, Any], state: CounterState, now_s: float) -> Number:
         match chosen["value"]:
@@ -190,7 +195,7 @@ class CounterSource(SensorSource):
     def _update(self, file: CounterFile) -> CounterState:
         """Count the pulses until now, and return the state. Requests the line first if necessary."""
         if self._state is None:
-            self._state = self._continued(file.load())
+            self._state = self._continued(file.load() if self._has_total else None)
         if self._line is None and not self._stop.is_set():
             self._line = self._request()
         line = self._line
@@ -214,7 +219,7 @@ class CounterSource(SensorSource):
         return self._state
 
     def _save(self, state: CounterState, file: CounterFile) -> CounterState:
-        if state != self._saved:
+        if self._has_total and state != self._saved:
             file.save(state)
             self._saved = state
         return state
@@ -283,4 +288,6 @@ def read_tables(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
         if entry["value"] == "total" and any(other["value"] == "total" for other in chosen.values()):
             raise SettingsError(f'{channel_where}: value = "total" is possible for one channel per line')
         chosen[name] = entry
+    if options["start"] is not None and all(entry["value"] != "total" for entry in chosen.values()):
+        raise SettingsError(f'{where}: start is only for a table with a channel that has value = "total"')
     return options, chosen

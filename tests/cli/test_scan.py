@@ -153,6 +153,12 @@ class Listing(Case):
         self.assertEqual(len([name for name in self.readings(lines, spidev=spidev) if name.startswith("input_")]), 8)
         self.assertIn("# cannot be read: the Python module spidev is missing", "\n".join(self.scan()))
 
+    def test_machine_with_gpio_lines_has_a_remark_on_counters(self):
+        self.assertNotIn("counter", "\n".join(self.scan()))
+        self.put("dev", gpiochip0="")
+        self.assertIn('# Pulse counters on GPIO lines cannot be found by a scan: docs/sensors.md, kind = "counter"',
+                      self.scan())  # fmt: skip
+
     def test_i2c_buses_and_mcp3424_are_found(self):
         self.put("dev", **{"i2c-1": ""})
         self.put("sys/bus/i2c/devices/i2c-1", name="bcm2835 (i2c@7e804000)")

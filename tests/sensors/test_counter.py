@@ -140,6 +140,14 @@ class Rates(CounterCase):
             reading = source.read()["power"]
         self.assertEqual(reading, 0)
 
+    def test_counter_without_a_total_writes_no_file(self):
+        source = self.source({"wind": {"value": "rate"}, "lost": {"value": "missed"}})
+        for _ in range(2):
+            source.read()
+            self.gpio.pulse(3)
+        source.close()
+        self.assertEqual(os.listdir(self.data), [])
+
     def test_window_of_a_rate_stays_small(self):
         window = counter.RateWindow(60)
         for count in range(20_000):
@@ -215,6 +223,13 @@ class Durability(CounterCase):
         source.close()
         source.close()
         self.assertEqual(self.source().read(), {"rain": 3})
+
+    def test_disk_that_does_not_answer_does_not_prevent_the_end(self):
+        source = self.source()
+        source.read()
+        with source._lock, mock.patch.object(counter, "_STOP_S", 0.01):
+            source.close()
+        source.close()
 
     def test_total_that_cannot_be_stored_is_not_reported(self):
         source = self.source()
@@ -365,6 +380,7 @@ class Tables(unittest.TestCase):
             ({"line": 17, "save": 0, "channels": TOTAL}, "save takes a number from 1 to 3600"),
             ({"line": 17, "channels": {"x": {"per": 60}}}, 'channels.x: per is only for value = "rate"'),
             ({"line": 17, "channels": {"x": {}, "y": {}}}, 'channels.y: value = "total" is possible for one channel'),
+            ({"line": 17, "start": 1, "channels": {"x": {"value": "rate"}}}, "start is only for a table with"),
             ({"line": 17, "channels": {"x": {"value": "count"}}}, "value takes"),
         ):  # fmt: skip
             with self.subTest(words), self.assertRaises(SettingsError) as caught:

@@ -8,8 +8,8 @@ wrong clock of a node, and a correction of any clock, do not affect it.
 
 Which values are the current ones depends on the times of the samples:
 
-- The samples of one outbox arrive in the order in which they were taken, so each replaces the one before, with any date:
-  a node's clock may be set back. The last sample of a backlog that has arrived is the current one.
+- The samples of one outbox arrive in the order in which they were taken, so each replaces the one before, with any
+  date: a node's clock may be set back. The last sample of a backlog that has arrived is the current one.
 - Samples of other senders (without numbers, or of another outbox) may arrive in any order. The sample with the lower
   age replaces the other one, sensor by sensor. The age of a sample is the time since its own date, or since its arrival
   if its date was in the future. So a clock that is ahead never blocks later samples, and late data replaces nothing.
@@ -20,14 +20,14 @@ Which values are the current ones depends on the times of the samples:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_register import move_key
-from pigeonpost.storage.models import EpochCommit
+from pigeonpost.storage.models import EpochCommit, Reading
 from protocol import IMPORTED, Sample
 
 LAG_S = 60.0  # time after which a sender whose samples seem to be late is known to have a slow clock
@@ -60,6 +60,12 @@ class LatestSample(NamedTuple):
     def of(self, sensor: str) -> LatestSample:
         """Return the sample that contained the newest value of `sensor`."""
         return self.older.get(sensor, self)
+
+    def readings(self) -> Iterator[Reading]:
+        """Yield the newest reading of each sensor."""
+        for name, value in self.sample.values.items():
+            time_ms, clock = self.of(name).sample.time_ms, self.of(name).sample.clock
+            yield Reading(name, value, time_ms, self.units.get(name, ""), self.sample.errors.get(name, ""), clock)
 
     def taken_ms(self, offset_ms: int | None, now_ms: int, now_s: float) -> int:
         """Return when `sample` was taken, by this server's present clock, in ms since 1970 (UTC).

@@ -37,6 +37,19 @@ def wait_s(state: NodeState | None, commit_s: float = 0.0) -> float:
     return LATE_INTERVALS * ((state.every_s if state else None) or usual_s) + max(LATE_S, commit_s)
 
 
+def is_silent(state: NodeState, received_s: float | None, now_s: float, commit_s: float = 0.0) -> bool:
+    """Return True if a connected node should have sent a new sample, but has not.
+
+    Args:
+        state: State of its link.
+        received_s: Time at which new samples of it were received last, or None.
+        now_s: Current time.
+        commit_s: Interval between two commits.
+    """
+    times_s = [time_s for time_s in (received_s, state.connected_s) if time_s is not None]
+    return not times_s or now_s - max(times_s) > wait_s(state, commit_s)
+
+
 class UsualInterval:
     """Interval between the visits of a client that reports none, learned from several visits.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pigeonpost.link.samples import Gap, SampleBatch, Values
+from pigeonpost.link.samples import Gap, Number, SampleBatch, Values
 from protocol import Batch
 
 _FLOAT_MAX = sys.float_info.max
@@ -85,6 +85,26 @@ def runs(times: list[int], span_ms: int) -> list[tuple[int, int]]:
         windows = [time_ms // span_ms for time_ms in times]
         starts += [place for place in range(1, count) if windows[place] != windows[place - 1]]
     return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+class Reading(NamedTuple):
+    """The newest reading of a sensor.
+
+    Attributes:
+        sensor: Name of the sensor.
+        value: Its value; None if the reading failed.
+        time_ms: Time of its sample, in ms since 1970 (UTC).
+        unit: Unit of the value.
+        error: Reason of the failure; empty if there is a value.
+        clock: Source of `time_ms`, as in Sample.
+    """
+
+    sensor: str
+    value: Number | None
+    time_ms: int
+    unit: str
+    error: str
+    clock: str
 
 
 class EpochCommit:

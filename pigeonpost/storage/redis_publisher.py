@@ -22,16 +22,16 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import MissingLibrary, NotStored, SettingsError
 from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
-from pigeonpost.link.samples import SampleBatch
+from pigeonpost.link.samples import Gap
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.models import EpochCommit
+from pigeonpost.storage.models import EpochCommit, Reading
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class RedisPublisher:
         prefix: str,
         server: str,
         clock: Clock,
+        newest: Callable[[str], Iterable[Reading]],
         store: Store | None = None,
         nodes: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
         others: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
@@ -71,6 +72,7 @@ class RedisPublisher:
             prefix: Prefix of all keys and channels.
             server: Name of this server.
             clock: Clock of the server.
+            newest: Function that returns the newest reading of each sensor of a node.
             store: Store whose last samples are published at the start; None for no samples.
             nodes: Function that returns additional fields by node. They are added to the hashes of all its sensors.
             others: Function that returns more hashes, keyed by the part of their Redis key after `prefix`: the
@@ -100,6 +102,7 @@ class RedisPublisher:
         self._prefix = prefix
         self._run_marker = f"{prefix}@{server}", os.urandom(8).hex()
         self._clock = clock
+        self._newest = newest
         self._store = store
         self._nodes, self._others = nodes, others
         self._lock = threading.Lock()
@@ -139,17 +142,19 @@ class RedisPublisher:
     # ----------------------------------------------------------------------------- the Ingestor's writer thread
 
     def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Record the newest state of each sensor in `epoch_commits`.
+        """Record the newest state of each sensor of the nodes in `epoch_commits`.
 
         Runs in the Ingestor's writer thread, so it must not wait.
         """
-        for epoch_commit in epoch_commits:
-            states, lost = _newest(epoch_commit)
+        for node in dict.fromkeys([commit.node for commit in epoch_commits]):
+            gaps = [item for commit in epoch_commits if commit.node == node
+                    for item in commit.items if isinstance(item, Gap)]  # fmt: skip
+            lost = sum(gap.last - gap.first + 1 + gap.before for gap in gaps)
             with self._lock:
                 if lost:
-                    self._lost[epoch_commit.node] = self._lost.get(epoch_commit.node, 0) + lost
-                for key, state in states.items():
-                    self._put(key, state)
+                    self._lost[node] = self._lost.get(node, 0) + lost
+                for reading in self._newest(node):
+                    self._put(f"{node}:{reading.sensor}", _state(node, reading))
         self._changed.set()
 
     def _put(self, key: str, state: State) -> None:
@@ -159,8 +164,9 @@ class RedisPublisher:
                 self._ignored += 1
                 return
             entry = self._states[key] = {}
-        entry.update(state)
-        self._pending[key] = None
+        if not state.items() <= entry.items():
+            entry.update(state)
+            self._pending[key] = None
 
     # ----------------------------------------------------------------------------------------- this thread
 
@@ -208,9 +214,10 @@ class RedisPublisher:
                     for sensor, value in point.values.items():
                         key = f"{point.node}:{sensor}"
                         unit = node["sensors"].get(sensor, "")
+                        reading = Reading(sensor, value, point.time_ms, unit, "", point.clock)
                         with self._lock:
                             if key not in self._states:
-                                self._put(key, _state(point.node, sensor, value, point.time_ms, unit, "", point.clock))
+                                self._put(key, _state(point.node, reading))
         except (OSError, NotStored) as error:
             log.warning("the last states in the store cannot be published to Redis: %s", error)
 
@@ -268,31 +275,10 @@ class RedisPublisher:
         self.written += len(states)
 
 
-def _newest(epoch_commit: EpochCommit) -> tuple[dict[str, State], int]:
-    """Return the last state of each sensor in a commit, and the number of samples in its gaps."""
-    states: dict[str, State] = {}
-    names: tuple[str, ...] = ()
-    lost = 0
-    for item in reversed(epoch_commit.items):
-        if not isinstance(item, SampleBatch):
-            lost += item.last - item.first + 1 + item.before
-            continue
-        if item.names == names:
-            continue  # an older batch of the same sensors
-        names, sample = item.names, item[-1]
-        for sensor, value in sample.values.items():
-            if f"{epoch_commit.node}:{sensor}" not in states:
-                unit, error = epoch_commit.units.get(sensor, ""), sample.errors.get(sensor, "")
-                states[f"{epoch_commit.node}:{sensor}"] = _state(
-                    epoch_commit.node, sensor, value, sample.time_ms, unit, error, sample.clock
-                )
-    return states, lost
-
-
-def _state(node: str, sensor: str, value: float | None, time_ms: int, unit: str, error: str, clock: str) -> State:
+def _state(node: str, reading: Reading) -> State:
     return {
-        "Codifier": f"{node}:{sensor}", "Value": value, "DTimestamp": time_ms,
-        "Node": node, "Sensor": sensor, "Unit": unit, "Error": error, "Clock": clock,
+        "Codifier": f"{node}:{reading.sensor}", "Value": reading.value, "DTimestamp": reading.time_ms,
+        "Node": node, "Sensor": reading.sensor, "Unit": reading.unit, "Error": reading.error, "Clock": reading.clock,
     }  # fmt: skip
 
 

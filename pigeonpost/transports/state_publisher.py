@@ -5,13 +5,15 @@ redis_publisher is imported only if Redis is set. Errors: those of storage.redis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.errors import MissingLibrary
+from pigeonpost.server.liveness import is_silent
 from pigeonpost.transports import registry
 
 if TYPE_CHECKING:
+    from pigeonpost.storage.models import Reading
     from pigeonpost.transports.contract import ServerContext, Transport
 
 
@@ -28,9 +30,12 @@ def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) 
 
     def nodes() -> dict[str, dict[str, Any]]:
         states = [link.state for link in list(context.links)]
+        received_s, now_s, commit_s = context.ingestor.received_s, context.clock.monotonic(), context.ingestor.commit_s
         return {
             state.name: {
-                "IsActive": bool(state.connected and state.on), "ITimestamp": state.checked_ms,
+                "IsActive": bool(state.connected and state.on)
+                and not is_silent(state, received_s.get(state.name), now_s, commit_s),
+                "ITimestamp": state.checked_ms,
                 "TDuration": state.round_trip_ms,
             } for state in states
         }  # fmt: skip
@@ -39,9 +44,13 @@ def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) 
         report = transports["bus"].report() if "bus" in transports else None
         return dict((report or {}).get("codifiers", {}))
 
+    def newest(node: str) -> Iterable[Reading]:
+        latest = context.ingestor.latest.get(node)
+        return latest.readings() if latest else ()
+
     url, prefix = context.settings["redis", "url"], context.settings["redis", "prefix"]
     try:
-        publisher = RedisPublisher(url, prefix, context.name, context.clock, context.store, nodes, others)
+        publisher = RedisPublisher(url, prefix, context.name, context.clock, newest, context.store, nodes, others)
     except MissingLibrary as error:  # Redis is only a copy, so the server runs without it
         return {"redis": registry.without_library(error)}
     context.ingestor.subscribe(publisher.on_commit)

@@ -8,6 +8,7 @@ from unittest import mock
 
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.server.latest_samples import LatestSamples
 from pigeonpost.storage import redis_publisher
 from pigeonpost.storage.models import NOTHING, EpochCommit
 from pigeonpost.storage.redis_publisher import RedisPublisher
@@ -45,7 +46,17 @@ class Case(unittest.TestCase):
         self.addCleanup(self.client.close)
 
     def publisher(self, start=True, **more):
-        made = RedisPublisher(self.server.address, "pigeonpost:", "home", Clock(), **more)
+        newest, clock = LatestSamples(""), Clock()
+
+        def readings(node):
+            return newest.samples[node].readings() if node in newest.samples else ()
+
+        class Publisher(RedisPublisher):
+            def on_commit(self, epoch_commits):
+                newest.record(epoch_commits, clock.wall_ms(), clock.monotonic())
+                super().on_commit(epoch_commits)
+
+        made = Publisher(self.server.address, "pigeonpost:", "home", clock, readings, **more)
         self.addCleanup(made.stop, LIMIT_S)
         if start:
             made.start()
@@ -117,6 +128,18 @@ class StateTest(Case):
         self.wait_for("9")
         self.wait_for("K", "pigeonpost:b:temperature", "Unit")
         self.assertEqual((self.hash()["DPacketsLost"], self.hash("pigeonpost:a:light")["Value"]), ("2", "8"))
+
+    def test_late_data_does_not_replace_the_state(self):
+        publisher = self.publisher()
+        now_ms = Clock().wall_ms()
+        for seq, (age_ms, value) in enumerate(((0, 20), (3_600_000, 19), (60_000, 18), (10**11, 17), (2000, 16)), 1):
+            commits = epoch_commits(batch(seq, seq, temperature=value))
+            commits[0].outbox = ""  # a client without numbers
+            commits[0].items[0].times[:] = [now_ms - age_ms]
+            publisher.on_commit(commits)
+            self.wait_for("20")
+        self.assertEqual(publisher.report()["lacking"], 0)
+        self.assertEqual(self.hash()["DTimestamp"], str(now_ms))
 
     def test_node_that_is_switched_off_is_updated_without_a_sample(self):
         nodes = {"a": {"IsActive": True}}
@@ -209,10 +232,10 @@ class AbsenceTest(Case):
     def test_errors_about_settings_do_not_contain_the_password(self):
         for url in ("http://:hidden@x", "redis://:hidden@x:port", "hidden"):
             with self.assertRaises(SettingsError) as caught:
-                RedisPublisher(url, "", "home", Clock())
+                RedisPublisher(url, "", "home", Clock(), lambda node: ())
             self.assertNotIn("hidden", str(caught.exception))
         with mock.patch.dict(sys.modules, {"redis": None}), self.assertRaises(SettingsError) as caught:
-            RedisPublisher(self.server.address, "", "home", Clock())
+            RedisPublisher(self.server.address, "", "home", Clock(), lambda node: ())
         self.assertIn("python3-redis", str(caught.exception))
 
 

@@ -3,7 +3,7 @@
 import random
 import unittest
 
-from pigeonpost.server.liveness import LEARNED_VISITS, UsualInterval, wait_s
+from pigeonpost.server.liveness import LEARNED_VISITS, UsualInterval, is_silent, wait_s
 from pigeonpost.server.node_status import NodeState
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -42,6 +42,19 @@ class WaitTest(unittest.TestCase):
         self.assertEqual([wait_s(state, commit_s) for commit_s in (0.0, 1.0, 60.0)], [35.0, 35.0, 90.0])
         state.every_s, state.calls_in = None, True
         self.assertEqual(wait_s(state), 10_805.0)
+
+
+class SilenceTest(unittest.TestCase):
+    def test_node_is_silent_after_its_wait(self):
+        state = NodeState("address", "a")
+        state.every_s = 10.0
+        for connected_s, received_s, now_s, expected in (
+            (None, None, 5.0, True), (100.0, None, 135.0, False), (100.0, None, 136.0, True),
+            (100.0, 200.0, 230.0, False), (100.0, 200.0, 236.0, True), (300.0, 200.0, 330.0, False),
+            (None, 200.0, 230.0, False), (None, 200.0, 1e6, True),
+        ):  # fmt: skip
+            state.connected_s = connected_s
+            self.assertIs(is_silent(state, received_s, now_s), expected)
 
 
 class LearnedIntervalTest(unittest.TestCase):

@@ -28,6 +28,7 @@ from pigeonpost.cli import (
     alive,
     backup,
     bundle,
+    calibrate,
     certificate,
     doctor,
     export,
@@ -66,6 +67,7 @@ COMMANDS: Mapping[str, Command] = {
     **install.COMMANDS,
     **list_nodes.COMMANDS,
     **operators.COMMANDS,
+    **calibrate.COMMANDS,
     **file_drop.COMMANDS,
     **multicast_bus.COMMANDS,
     **convert_config.COMMANDS,
@@ -76,6 +78,7 @@ COMMANDS: Mapping[str, Command] = {
 
 SERVICE_DATA = "/var/lib/pigeonpost-server"  # as in deploy/pigeonpost-server.service
 _SECTIONS = re.compile(r"\n\s*(?:Args|Returns|Raises):\n")  # of docstrings in Google style
+_NEGATIVE_POINT = re.compile(r"-[0-9.][^=]*=").match  # a point of `calibrate` with a negative raw value
 # Flags that are accepted both before and after the command.
 _EVERYWHERE: Sequence[tuple[str, Mapping[str, Any]]] = (
     (
@@ -135,7 +138,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command given by `arguments` (by default those of the command line), and return the exit status."""
-    chosen = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # argparse takes -0.5=0 for a flag, unlike an argument that begins with a space.
+    chosen = make_parser().parse_args([f" {text}" if _NEGATIVE_POINT(text) else text for text in given])
     try:
         flags = argparse.Namespace(config=chosen.config, server_data=chosen.data)
         settings = Settings() if chosen.loads_settings else load_server(flags)

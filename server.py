@@ -53,6 +53,7 @@ from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
+from pigeonpost.server.calibrations import Calibrations
 from pigeonpost.server.damage_check import (
     DAMAGE_FAULTS,
     DamageCheck,
@@ -240,7 +241,9 @@ class Server:
         warnings = LimitWarnings(links, faults, clock)
         tokens, self._api_tokens = Tokens(data, faults), ApiTokens(data, faults, clock)
         register = NodeRegister(store, tokens.text_of)
+        self._calibrations = Calibrations(data, register.current, faults)
         ingestor = self._make_ingestor(settings, store, csv, clock, warnings, register)
+        shown = self._calibrations.install(store, ingestor)
         loop = ConnectionLoop(clock, ingestor.next_commit_s)
         maintenance = MaintenanceWorker(store, ingestor, clock, settings["store", "keep"])
         self._token_watch = TokenWatch(tokens, self._recheck_tokens)
@@ -265,7 +268,7 @@ class Server:
         for expected, address in nodes:
             collect(expected, address)
         context = ServerContext(
-            name, data, clock, settings, store, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle,
+            name, data, clock, settings, shown, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle,
             register, self._api_tokens,
         )  # fmt: skip
         transports = _make_transports(context)
@@ -284,7 +287,8 @@ class Server:
         return WebContext(
             name=context.name, data=data, clock=clock, store=context.store, csv=csv, ingestor=context.ingestor,
             links=context.links, stop=self._end, users=Users(data, faults), control=self._control,
-            api_tokens=self._api_tokens, started_ms=clock.wall_ms(), quality=_subscribe_checks(context),
+            api_tokens=self._api_tokens, started_ms=clock.wall_ms(),
+            quality=_subscribe_checks(context, self._calibrations), calibrations=self._calibrations,
             disk=DiskUsageMonitor(data, clock), faults=faults, throttle=context.throttle, transports=parts,
             names=settings["web", "names"], names_origin=names_origin(settings), proxies=settings["web", "proxies"],
             prefix=settings["web", "prefix"], rules=alert_rules(settings), admin=_make_admin(context), check=check,
@@ -408,12 +412,13 @@ def _make_admin(context: ServerContext) -> NodeAdmin:
     return admin
 
 
-def _subscribe_checks(context: ServerContext) -> QualityChecks:
+def _subscribe_checks(context: ServerContext, calibrations: Calibrations) -> QualityChecks:
     """Subscribe the quality checks, and the check for two senders with the same name, to all commits."""
     written = read_rules(context.settings.tables.get("limits", ()), context.settings.file)
     # A table with a former name of a node applies to the node, too. A table with its current name has priority.
     rules = {(context.current(node), sensor): limits for (node, sensor), limits in written.items()}
-    quality = QualityChecks(context.links, {**rules, **written})
+    quality = QualityChecks(context.links, {**rules, **written}, calibrations.of)
+    calibrations.on_change.append(quality.on_calibration)
     context.ingestor.subscribe(quality.on_commit)
     if context.names is not None:
         context.names.on_rename.append(quality.on_rename)

@@ -19,6 +19,7 @@ from pigeonpost.core.data_folder import EVENTS, LATE_RANGES
 from pigeonpost.core.errors import PigeonpostError, SettingsError
 from pigeonpost.http.credentials import may_use_any_name
 from pigeonpost.http.message import BODY_BYTES, JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
+from pigeonpost.server.calibrations import announcement
 from pigeonpost.server.event_log import EventLog
 from pigeonpost.server.recent_cache import RecentCache
 from pigeonpost.views import (
@@ -193,9 +194,9 @@ class WebInterface:
         self._snapshots = SnapshotBuilder(app, self._recent_cache.day)
         self._live = EventStream(app)
         self._charts = Charts(app.clock, app.links, os.path.join(app.data, LATE_RANGES))
-        statistics = StatisticsReader(app.store, app.clock)
-        self._chart_page = ChartPage(self._charts, statistics)
-        self._sensors = SensorPages(statistics, self._chart_page.part)
+        self._statistics = StatisticsReader(app.store, app.clock)
+        self._chart_page = ChartPage(self._charts, self._statistics)
+        self._sensors = SensorPages(self._statistics, self._chart_page.part)
         self._graphs = SavedCharts(app.data)
         self._preferences = PreferenceStore(app.data, app.faults)
         path = os.path.join(app.data, EVENTS)
@@ -307,6 +308,11 @@ class WebInterface:
             app.ingestor.subscribe(part.on_commit)
         for part in (self._recent_cache, self._charts.late, self._event_log):
             app.ingestor.names.on_rename.append(part.on_rename)
+        if app.calibrations is not None:
+            app.calibrations.on_change += [
+                self._recent_cache.forget, self._charts.forget, self._statistics.forget,
+                lambda node: self._live.on_commit(announcement(node)),
+            ]  # fmt: skip
         self._live.start()
         self._event_log.start()
         for listener in self._listeners:

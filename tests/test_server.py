@@ -166,7 +166,7 @@ class Limits(unittest.TestCase):
             current=lambda name: {"a": "b"}.get(name, name),
             settings=SimpleNamespace(tables=tables, file="server.toml"),
         )  # fmt: skip
-        quality = server._subscribe_checks(context)
+        quality = server._subscribe_checks(context, SimpleNamespace(of=lambda node: {}, on_change=[]))
         self.assertEqual([quality.of("b", sensor, 0).limits["high"] for sensor in ("one", "two")], [40, 50])
 
 

@@ -533,7 +533,7 @@ class Nodes(WebCase):
         self.assertLess(today["low_time"], found["time"])
         self.assertEqual(node["sensors"][0], {
             "name": "temperature", "label": "", "unit": "°C", "simulated": False, "value": 22.25, "fault": "",
-            "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {}, "stale": False,
+            "trend": None, "verdicts": [], "verdict_counts": {}, "limits": {}, "stale": False, "calibration": None,
             "time": node["last_sample"]["time"],
         })  # fmt: skip
 
@@ -1171,8 +1171,8 @@ class Addresses(WebCase):
     def test_every_route_is_requested_by_a_test(self):
         """The test is in this file or in the file of the page."""
         ours = ""
-        pages = ("chart_page", "front", "help_page", "openapi", "operators", "preferences", "saved_charts", "sensor",
-                 "table_pages")  # fmt: skip
+        pages = ("calibration", "chart_page", "front", "help_page", "openapi", "operators", "preferences",
+                 "saved_charts", "sensor", "table_pages")  # fmt: skip
         views = (f"views/test_{name}.py" for name in pages)
         for name in ("test_webui.py", *views):
             with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:

@@ -40,7 +40,9 @@ from pigeonpost.core.errors import PigeonpostError, SettingsError, StoreDamaged
 from pigeonpost.core.files import replacement_of
 from pigeonpost.core.format import counted, stamp, zone_minutes
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.server.calibrations import Calibrations
 from pigeonpost.server.node_register import NodeRegister
+from pigeonpost.storage.calibrated_store import calibrated
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.excel import MOST_ROWS, for_excel
 from pigeonpost.storage.csv.format import HEADER, cell, local_times, utc_times
@@ -104,6 +106,8 @@ def _export(context: Context) -> int:
     with contextlib.closing(open_read_only(context)) as store:
         store.on_damage = damages.append
         names = NodeRegister(store, Tokens(context.data).text_of)
+        if not chosen.raw:
+            store = calibrated(store, Calibrations(context.data, names.current).of)
         nodes = _chosen_nodes(_nodes(store), chosen.node, names.current)
         sensors = _chosen_sensors(store, nodes, chosen.sensor)
         bar = Bar(os.path.basename(out or ""))
@@ -343,6 +347,8 @@ COMMANDS: Mapping[str, Command] = {
                        "help": "times in UTC in every format, for programs: 2026-11-20T15:36:10.123Z (default: local"
                        " time with its offset from UTC)"}),
             ("--labels", {"action": "store_true", "help": "for csv: add a column with the label of the sensor"}),
+            ("--raw", {"action": "store_true", "help": "values as the nodes have sent them, without the calibrations of"
+                       " this server; import needs these"}),
             ("--decimal", {"choices": ["point", "comma"], "default": "point",
                            "help": "for excel: decimal separator (default: point); with comma, columns are separated by"
                            " semicolons"}),

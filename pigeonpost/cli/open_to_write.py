@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from csvbuffer import CsvLog
 from pigeonpost.cli.contract import Context, Failed
 from pigeonpost.core.clock import Clock
+from pigeonpost.core.faults import Faults
+from pigeonpost.server.calibrations import Calibrations
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.registry import open_store
@@ -31,6 +33,7 @@ def open_to_write(context: Context) -> Iterator[tuple[Store, Ingestor]]:
             raise Failed(store.damage)
         csv = CsvLog(context.data, store, clock)
         ingestor = Ingestor(store, csv, clock, commit_s=0.05)
+        ingestor.names.on_rename.append(Calibrations(context.data, ingestor.names.current, Faults()).on_rename)
         csv.start()
         ingestor.start()
         try:

@@ -24,6 +24,7 @@ API_TOKEN_USES = "api_token_uses.json"  # time of the last use of each API token
 COMMANDS = "orders.json"  # pending ON and OFF commands for nodes that connect to the server
 SAVED_CHARTS = "graphs.json"
 PREFERENCES = "preferences.json"  # units and order of charts of each user
+CALIBRATIONS = "calibrations.json"  # calibrations of sensors; the database contains raw values only
 PI_IDS = "pi_ids.json"  # ids of Pis that send files
 PIMONITOR = "pimonitor.json"  # names of sensors of the legacy system PiMonitor
 EVENTS = "events.jsonl"  # the last events of the nodes and of the server

@@ -30,6 +30,7 @@ from urllib.parse import quote
 
 from pigeonpost.core.data_folder import (
     API_TOKENS,
+    CALIBRATIONS,
     DATABASE,
     EVENTS,
     FILES,
@@ -53,7 +54,7 @@ from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
 # Small files that a backup contains.
-KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS, EVENTS, LATE_RANGES)
+KEPT = (TOKENS, USERS, API_TOKENS, SAVED_CHARTS, PREFERENCES, PI_IDS, CALIBRATIONS, EVENTS, LATE_RANGES)
 _INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
 _MEMBER = re.compile(
     rf"(?:{LOGS}|{FILES})/[^.{_INVALID}][^{_INVALID}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}"

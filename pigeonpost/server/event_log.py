@@ -38,8 +38,8 @@ class Event(NamedTuple):
     Attributes:
         time_ms: Time of the event, in ms since 1970 (UTC).
         node: Name of the node; empty for this server.
-        kind: "reached", "lost", "on", "off", "started", "fault" or "mended"; "retired", "renamed" or "relabelled" for
-            an action of an operator; "gap" for a recorded gap.
+        kind: "reached", "lost", "on", "off", "started", "fault" or "mended"; "retired", "renamed", "relabelled" or
+            "calibrated" for an action of an operator; "gap" for a recorded gap.
         words: Description for people.
     """
 

@@ -46,6 +46,7 @@ _MOST_WARNED = 1000  # maximum number of log lines about limits: one per node an
 
 
 Subscriber = Callable[[Sequence[EpochCommit]], Any]
+Calibrated = Callable[[Sequence[EpochCommit]], Sequence[EpochCommit]]
 
 
 class _Task:
@@ -72,6 +73,8 @@ class Ingestor:
         repeated: Number of samples in this run that were stored already.
         commits: Number of commits in this run.
         clock: Clock of the server.
+        newest: The component that finds the newest values.
+        calibrated: Function that converts the raw values of a commit for the subscribers: Calibrations.commits.
     """
 
     def __init__(
@@ -101,8 +104,8 @@ class Ingestor:
         """
         self.identity = store.identity
         self.names = names or NodeRegister(store)
-        self._newest = LatestSamples(store.identity, _last_times(store))
-        self.latest, self.received_s = self._newest.samples, self._newest.received_s
+        self.newest = LatestSamples(store.identity, _last_times(store))
+        self.latest, self.received_s = self.newest.samples, self.newest.received_s
         self.fault = ""
         self.stored = self.repeated = self.commits = 0
         self._store = store
@@ -117,6 +120,7 @@ class Ingestor:
         self._warn = warn
         self._warned: set[tuple[str, str]] = set()  # (node, kind of limit) that are logged already
         self._subscribers: list[Subscriber] = []
+        self.calibrated: Calibrated = list
         self._changed = threading.Condition()
         self._batches: list[Batch] = []
         self._waiting = 0  # weight of the queued batches: a sample with many values counts as several samples
@@ -297,7 +301,7 @@ class Ingestor:
         """
         for node, new in self.names.take_renames():
             self._limits.undo((node, new))
-            self._newest.rename(node, new)
+            self.newest.rename(node, new)
             for hook in self.names.on_rename:
                 hook(node, new)
 
@@ -389,10 +393,11 @@ class Ingestor:
         for epoch_commit in epoch_commits:
             self.stored += epoch_commit.count
             self._csv.add(epoch_commit, noted_ms)
-        self._newest.record(epoch_commits, noted_ms, self.clock.monotonic())
+        self.newest.record(epoch_commits, noted_ms, self.clock.monotonic())
         self._csv.flush(filed)
+        shown = self.calibrated(epoch_commits)
         for subscriber in self._subscribers:
-            subscriber(epoch_commits)
+            subscriber(shown)
 
     def _run(self) -> None:
         try:

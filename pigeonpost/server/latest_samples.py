@@ -20,7 +20,7 @@ Which values are the current ones depends on the times of the samples:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -142,6 +142,7 @@ class LatestSamples:
     Attributes:
         samples: Newest values by node.
         received_s: Time at which new samples of a node were committed last, by the monotonic clock in s.
+        calibrated: Function of (node, raw values) that returns the values for `samples`: Calibrations.latest.
     """
 
     def __init__(self, unnumbered: str, stored_ms: Mapping[str, int | None] = MappingProxyType({})) -> None:
@@ -157,6 +158,7 @@ class LatestSamples:
         self._stored_ms = {node: time_ms for node, time_ms in stored_ms.items() if time_ms is not None}
         self._parts: dict[str, list[_Part]] = {}
         self._lags: dict[str, _Lag] = {}
+        self.calibrated: Callable[[str, LatestSample], LatestSample] = lambda node, raw: raw
 
     def record(self, epoch_commits: Sequence[EpochCommit], now_ms: int, now_s: float) -> None:
         """Record the samples in `epoch_commits`, which were committed at `now_ms` (ms since 1970) and `now_s`."""
@@ -199,7 +201,12 @@ class LatestSamples:
         names = kept.latest.sample.values
         rest = (part.without(names) for part in parts if part not in newer)
         self._parts[node] = [*newer, kept, *(part for part in rest if part is not None)][:_MOST_PARTS]
-        self.samples[node] = _merged([part.latest for part in self._parts[node]])
+        self.show_again(node)
+
+    def show_again(self, node: str) -> None:
+        """Convert the newest values of `node` again, because they or its calibrations have changed."""
+        if node in self._parts:
+            self.samples[node] = _merged([self.calibrated(node, part.latest) for part in self._parts[node]])
 
     def _is_clock_behind(self, node: str, new: _Part, now_s: float) -> bool:
         """Return True if the sender of a sample that seems to be late has a clock that was set back."""

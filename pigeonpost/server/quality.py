@@ -22,6 +22,9 @@ The checks, named by their quality flags:
     rail     it is at or beyond one end of the sensor's scale
     stale    there was no value for three intervals (`every`, or the node's own interval) plus five seconds
 
+Values are checked after calibration. Limits in server.toml are for calibrated values, those of a node for raw values,
+so the latter are converted.
+
 Sensors without limits are not checked. Each sample is checked once, in the order of the commits.
 """
 
@@ -30,7 +33,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress, islice, repeat
 from operator import ne, sub
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +47,7 @@ from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES,
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeLink, NodeState
+    from pigeonpost.storage.calibration import Timelines
 
 KINDS = ("range", "jump", "stuck", "rail", "stale")
 LATE_INTERVALS, LATE_S = 3, 5.0  # number of intervals, plus seconds, after which a value is late
@@ -144,14 +148,21 @@ def _is_finite(value: Any) -> bool:
 class QualityChecks:
     """Quality flags of all sensors that have limits, and their counts in this run."""
 
-    def __init__(self, links: Sequence[NodeLink], rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        links: Sequence[NodeLink],
+        rules: Rules | None = None,
+        timelines_of: Callable[[str], Timelines] = lambda node: {},
+    ) -> None:
         """Initialise the checks.
 
         Args:
             links: Links to the nodes. The sequence may grow.
-            rules: Limits in the settings.
+            rules: Limits in the settings, for calibrated values.
+            timelines_of: Function that returns the calibrated sensors of a node, whose own limits are for raw values.
         """
         self._links = links
+        self._timelines_of = timelines_of
         self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
         for (node, sensor), limits in (rules or {}).items():
             self._rules.setdefault(node, {})[sensor] = limits
@@ -174,6 +185,14 @@ class QualityChecks:
         with self._lock:
             move_key(self._rules, node, new)
             move_key(self._nodes, node, new)
+
+    def on_calibration(self, node: str) -> None:
+        """Convert the limits of `node` again, and compare its next values only with each other."""
+        with self._lock:
+            if node in self._nodes:
+                self._nodes[node].reported = None
+                for track in self._nodes[node].tracks.values():
+                    track.value, track.findings = None, []
 
     def of(self, node: str, sensor: str, now_ms: int, is_expected: bool = True) -> JudgedValue | None:
         """Return the result of the checks of a sensor; None if the sensor has no limits.
@@ -206,7 +225,7 @@ class QualityChecks:
                 node = self._nodes[name] = _Node(self._rules.get(name, {}))
             node.state = state
         if node.state is not None and node.reported is not node.state.sensors:
-            node.update_limits(node.state.sensors)
+            node.update_limits(node.state.sensors, self._timelines_of(name))
         return node
 
     def _remove_renamed(self) -> None:
@@ -226,9 +245,11 @@ class _Node:
         self.tracks = {sensor: _Track(limits) for sensor, limits in rules.items()}
         self._rules = rules
 
-    def update_limits(self, sensors: Sequence[Mapping[str, Any]]) -> None:
+    def update_limits(self, sensors: Sequence[Mapping[str, Any]], timelines: Timelines) -> None:
         """Replace the limits by those that the node reports now, and keep the counts."""
         limits = {sensor["name"]: _reported_limits(sensor.get("limits")) for sensor in sensors}
+        for sensor in timelines.keys() & limits.keys():
+            limits[sensor] = timelines[sensor].latest.limits(limits[sensor])
         for sensor, rule in self._rules.items():  # these take precedence over the node's limits
             limits[sensor] = {**limits.get(sensor, {}), **rule}
         before, self.tracks, self.reported = self.tracks, {}, sensors

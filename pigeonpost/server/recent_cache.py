@@ -115,6 +115,10 @@ class RecentCache:
 
     def on_rename(self, node: str, new: str) -> None:
         """Remove `node`, which is now named `new`. Its data is then read again."""
+        self.forget(node)
+
+    def forget(self, node: str) -> None:
+        """Remove `node`, for example because its calibrations have changed. Its data is then read again."""
         with self._touched_lock:
             self._touched.pop(node, None)
         with self._lock:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.clock import FIRST_MS, rfc3339
 from pigeonpost.core.format import zone_name
 from pigeonpost.http.message import HTTPError, Response
+from pigeonpost.server.calibrations import as_json
+from pigeonpost.storage.calibrated_store import raw_store
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.gaps_and_events import recent_losses
 from pigeonpost.views.html import json_answer, text_page
@@ -20,6 +22,7 @@ from pigeonpost.views.statistics import closed_left, closed_right
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
+    from pigeonpost.storage.contract import Store
     from pigeonpost.storage.models import Bucket, StoredSample
 
 MOST_SAMPLES, USUAL_SAMPLES = 10_000, 1000
@@ -91,6 +94,7 @@ def _sensor(sensor: SensorView) -> dict[str, Any]:
             "low": sensor.low, "high": sensor.high, "low_time": _time(sensor.low_ms),
             "high_time": _time(sensor.high_ms),
         }, "trend": sensor.trend,
+        "calibration": as_json(sensor.calibration) if sensor.calibration is not None else None,
     }  # fmt: skip
 
 
@@ -102,7 +106,7 @@ def _time(time_ms: int | None) -> str | None:
 
 
 def samples(context: RequestContext) -> Response:
-    """Return stored samples: `GET /api/v1/samples?node=&sensor=&from=&to=&limit=&step=&format=json|csv`.
+    """Return stored samples: `GET /api/v1/samples?node=&sensor=&from=&to=&limit=&step=&raw=1&format=json|csv`.
 
     Without `step`, the response contains the last `limit` samples of the range, oldest first. With a duration as `step`
     (`10m`, `1h`), it contains count, minimum, maximum and mean for each step that has values.
@@ -113,19 +117,19 @@ def samples(context: RequestContext) -> Response:
     Raises:
         HTTPError: 400 for an invalid query, 404 if nothing is stored for the node.
     """
-    query, app = context.request.query, context.app
+    query, store = context.request.query, _store(context)
     node, sensor = _named(context)
     from_ms = moment(query["from"]) if "from" in query else None
     to_ms = moment(query["to"]) if "to" in query else _FAR_MS
     form = _form(query)
-    known = [about["name"] for about in app.store.nodes()]
+    known = [about["name"] for about in store.nodes()]
     if node and node not in known:
         raise HTTPError(404, "No samples of a node with that name are stored.", "unknown-node")
     if "step" in query:
         return _downsampled(context, node, sensor, from_ms, to_ms, form)
     limit, names = _limit(query), [node] if node else known
     start_ms = FIRST_MS if from_ms is None else from_ms
-    found = [point for name in names for point in app.store.points(name, start_ms, to_ms, limit)]
+    found = [point for name in names for point in store.points(name, start_ms, to_ms, limit)]
     found.sort(key=lambda point: point.time_ms)
     points = [_only(sensor, point) for point in found[-limit:] if not sensor or sensor in point.values]
     if form == "csv":
@@ -146,7 +150,7 @@ def _downsampled(
     count = -(-(to_ms - from_ms) // step_ms)
     if not 0 < count <= MOST_COLUMNS:
         raise HTTPError(400, f"The range from `from` to `to` must have 1 to {MOST_COLUMNS} steps.", "step")
-    columns = context.app.store.downsample(node, sensor, from_ms, from_ms + count * step_ms, count)
+    columns = _store(context).downsample(node, sensor, from_ms, from_ms + count * step_ms, count)
     rows = [(rfc3339(from_ms + column.place * step_ms), column) for column in columns]
     if form == "csv":
         return _csv("time,count,low,high,mean", (_column_cells(*row) for row in rows))
@@ -160,7 +164,7 @@ def _downsampled(
 def statistics(context: RequestContext) -> Response:
     """Return the statistics of past windows, each identified by its end.
 
-    `GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&format=json|csv`. The response
+    `GET /api/v1/statistics?node=&sensor=&span=10m|1h&from=&to=&closed=left|right&raw=1&format=json|csv`. The response
     contains the windows that end in (from, to], at most 10,000. By default `to` is the current time, and `from` is 1000
     windows earlier. With `closed=left`, the default, a window is [start, end). With `closed=right` it is (start, end]
     and is calculated from the samples. Where these are deleted, the stored window is returned, with its own `closed`.
@@ -171,7 +175,7 @@ def statistics(context: RequestContext) -> Response:
     Raises:
         HTTPError: 400 for an invalid query.
     """
-    query, store = context.request.query, context.app.store
+    query, store = context.request.query, _store(context)
     node, sensor = _named(context)
     window_ms, closed = _WINDOWS_MS.get(query.get("span", "1h"), 0), query.get("closed", "left")
     if not node or not sensor:
@@ -212,6 +216,14 @@ def _named(context: RequestContext) -> tuple[str, str]:
     query = context.request.query
     node = name_in(query, "node", NODE_NAME)
     return context.app.ingestor.names.current(node), name_in(query, "sensor", SENSOR_NAME)
+
+
+def _store(context: RequestContext) -> Store:
+    """Return the store with calibrated values, or with `raw=1` that with the raw values. Raises HTTPError 400."""
+    is_raw = context.request.query.get("raw", "0")
+    if is_raw not in ("0", "1"):
+        raise HTTPError(400, "`raw` must be 0 or 1.", "raw")
+    return raw_store(context.app.store) if is_raw == "1" else context.app.store
 
 
 def _form(query: Mapping[str, str]) -> str:

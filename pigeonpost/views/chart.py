@@ -145,6 +145,11 @@ class Charts:
         measured = self._once(context, "series", chart, frame, lambda: self._read(context, chart, frame))
         return [_in_units(one, units) for one in measured]
 
+    def forget(self, node: str) -> None:
+        """Remove all cached charts: the calibrations of `node` have changed."""
+        with self._lock:
+            self._kept.clear()
+
     def _made(
         self,
         context: RequestContext,

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from pigeonpost.auth.users import Users
     from pigeonpost.core.clock import Clock
     from pigeonpost.core.faults import Faults
+    from pigeonpost.server.calibrations import Calibrations
     from pigeonpost.server.damage_check import DamageCheck
     from pigeonpost.server.disk_usage import DiskUsageMonitor
     from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_admin import NodeAdmin
     from pigeonpost.server.node_status import NodeLink
     from pigeonpost.server.quality import QualityChecks
+    from pigeonpost.storage.calibration import Timelines
     from pigeonpost.storage.contract import Store
     from pigeonpost.transports.contract import Transport
 
@@ -59,6 +61,7 @@ class WebContext(NamedTuple):
         quality: Quality checks, or None.
         check: Check of the stored data for damage, or None.
         rules: Alert rules in the settings.
+        calibrations: Calibrations of the sensors, which `store` and `ingestor` apply; None if there are none.
         admin: Component that renames, retires and relabels nodes; None if this is not allowed.
     """
 
@@ -86,6 +89,11 @@ class WebContext(NamedTuple):
     check: DamageCheck | None = None
     rules: Sequence[Rule] = ()
     admin: NodeAdmin | None = None
+    calibrations: Calibrations | None = None
+
+    def timelines(self, node: str) -> Timelines:
+        """Return the calibrated sensors of `node`."""
+        return self.calibrations.of(node) if self.calibrations is not None else {}
 
 
 class RequestContext(NamedTuple):

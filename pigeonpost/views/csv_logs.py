@@ -22,25 +22,28 @@ from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, text_page
 from pigeonpost.views.table_page import TablePage, render_table
 
+_RAW = ", without calibration"  # if sensors are calibrated: a log contains the values as the nodes have sent them
+
 
 def log_check(context: RequestContext) -> Response:
     """Return the last ten samples of this run for `context`, newest first: `/log`."""
     shown = context.app.csv.last()[::-1]
     path, length = context.app.csv.whole()
     name = os.path.basename(path)
+    raw = _RAW if context.app.calibrations else ""
     if not context.request.wants_html:
-        about = f"{name}, {size(length)}; its last {counted(len(shown), 'sample')}, newest first:"
+        about = f"{name}, {size(length)}; its last {counted(len(shown), 'sample')}, newest first{raw}:"
         return text_page("\n".join([about, "",
                                     *(_line(one, context) for one in shown)]) + "\n", context=context)  # fmt: skip
     rows = join_html(
         Html("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n").format(*_cells(one, context)) for one in shown
     )
     body = Html(
-        '<h1>Log Check</h1>\n<div data-piece="log"><p>The last {count} of this run, newest first. The complete log'
+        '<h1>Log Check</h1>\n<div data-piece="log"><p>The last {count} of this run, newest first{raw}. The complete log'
         ' is <a href="/log.csv">{name}</a>, {size} (<a href="/log.csv?for=excel">CSV for Excel</a>).</p>\n'
         '<table class="log"><thead><tr><th>time</th><th>node</th><th>values</th></tr></thead><tbody>\n{rows}</tbody>'
         "</table></div>"
-    ).format(count=counted(len(shown), "sample"), name=name, size=size(length), rows=rows)
+    ).format(count=counted(len(shown), "sample"), raw=raw, name=name, size=size(length), rows=rows)
     if not shown:
         body = Html('<h1>Log Check</h1>\n<div data-piece="log"><p>No sample has arrived in this run yet.</p></div>')
     return html_page("Log Check", body, context, live=True)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pigeonpost.server.latest_samples import LatestSample
     from pigeonpost.server.node_status import NodeState
     from pigeonpost.server.quality import QualityFlag
+    from pigeonpost.storage.calibration import Calibration
     from pigeonpost.storage.models import Bucket
     from protocol import Sample
 
@@ -51,6 +52,7 @@ class SensorView(NamedTuple):
             works or the time is unknown.
         taken_ms: `time_ms` by this server's clock.
         now_ms: Time of the snapshot.
+        calibration: Calibration that is valid now; None if the values are raw.
         resting: Reason why no new value is expected, in one or two words; empty if one is expected.
     """
 
@@ -80,6 +82,7 @@ class SensorView(NamedTuple):
     taken_ms: int | None = None
     now_ms: int = 0
     resting: str = ""
+    calibration: Calibration | None = None
 
     @property
     def title(self) -> str:

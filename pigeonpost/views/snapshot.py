@@ -22,6 +22,7 @@ from pigeonpost.core.format import number, with_unit
 from pigeonpost.server.latest_samples import LatestSample
 from pigeonpost.server.liveness import wait_s
 from pigeonpost.server.recent_cache import RecentColumns
+from pigeonpost.storage.calibration import calibrated_units
 from pigeonpost.views.context import WebContext
 from pigeonpost.views.failures import FailureTracker
 from pigeonpost.views.lazy import LazyItems, LazyWhole
@@ -87,7 +88,7 @@ class SnapshotBuilder:
 
     def invalidate(self) -> None:
         """Discard the snapshot, so that the next one shows a change."""
-        self._stored_s, self._known = _NEVER, {}
+        self._stored_s, self._known, self._last = _NEVER, {}, {}
         self._discard()
 
     def _discard(self) -> None:
@@ -168,6 +169,7 @@ class SnapshotBuilder:
         found = [SensorFault(now.name, self._title(now.name, sensor), fault) for sensor, fault in failing(now)]
         has_limits = False
         units = {sensor["name"]: str(sensor.get("unit", "")) for sensor in state.sensors}
+        units = calibrated_units(units, self._app.timelines(now.name))
         for name, value in now.sample.values.items() if now.sample else ():
             judged = self._judged(now, name, now_ms)
             has_limits = has_limits or judged is not None
@@ -268,9 +270,13 @@ class SnapshotBuilder:
         return list(self._completed(sensor_views(now, units, _no_day(now_ms), kept, now_ms), now, now_ms))
 
     def _completed(self, sensors: Iterable[SensorView], now: NodeNow, now_ms: int) -> Iterator[SensorView]:
-        """Yield the sensors with labels and quality flags."""
+        """Yield the sensors with labels, calibrations and quality flags."""
+        timelines = self._app.timelines(now.name)
         for sensor in sensors:
             labelled = sensor._replace(label=self._app.ingestor.names.label(now.name, sensor.name))
+            if sensor.name in timelines:
+                timeline = timelines[sensor.name]
+                labelled = labelled._replace(unit=timeline.unit or sensor.unit, calibration=timeline.at(now_ms))
             yield self._flagged(labelled, now, now_ms)
 
     def _flagged(self, sensor: SensorView, now: NodeNow, now_ms: int) -> SensorView:

@@ -115,6 +115,11 @@ class StatisticsReader:
         finally:
             self._working.release()
 
+    def forget(self, node: str) -> None:
+        """Remove the cached statistics of all nodes: the calibrations of `node` have changed."""
+        with self._lock:
+            self._kept.clear()
+
     def _fresh(self, key: object) -> tuple[float, Statistics | None] | None:
         now_s = self._clock.monotonic()
         with self._lock:

@@ -33,6 +33,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
 from pigeonpost.core.faults import Faults
 from pigeonpost.link.samples import batches_of
+from pigeonpost.server.calibrations import Calibrations
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.node_status import NodeState
@@ -104,7 +105,7 @@ class WebHouse:
         plain: Addresses without TLS.
 
     Attributes:
-        app, web, ingestor, store, csv, users: Parts of the server.
+        app, web, ingestor, store, csv, users, calibrations: Parts of the server. The values in `store` are raw.
         folder: The data folder.
         address: Address of the web interface: (host, port).
         stopped: Reasons with which a page has requested the end of the server.
@@ -148,14 +149,17 @@ class WebHouse:
         self.unnumbered_sources = UnnumberedSources(
             self.ingestor, self.links, clock, self.tokens, self.faults, self.throttle
         )
-        quality = QualityChecks(self.links)
+        self.calibrations = Calibrations(self.folder, self.ingestor.names.current, self.faults)
+        shown = self.calibrations.install(self.store, self.ingestor)
+        quality = QualityChecks(self.links, timelines_of=self.calibrations.of)
+        self.calibrations.on_change.append(quality.on_calibration)
         self.ingestor.subscribe(quality.on_commit)
         self.app = WebContext(
-            name="house", data=self.folder, clock=clock, store=self.store, csv=self.csv, ingestor=self.ingestor,
+            name="house", data=self.folder, clock=clock, store=shown, csv=self.csv, ingestor=self.ingestor,
             links=self.links, users=self.users, api_tokens=self.api_tokens, control=CONTROL_KEY,
             started_ms=clock.wall_ms(), names=names, proxies=proxies, prefix=prefix,
             stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
-            faults=self.faults, throttle=self.throttle,
+            faults=self.faults, throttle=self.throttle, calibrations=self.calibrations,
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._context(settings)) for make in transports]

@@ -356,7 +356,7 @@ class Printed(unittest.TestCase):
 
 
 class MoveData(unittest.TestCase):
-    NODE = ("outbox.ring", "link.pem", "pi_id")
+    NODE = ("outbox.ring", "link.pem", "pi_id", "counters/rain")
     SERVER = ("pigeonpost.sqlite3", "pigeonpost.sqlite3-wal", "tokens.json", "pi_ids.json", "logs/a.csv", "files/a/b")
 
     def setUp(self):

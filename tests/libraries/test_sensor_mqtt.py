@@ -69,6 +69,23 @@ class DeviceTest(Case):
         self.publish(broker, "zwave/attic/49/0/Air_temperature", b"-3.25")
         self.wait_for(source, {"kitchen": 21.43, "humidity": 48.2, "cellar": 9.5, "attic": -3.25})
 
+    def test_values_in_several_messages_between_two_readings_are_read(self):
+        broker = self.broker().start()
+        source = self.source(broker.port, {
+            "temperature": {"topic": "t", "path": "temperature"}, "humidity": {"topic": "t", "path": "humidity"},
+            "battery": {"topic": "t", "path": "battery"},
+        })  # fmt: skip
+        self.wait_for_words(source, "^stale: no message on t yet$", "humidity")
+        for payload in (
+            b'{"battery":97,"temperature":28.2,"humidity":null}', b"online", b'{"humidity":32.08,"temperature":null}',
+            b'{"battery":nan,"humidity":33,}', b'{"linkquality":105}',
+        ):  # fmt: skip
+            self.publish(broker, "t", payload)
+        wait_until(lambda: source._received["t"].payload == b'{"linkquality":105}', "the last message")
+        readings = source.read()
+        self.assertEqual((readings["temperature"], readings["humidity"]), (28.2, 33))
+        self.assertEqual(str(readings["battery"]), "t: not a number at 'battery': \"nan\"")
+
     def test_retained_value_is_in_the_first_sample(self):
         broker = self.broker().start()
         self.publish(broker, "x", b"5", retain=True)

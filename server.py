@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from csvbuffer import CsvLog
-from pigeonpost.alerts.registry import alert_rules, make_notifier
+from pigeonpost.alerts.registry import alert_rules, make_alerts
 from pigeonpost.auth.api_tokens import ApiTokens
 from pigeonpost.auth.throttle import LoginThrottle
 from pigeonpost.auth.token_watch import TokenWatch
@@ -88,6 +88,7 @@ from pigeonpost.web.socket_activation import passed_addresses
 from webui import WebInterface
 
 if TYPE_CHECKING:
+    from pigeonpost.alerts.contract import AlertEngine
     from pigeonpost.storage.contract import Store
     from pigeonpost.web.tls import Tls
 
@@ -272,23 +273,31 @@ class Server:
             register, self._api_tokens,
         )  # fmt: skip
         transports = _make_transports(context)
-        parts = {**transports, **_make_others(context, transports)}
-        self.app = self._web_context(context, csv, check, parts)
+        quality = _subscribe_checks(context, self._calibrations)
+        alerts = make_alerts(context, csv, quality)
+        parts = {**transports, **_make_others(context, transports), **alerts.components}
+        self.app = self._web_context(context, csv, check, parts, quality, alerts.engine)
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
         self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
         self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, check, parts))
 
     def _web_context(
-        self, context: ServerContext, csv: CsvLog, check: DamageCheck, parts: Mapping[str, Any]
+        self,
+        context: ServerContext,
+        csv: CsvLog,
+        check: DamageCheck,
+        parts: Mapping[str, Any],
+        quality: QualityChecks,
+        alerts: AlertEngine | None,
     ) -> WebContext:
         """Return the context of the web pages."""
         data, settings, clock, faults = context.data, context.settings, context.clock, context.faults
         return WebContext(
             name=context.name, data=data, clock=clock, store=context.store, csv=csv, ingestor=context.ingestor,
             links=context.links, stop=self._end, users=Users(data, faults), control=self._control,
-            api_tokens=self._api_tokens, started_ms=clock.wall_ms(),
-            quality=_subscribe_checks(context, self._calibrations), calibrations=self._calibrations,
+            api_tokens=self._api_tokens, started_ms=clock.wall_ms(), quality=quality, alerts=alerts,
+            calibrations=self._calibrations,
             disk=DiskUsageMonitor(data, clock), faults=faults, throttle=context.throttle, transports=parts,
             names=settings["web", "names"], names_origin=names_origin(settings), proxies=settings["web", "proxies"],
             prefix=settings["web", "prefix"], rules=alert_rules(settings), admin=_make_admin(context), check=check,
@@ -400,9 +409,9 @@ def _make_transports(context: ServerContext) -> dict[str, Transport]:
 
 
 def _make_others(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
-    """Return the other optional components that are enabled, by name: publisher, notifier and backups."""
+    """Return the other optional components that are enabled, by name: publisher and backups."""
     backups = make_scheduled_backup(context.settings, context.data, context.name, context.faults, context.clock)
-    return {**make_publisher(context, transports), **make_notifier(context), **backups}
+    return {**make_publisher(context, transports), **backups}
 
 
 def _make_admin(context: ServerContext) -> NodeAdmin:

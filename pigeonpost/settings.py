@@ -133,6 +133,20 @@ def _sync(value: Any) -> float:
         raise ValueError('takes "each", or a number of seconds up to 3600') from None
 
 
+def quiet_hours(value: Any) -> str:
+    """Return the quiet hours in `value`, such as `22:00-07:00`, or an empty text for none.
+
+    Raises:
+        ValueError: `value` has another form.
+    """
+    if value != "" and not (isinstance(value, str) and _QUIET(value) and value[:5] != value[6:]):
+        raise ValueError('takes two different times of day such as "22:00-07:00", or "" for no quiet hours')
+    return str(value)
+
+
+_QUIET = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]-(?:[01][0-9]|2[0-3]):[0-5][0-9]").fullmatch
+
+
 def report_day(value: Any) -> str:
     """Return the day of a report in `value`: the name of a weekday in lower case, or a number from 1 to 31, as text.
 
@@ -304,6 +318,12 @@ SERVER = (
             "time of day of the backup, in local time; a missed backup is made later"),
     Setting("backup", "keep", number(1, 1000, whole=True), 7,
             "number of backups that are kept; older ones are deleted"),
+    Setting("alerts", "silent", number(0, 8_640_000), 600.0,
+            "shortest time without samples, in seconds, after which a node is reported without an [[alert]]; 0: off"),
+    Setting("alerts", "quiet", quiet_hours, "",
+            "quiet hours in local time, such as 22:00-07:00, in which alerts are held unless they are critical"),
+    Setting("alerts", "url", matching(lambda url: not url or _URL(url), "a URL that begins with https:// or http://"),
+            "", "address of this server's page, for the links in alerts"),
     Setting("report", "every", number(0, 8784), 0.0, "hours between two reports with statistics; 0: none"),
     Setting("report", "at", matching(lambda at: not at or TIME_OF_DAY(at), 'a time of day such as "07:00"'), "",
             "time of day of the report, in local time; a missed report is sent once, later (empty: 07:00 if `period`"

@@ -8,28 +8,47 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Settings
-from pigeonpost.core.data_folder import ALERTS
+from pigeonpost.core.data_folder import ALERT_RULES, ALERTS
 from pigeonpost.core.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from csvbuffer import CsvLog
     from pigeonpost.alerts.alert_store import AlertStore
-    from pigeonpost.alerts.contract import AlertChannel
+    from pigeonpost.alerts.contract import AlertChannel, AlertEngine
+    from pigeonpost.alerts.engine import Alerts
     from pigeonpost.alerts.recipients import ReportPlan
     from pigeonpost.alerts.reporter import Reporter
     from pigeonpost.alerts.rules import Rule
+    from pigeonpost.server.quality import QualityChecks
     from pigeonpost.transports.contract import ServerContext
 
 log = logging.getLogger(__name__)
 
 
-def make_notifier(context: ServerContext) -> dict[str, Any]:
-    """Return a dict with the Notifier under the key "watch"; empty if there is no channel.
+class AlertParts(NamedTuple):
+    """Parts of the server that are about alerts.
+
+    Attributes:
+        components: The Notifier under the key "watch"; empty if there is no channel.
+        engine: The alerts, or None if there is no channel.
+    """
+
+    components: Mapping[str, Any]
+    engine: AlertEngine | None
+
+
+def make_alerts(context: ServerContext, csv: CsvLog, quality: QualityChecks) -> AlertParts:
+    """Return the parts of the server that are about alerts.
 
     Args:
         context: Context of the server, with its settings. The rules are subscribed to its commits.
+        csv: The CSV log, whose faults cause alerts.
+        quality: The quality checks, whose flags cause alerts.
 
     Raises:
         SettingsError: An alert, a recipient or the report is invalid; or there are alerts or reports, but no channel.
@@ -37,25 +56,47 @@ def make_notifier(context: ServerContext) -> dict[str, Any]:
     settings, clock = context.settings, context.clock
     rules = alert_rules(settings)
     if not (rules or has_channel(settings) or report_plans(settings)):
-        return {}
+        return AlertParts({}, None)
     channels = alert_channels(settings)
     from pigeonpost.alerts.alert_store import AlertStore
     from pigeonpost.alerts.notifier import Notifier
-    from pigeonpost.alerts.rules import Alerts
 
     queue = AlertStore(os.path.join(context.data, ALERTS), [channel.key for channel in channels], clock)
-    alerts = Alerts(rules, context.links, clock, context.names)
-    if rules:
-        context.ingestor.subscribe(alerts.on_commit)
+    alerts = _make_engine(context, rules, queue)
+    alerts.polls.quality, alerts.polls.data = quality, context.data
+    alerts.polls.refused_addresses = context.throttle.refused_addresses
+    alerts.polls.faults = lambda: {
+        "samples": context.ingestor.fault, "CSV log": csv.fault, **context.faults.present()
+    }  # fmt: skip
+    context.ingestor.subscribe(alerts.on_commit)
 
     def look() -> None:
-        messages = alerts.look()
-        for message in messages:
+        for message in alerts.look():
             log.warning("%s", message.subject)
-        queue.put(messages)
+
+    def close() -> None:
+        alerts.close()
+        queue.close()
 
     reporter = _make_reporter(context, queue)
-    return {"watch": Notifier(channels, look, queue, clock, reporter, queue.close)}
+    return AlertParts({"watch": Notifier(channels, look, queue, clock, reporter, close)}, alerts)
+
+
+def _make_engine(context: ServerContext, rules: Sequence[Rule], queue: AlertStore) -> Alerts:
+    from pigeonpost.alerts.engine import COLLECT_S, Alerts
+    from pigeonpost.alerts.rule_sets import ON_PAGE, RuleSets
+    from pigeonpost.core.json_file import JsonFile
+
+    settings = context.settings
+    path = os.path.join(context.data, ALERT_RULES)
+    file = JsonFile[Any](path, f"a list of {ON_PAGE}", lambda tables: tables, context.faults, auto_restore=True)
+    shortest_s = settings["alerts", "silent"] and settings["alerts", "silent"] + settings["store", "commit"]
+    sets = RuleSets(rules, settings.tables.get("alert", ()), file, shortest_s)
+    context.faults.set(ON_PAGE, sets.fault)
+    return Alerts(
+        sets, context.links, context.clock, context.names, queue, COLLECT_S, settings["alerts", "quiet"],
+        context.store, context.tokens, context.ingestor.identity, context.name, settings["alerts", "url"],
+    )  # fmt: skip
 
 
 def _make_reporter(context: ServerContext, queue: AlertStore) -> Reporter | None:

@@ -1,57 +1,76 @@
-"""Alert rules: a value above or below a threshold, or a node that sends no samples.
+"""Alert rules: the contents of [[alert]] tables, in the settings file or edited on the page.
 
-The Ingestor's writer thread calls `on_commit`, and the Notifier's thread calls `look`. `_lock` guards the state of the
-rules; both methods hold it.
-Errors: SettingsError for an invalid [[alert]] table.
+Errors: SettingsError for an invalid table.
 
-An alert is sent when its condition has lasted for the time `for`. It is repeated at the interval `again` while the
-condition lasts, and another message is sent when the condition ends. A value is checked when it is stored. A value that
-arrives late is checked too, unless it is older than the last value checked.
+    value    a value above `above` or below `below`, until it is back past `clear`
+    failed   a sensor without a value for the time `for`
+    flag     a quality flag of a sensor (server/quality.py)
+    silent   a node without samples for `silent` seconds
+    gap      samples of a node that will never arrive
+    disk     little free space on the disk of this server's data folder, or of a node
+    store    a fault of the database, of the CSV log, of backups, or of another file of this server
+    voltage  too low a supply voltage of a Raspberry Pi
+    refused  a client that is refused because of its token, its certificate or its name
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from pigeonpost.alerts.contract import AlertMessage
-from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.config import Option, matching, number, read_options
+from pigeonpost.alerts.contract import KINDS, SEVERITIES
+from pigeonpost.core.config import Option, matching, number, one_of, read_options
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.link.samples import Number, SampleBatch
-from pigeonpost.server.node_register import move_key
+from pigeonpost.core.format import with_unit
+from pigeonpost.server.quality import KINDS as FLAGS
+from pigeonpost.settings import quiet_hours
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES
 
-if TYPE_CHECKING:
-    from pigeonpost.core.clock import Clock
-    from pigeonpost.server.node_register import NodeRegister
-    from pigeonpost.server.node_status import NodeLink
-    from pigeonpost.storage.models import EpochCommit
+FAILED_S = 300.0  # default of `for` with kind = "failed"
+FREE_MIB = 500.0  # default of `below` with kind = "disk"
+VOLTAGE = "undervoltage"  # reading of sensors/machine.py: 1 while the voltage is too low
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,80}").fullmatch
+
+
+def _clear(value: Any) -> tuple[float, ...]:
+    limit = number(-1e15, 1e15)
+    if isinstance(value, list):
+        if len(value) != 2 or limit(value[0]) > limit(value[1]):
+            raise ValueError("takes a number, or [low, high] for an alert with `above` and `below`")
+        return limit(value[0]), limit(value[1])
+    return (limit(value),)
+
+
+def _flags(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(flag in FLAGS for flag in value):
+        raise ValueError(f"takes a list of {', '.join(FLAGS)}")
+    return tuple(dict.fromkeys(value))
+
 
 OPTIONS = (
     Option("node", matching(NODE_NAME, NODE_NAME_TAKES), "", "name of the node; without it: every node"),
     Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), "", "name of the sensor"),
     Option("above", number(-1e15, 1e15), None, "alert if the value is above this"),
-    Option("below", number(-1e15, 1e15), None, "alert if the value is below this"),
-    Option(
-        "silent",
-        number(1, 8_640_000),
-        None,
-        "instead of `sensor`: seconds without a sample of the node",
-    ),
-    Option("for", number(0, 864_000), 0.0, "seconds for which the condition must last before the alert is sent"),
-    Option(
-        "again",
-        number(0, 8_640_000),
-        0.0,
-        "seconds after which the alert is repeated; 0: never",
-    ),
+    Option("below", number(-1e15, 1e15), None, "alert if the value is below this; with disk: MiB of free space"),
+    Option("silent", number(1, 8_640_000), None, "instead of `sensor`: seconds without a sample of the node"),
+    Option("for", number(0, 864_000), None, "seconds for which the condition must last before the alert is sent"),
+    Option("again", number(0, 8_640_000), 0.0, "seconds after which the alert is repeated; 0: never"),
+    Option("kind", one_of(*KINDS), "", "kind of the condition"),
+    Option("clear", _clear, (), "the alert ends only when the value is back past this; [low, high] for two thresholds"),
+    Option("severity", one_of(*SEVERITIES), "warning", "info, warning or critical"),
+    Option("quiet", quiet_hours, None, "quiet hours in local time, such as 22:00-07:00; critical alerts pass"),
+    Option("repeats", number(0, 1_000_000, whole=True), None, "maximum number of repetitions with `again`"),
+    Option("flags", _flags, (), "with flag: names of the quality flags; without it: all"),
+    Option("name", matching(_NAME, "1 to 80 characters without control characters"), "", "name of the alert"),
 )
+_NEEDS_SENSOR, _MAY_HAVE_SENSOR = ("value",), ("value", "failed", "flag")
+_THRESHOLDS = {"value": ("above", "below"), "disk": ("below",)}
 
 
 class Rule(NamedTuple):
-    """Contents of an [[alert]] table. Times are in seconds."""
+    """Contents of an [[alert]] table. Times are in seconds, `quiet` is None if [alerts] quiet applies."""
 
     node: str
     sensor: str
@@ -60,50 +79,67 @@ class Rule(NamedTuple):
     silent_s: float | None
     for_s: float
     again_s: float
+    kind: str = ""
+    clear: tuple[float, ...] = ()
+    severity: str = "warning"
+    quiet: str | None = None
+    repeats: int | None = None
+    flags: tuple[str, ...] = ()
+    name: str = ""
 
     def is_met(self, value: float) -> bool:
-        """Return True if `value` is above the upper or below the lower threshold."""
+        """Return True if `value` is above the upper or below the lower threshold; with voltage: if it is not 0."""
+        if self.kind == "voltage":
+            return value > 0
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
+    def is_cleared(self, value: float) -> bool:
+        """Return True if `value` ends the alert: with `clear`, only a value that is past it."""
+        if not self.clear:
+            return not self.is_met(value)
+        return (self.above is None or value <= self.clear[-1]) and (self.below is None or value >= self.clear[0])
 
-class _RuleState:
-    """State of one rule for one node. Times are those of the monotonic clock, in seconds.
+    @property
+    def key(self) -> str:
+        """Text that identifies the rule in stored states: its name, or else its condition."""
+        if self.name:
+            return self.name
+        condition = (self.condition_kind, self.node, self.sensor, self.above, self.below, self.silent_s, self.flags)
+        return json.dumps(condition)
 
-    Attributes:
-        since_s: Time at which the condition began, or None if it is not met.
-        sent_s: Time of the last alert, or None.
-        words: Text about the latest value, or about the time without samples.
-        peak: Text about the last value that met the condition, if the rule has no `for` and no alert has been sent yet;
-            otherwise an empty string. Without it, a short peak between two checks would be overlooked.
-    """
+    @property
+    def condition_kind(self) -> str:
+        """The kind. A table without `kind` is about silence or about a value."""
+        return self.kind or ("silent" if self.silent_s is not None else "value")
 
-    def __init__(self) -> None:
-        self.since_s: float | None = None
-        self.sent_s: float | None = None
-        self.words = self.peak = ""
+    def condition(self, unit: str = "") -> str:
+        """Return the condition as text, for example `temperature above 40 °C`. `unit` is the unit of the sensor."""
+        kind = self.condition_kind
+        if kind in ("value", "disk"):
+            unit = "MiB" if kind == "disk" else unit
+            limits = " or ".join(
+                with_unit(f"{name} {value:g}", unit)
+                for name, value in (("above", self.above), ("below", self.below)) if value is not None
+            )  # fmt: skip
+            text = f"{self.sensor or 'free disk space'} {limits}"
+            if not self.clear:
+                return text
+            return f"{text}, until past {with_unit(' and '.join(f'{one:g}' for one in self.clear), unit)}"
+        if kind == "failed":
+            return f"{self.sensor or 'a sensor'} without a value for {self.for_s:g} s"
+        if kind == "flag":
+            chosen = f" ({', '.join(self.flags)})" if self.flags else ""
+            return f"{self.sensor or 'a sensor'} with a quality flag{chosen}"
+        return f"{self.silent_s:g} s without a sample" if self.silent_s is not None else _CONDITIONS[kind]
 
 
-class _Readings(NamedTuple):
-    """Values of one sensor in the order of their times, and the times in milliseconds since 1970 (UTC)."""
-
-    times: Sequence[int]
-    values: Sequence[Number]
-
-    def words(self, index: int, node: str, sensor: str, unit: str) -> str:
-        value = f"{self.values[index]:g}{f' {unit}' if unit else ''}"
-        return f"{sensor} of {node} is {value} at {rfc3339(self.times[index])}"
-
-
-def _newer(times: Sequence[int], column: Sequence[Number | None], latest_ms: int) -> _Readings:
-    """Return the values of a column, except None and values that are older than a previous one or than `latest_ms`."""
-    if times[0] >= latest_ms and None not in column and times == sorted(times):
-        return _Readings(times, column)  # type: ignore[arg-type]  # there is no None
-    kept: list[tuple[int, Number]] = []
-    for time_ms, value in zip(times, column, strict=True):
-        if value is not None and time_ms >= latest_ms:
-            kept.append((time_ms, value))
-            latest_ms = time_ms
-    return _Readings([time_ms for time_ms, _ in kept], [value for _, value in kept])
+_CONDITIONS = {
+    "silent": "longer without a sample than the node's usual interval allows",
+    "gap": "samples that will never arrive",
+    "store": "a fault of this server's database, files or backups",
+    "voltage": "supply voltage too low",
+    "refused": "a client that is refused",
+}
 
 
 def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
@@ -116,144 +152,74 @@ def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
     Raises:
         SettingsError: A table is invalid.
     """
-    rules = []
+    rules: list[Rule] = []
+    names: set[str] = set()
     for count, table in enumerate(tables, 1):
         here = f"{where}: [[alert]] {count}"
-        rule = Rule(*read_options(table, OPTIONS, here).values())
-        has_threshold = rule.above is not None or rule.below is not None
-        if (rule.silent_s is not None) == has_threshold:
-            raise SettingsError(f"{here}: must have either `sensor` with `above` or `below`, or `silent`")
-        if has_threshold != bool(rule.sensor):
-            raise SettingsError(f"{here}: `above` and `below` require `sensor`; `silent` must not be used with it")
+        options = read_options(table, OPTIONS, here)
+        rule = Rule(*options.values())
+        _check(rule, table, here)
+        if "for" not in table:
+            rule = rule._replace(for_s=FAILED_S if rule.kind == "failed" else 0.0)
+        if rule.kind == "disk":
+            below = FREE_MIB if rule.below is None else rule.below
+            rule = rule._replace(below=below, clear=rule.clear or (1.1 * below,))
+        if rule.name and rule.name in names:
+            raise SettingsError(f"{here}: name {rule.name!r} belongs to another table already; names must differ")
+        names.add(rule.name)
         rules.append(rule)
     return rules
 
 
-class Alerts:
-    """All alert rules, with the state of each rule for each node."""
-
-    def __init__(
-        self, rules: Sequence[Rule], links: Sequence[NodeLink], clock: Clock, names: NodeRegister | None = None
-    ) -> None:
-        """Create the rules without state.
-
-        Args:
-            rules: The rules.
-            links: Connections to the nodes, each with the `state` of its node. The list can grow.
-            clock: Clock of the server.
-            names: Register of renamed and retired nodes; None if there are none.
-        """
-        self._rules, self._links, self._clock, self._names = rules, links, clock, names
-        if names is not None:
-            names.on_rename.append(self._on_rename)
-        self._lock = threading.Lock()
-        self._states: dict[tuple[Rule, str], _RuleState] = {}
-        self._latest_ms: dict[tuple[str, str], int] = {}  # time of the last value checked, by node and sensor
-        self._received_s: dict[str, float] = {}
-        self._began_s = clock.monotonic()
-
-    def on_commit(self, epoch_commits: Sequence[EpochCommit]) -> None:
-        """Check the values in `epoch_commits` against the rules; called after each commit."""
-        now_s = self._clock.monotonic()
-        with self._lock:
-            for epoch_commit in epoch_commits:
-                for item in epoch_commit.items:
-                    if isinstance(item, SampleBatch):
-                        self._received_s[epoch_commit.node] = now_s
-                        self._record(epoch_commit.node, item, epoch_commit.units, now_s)
-
-    def _on_rename(self, node: str, new: str) -> None:
-        with self._lock:
-            self._states = {(rule, new if name == node else name): one for (rule, name), one in self._states.items()}
-            latest = self._latest_ms.items()
-            self._latest_ms = {(new if name == node else name, sensor): ms for (name, sensor), ms in latest}
-            move_key(self._received_s, node, new)
-
-    def _is_about(self, rule: Rule, node: str) -> bool:
-        return rule.node in ("", node) or self._present(rule.node) == node
-
-    def _present(self, node: str) -> str:
-        return node if self._names is None else self._names.current(node)
-
-    def _is_retired(self, node: str) -> bool:
-        return self._names is not None and self._names.retired_ms(node) is not None
-
-    def _record(self, node: str, samples: SampleBatch, units: Mapping[str, str], now_s: float) -> None:
-        rules = [rule for rule in self._rules if rule.sensor in samples.values and self._is_about(rule, node)]
-        for sensor in dict.fromkeys([rule.sensor for rule in rules]):
-            newer = _newer(samples.times, samples.values[sensor], self._latest_ms.get((node, sensor), 0))
-            if newer.values:
-                self._latest_ms[node, sensor] = newer.times[-1]
-                for rule in rules:
-                    if rule.sensor == sensor:
-                        self._judge(rule, node, newer, units.get(sensor, ""), now_s)
-
-    def _judge(self, rule: Rule, node: str, newer: _Readings, unit: str, now_s: float) -> None:
-        """Update the state of one rule with the new values of one sensor."""
-        state = self._states.setdefault((rule, node), _RuleState())
-        state.words = newer.words(-1, node, rule.sensor, unit)
-        if not (rule.is_met(min(newer.values)) or rule.is_met(max(newer.values))):
-            state.since_s = None
-            return
-        met = list(map(rule.is_met, newer.values))
-        last = len(met) - 1 - met[::-1].index(True)
-        state.peak = "" if rule.for_s or state.sent_s is not None else newer.words(last, node, rule.sensor, unit)
-        if not met[-1]:
-            state.since_s = None
-        elif state.since_s is None or not all(met):
-            state.since_s = now_s
-
-    def look(self) -> list[AlertMessage]:
-        """Return the messages that are due now."""
-        now_s = self._clock.monotonic()
-        with self._lock:
-            for rule in self._rules:
-                if rule.silent_s is not None:
-                    self._look_for_silence(rule, rule.silent_s, now_s)
-            for key in [key for key in self._states if self._is_retired(key[1])]:
-                del self._states[key]
-            found = [self._message_about(rule, node, state, now_s) for (rule, node), state in self._states.items()]
-        return [message for message in found if message is not None]
-
-    def _look_for_silence(self, rule: Rule, silent_s: float, now_s: float) -> None:
-        states = [link.state for link in list(self._links)]
-        names = [self._present(rule.node)] if rule.node else [state.name for state in states if state.name]
-        for name in names:
-            if self._is_retired(name):
-                self._received_s[name] = now_s  # if the node is used again, its time without samples begins at zero
-                continue
-            received_s = self._received_s.get(name, self._began_s)
-            state = self._states.setdefault((rule, name), _RuleState())
-            if now_s - received_s < silent_s:
-                state.since_s = None
-            elif state.since_s is None:
-                state.since_s = received_s + silent_s
-            state.words = f"no sample of {name} for {now_s - received_s:.0f} s"
-
-    def _message_about(self, rule: Rule, node: str, state: _RuleState, now_s: float) -> AlertMessage | None:
-        if state.peak and state.sent_s is None:
-            words, state.peak, state.sent_s = state.peak, "", now_s
-            return _message("alert", rule, node, words)
-        if state.since_s is None:
-            if state.sent_s is None:
-                return None
-            state.sent_s = None
-            return _message("over", rule, node, state.words if rule.sensor else f"{node} sends samples again")
-        is_due = now_s - state.since_s >= rule.for_s if state.sent_s is None else (
-            rule.again_s > 0 and now_s - state.sent_s >= rule.again_s
-        )  # fmt: skip
-        if not is_due:
-            return None
-        state.sent_s = now_s
-        return _message("alert", rule, node, state.words)
+def _check(rule: Rule, table: Mapping[str, Any], here: str) -> None:
+    kind = rule.condition_kind
+    has_threshold = rule.above is not None or rule.below is not None
+    if not rule.kind:
+        if (rule.silent_s is not None) == has_threshold:
+            raise SettingsError(f"{here}: must have either `sensor` with `above` or `below`, or `silent`, or `kind`")
+        if has_threshold != bool(rule.sensor):
+            raise SettingsError(f"{here}: `above` and `below` require `sensor`; `silent` must not be used with it")
+    for key in ("above", "below"):
+        if key in table and key not in _THRESHOLDS.get(kind, ()):
+            raise SettingsError(f"{here}: {key} must not be used with kind = {kind!r}")
+    if kind == "value" and not (has_threshold and rule.sensor):
+        raise SettingsError(f'{here}: kind = "value" requires `sensor`, and `above` or `below`')
+    if rule.sensor and kind not in _MAY_HAVE_SENSOR:
+        raise SettingsError(f"{here}: sensor must not be used with kind = {kind!r}")
+    if rule.silent_s is not None and kind != "silent":
+        raise SettingsError(f"{here}: silent must not be used with kind = {kind!r}")
+    if rule.flags and kind != "flag":
+        raise SettingsError(f"{here}: flags must not be used with kind = {kind!r}")
+    if rule.node and kind == "store":
+        raise SettingsError(f"{here}: node must not be used with kind = 'store', which is about this server")
+    if rule.above is not None and rule.below is not None and rule.below > rule.above and rule.clear:
+        raise SettingsError(f"{here}: clear must not be used if below is greater than above: every value is an alert")
+    _check_clear(rule, kind, here)
+    if rule.repeats is not None and not rule.again_s:
+        raise SettingsError(f"{here}: repeats requires `again`, the seconds between two messages")
 
 
-def _message(kind: str, rule: Rule, node: str, words: str) -> AlertMessage:
-    limit = " or ".join(
-        f"{name} {value:g}" for name, value in (("above", rule.above), ("below", rule.below)) if value is not None
-    )
-    condition = f"{rule.sensor} {limit}" if rule.sensor else f"{rule.silent_s:g} s without a sample"
-    subject = f"{'Resolved' if kind == 'over' else 'Alert'}: {words}"
-    info = {"kind": kind, "node": node, "sensor": rule.sensor, "above": rule.above, "below": rule.below,
-             "silent": rule.silent_s}  # fmt: skip
-    return AlertMessage(subject, f"{words}.\nCondition of the alert: {condition}.\n", info)
+def _check_clear(rule: Rule, kind: str, here: str) -> None:
+    if not rule.clear:
+        return
+    if kind not in _THRESHOLDS:
+        raise SettingsError(f"{here}: clear must not be used with kind = {kind!r}")
+    both = rule.above is not None and rule.below is not None
+    if both != (len(rule.clear) == 2):
+        raise SettingsError(
+            f"{here}: clear takes [low, high] for an alert with `above` and `below`, and otherwise one number"
+        )
+    if rule.above is not None and rule.clear[-1] > rule.above:
+        raise SettingsError(f"{here}: clear must not be greater than above ({rule.above:g})")
+    below = FREE_MIB if kind == "disk" and rule.below is None else rule.below
+    if below is not None and rule.clear[0] < below:
+        raise SettingsError(f"{here}: clear must not be less than below ({below:g})")
+
+
+def default_silence(node_s: float) -> Rule:
+    """Return the rule about silent nodes that applies as soon as a channel is set.
+
+    Args:
+        node_s: Shortest time without samples after which a node is reported, in seconds.
+    """
+    return Rule("", "", None, None, None, 0.0, 0.0, "silent", name=f"silent nodes ({node_s:g} s or longer)")

@@ -126,6 +126,16 @@ class LoginThrottle:
                     count.by_account.pop(account, None)
             self._accounts.pop(account, None)
 
+    def refused_addresses(self) -> list[str]:
+        """Return the addresses (IPv6: /64 networks) whose attempts are refused now, after too many failures."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            return [
+                address for address, count in self._addresses.items()
+                if now_s - count.last_s < CLOSED_S
+                and max(keys := count.by_account.get("", 0), count.total - keys) >= MOST
+            ]  # fmt: skip
+
     def delay_or_refuse(self, host: str, account: str = "", proxy: str = "") -> None:
         """Count an attempt over HTTP, and wait for its delay. Older systems' paths use `wrong_secrets` instead.
 

@@ -30,6 +30,7 @@ PIMONITOR = "pimonitor.json"  # names of sensors of the legacy system PiMonitor
 EVENTS = "events.jsonl"  # the last events of the nodes and of the server
 LATE_RANGES = "late_ranges.json"  # time ranges of samples that arrived late, for the charts
 ALERTS = "alerts.sqlite3"  # states of the alerts, and messages that are not sent yet
+ALERT_RULES = "alert_rules.json"  # alert rules that were edited on the page
 LAST_BACKUP = "last_backup.json"  # record of the last scheduled backup
 RUNNING = "running.json"  # exists while the server runs: its address, for control.py
 SERVER_LOCK = "server.lock"

@@ -1,9 +1,11 @@
-"""Sensor kind "machine": processor temperature, load, free memory and free disk space of this computer.
+"""Sensor kind "machine": processor temperature, load, free memory, free disk space and undervoltage of this computer.
 
     cpu_temperature  °C     /sys/class/thermal/thermal_zone*/temp, m°C (Documentation/ABI/testing/sysfs-class-thermal)
     load             (none) /proc/loadavg, the average of the last minute (proc_loadavg(5))
     memory_free      MiB    /proc/meminfo, MemAvailable (proc_meminfo(5))
     disk_free        MiB    statvfs(3) of `disk`, the space available to users without privileges
+    undervoltage     (none) 1 if the supply voltage is too low, otherwise 0; only on a Raspberry Pi: in0_lcrit_alarm of
+                            the hwmon device rpi_volt (Documentation/hwmon/raspberrypi-hwmon.rst)
 
 Errors: SensorError for a single channel whose file is missing or cannot be read. A temperature that a processor cannot
 have is read once more; then it is an ImpossibleValue.
@@ -36,11 +38,12 @@ _CHANNELS = (
     Channel("load", ""),
     Channel("memory_free", "MiB"),
     Channel("disk_free", "MiB"),
+    Channel("undervoltage", ""),
 )
 
 
 class MachineSource(SensorSource):
-    """Source with four readings of this machine, or three if it has no sensor for cpu_temperature.
+    """Source with the readings of this machine, without those for which it has no sensor.
 
     Args:
         root: Folder that contains proc and sys.
@@ -51,13 +54,16 @@ class MachineSource(SensorSource):
         self._root = root
         self._disk = disk
         self._zone = self._find_zone()
+        self._alarm = undervoltage_file(root)
         self._readers: Mapping[str, Callable[[], Number]] = {
             "cpu_temperature": self._cpu_temperature,
             "load": lambda: float(self._text("proc/loadavg").split()[0]),
             "memory_free": self._memory_free,
             "disk_free": self._disk_free,
+            "undervoltage": lambda: int(self._text(self._alarm)),
         }
-        self.channels = [channel for channel in _CHANNELS if self._zone or channel.name != "cpu_temperature"]
+        missing = {"cpu_temperature": not self._zone, "undervoltage": not self._alarm}
+        self.channels = [channel for channel in _CHANNELS if not missing.get(channel.name)]
 
     def read(self) -> Readings:
         readings: dict[str, Number | SensorError] = {}
@@ -110,6 +116,32 @@ class MachineSource(SensorSource):
     def _disk_free(self) -> Number:
         status = os.statvfs(self._disk)
         return status.f_bavail * status.f_frsize >> 20
+
+
+def undervoltage_file(root: str) -> str:
+    """Return the file of the Raspberry Pi's undervoltage alarm below `root`; empty if this machine has none.
+
+    The number of the hwmon device can change at every boot, so it is found by its name.
+    """
+    folder = os.path.join(root, "sys/class/hwmon")
+    for device in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        try:
+            with open(os.path.join(folder, device, "name"), encoding="ascii", errors="replace") as file:
+                if file.read().strip() == "rpi_volt":
+                    return f"sys/class/hwmon/{device}/in0_lcrit_alarm"
+        except OSError:
+            continue
+    return ""
+
+
+def is_undervoltage(root: str = "/") -> bool:
+    """Return True if the kernel reports that the supply voltage is too low. `root` is the folder that contains sys."""
+    name = undervoltage_file(root)
+    try:
+        with open(os.path.join(root, name), encoding="ascii") as file:
+            return bool(name) and int(file.read()) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def scan(root: str) -> Iterator[FoundDevice]:

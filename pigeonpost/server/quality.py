@@ -211,6 +211,12 @@ class QualityChecks:
             track.update_stale(now_ms, entry.late_s(track) if is_expected else None)
             return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
+    def sensors(self, node: str) -> list[str]:
+        """Return the names of the sensors of `node` that have limits."""
+        with self._lock:
+            entry = self._node(node)
+            return list(entry.tracks) if entry else []
+
     def _node(self, name: str) -> _Node | None:
         """Return the tracks of a node, updated to its current limits; None if it has no link and no limits."""
         node = self._nodes.get(name)

@@ -50,6 +50,20 @@ INTERNAL = "is not collected from: internal error of this server, see its log ({
 _OF_CODE = {"version": OTHER_VERSION, "too-many": TOO_MANY}
 
 
+# Faults because of a wrong token, certificate or name, up to their first field or remedy.
+_REFUSALS = tuple(
+    fault.partition("{")[0].partition(":")[0]
+    for fault in (
+        WRONG_TOKEN, NO_TOKEN, UNKNOWN_TOKEN, REPLACED, REJECTED, OTHER_NODE, OTHER_CERTIFICATE, UNPROVEN, INTERCEPTED,
+    )
+)  # fmt: skip
+
+
+def is_refusal(fault: str) -> bool:
+    """Return True if the text `fault` is about a wrong token, certificate or name of the node."""
+    return fault.startswith(_REFUSALS)
+
+
 def describe(fault: str, node: str, **fields: object) -> str:
     """Return the text `fault` with its fields filled in, at most 300 characters of it.
 

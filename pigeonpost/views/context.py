@@ -16,6 +16,7 @@ from pigeonpost.web.host_names import NamesOrigin
 
 if TYPE_CHECKING:
     from csvbuffer import CsvLog
+    from pigeonpost.alerts.contract import AlertEngine
     from pigeonpost.alerts.rules import Rule
     from pigeonpost.auth.api_tokens import ApiTokens
     from pigeonpost.auth.throttle import LoginThrottle
@@ -62,6 +63,7 @@ class WebContext(NamedTuple):
         check: Check of the stored data for damage, or None.
         rules: Alert rules in the settings.
         calibrations: Calibrations of the sensors, which `store` and `ingestor` apply; None if there are none.
+        alerts: Active alerts and all alert rules; None if no channel is set.
         admin: Component that renames, retires and relabels nodes; None if this is not allowed.
     """
 
@@ -88,6 +90,7 @@ class WebContext(NamedTuple):
     quality: QualityChecks | None = None
     check: DamageCheck | None = None
     rules: Sequence[Rule] = ()
+    alerts: AlertEngine | None = None
     admin: NodeAdmin | None = None
     calibrations: Calibrations | None = None
 

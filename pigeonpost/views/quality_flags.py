@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pigeonpost.core.format import age, counted, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.views.models import SensorView
-
-if TYPE_CHECKING:
-    from pigeonpost.server.quality import QualityFlag
 
 
 def flags_table(sensors: Sequence[SensorView]) -> Html:
@@ -63,17 +59,6 @@ def flag_counts(sensor: SensorView) -> str:
 _KINDS = {
     "range": "out of range", "jump": "jumped", "stuck": "stuck", "rail": "saturated", "stale": "without a value",
 }  # fmt: skip
-
-
-def flag_words(flag: QualityFlag, unit: str) -> str:
-    """Return a `flag` in a few words, to show next to the value. `unit` is the unit of its limit and its value."""
-    if flag.kind == "range":
-        return f"{'above' if flag.found > flag.limit else 'below'} {with_unit(number(flag.limit), unit)}"
-    if flag.kind == "jump":
-        return f"jumped by {with_unit(number(flag.found), unit)}"
-    if flag.kind == "rail":
-        return "saturated"
-    return f"{'stuck' if flag.kind == 'stuck' else 'no value'} for {age(flag.found)}"
 
 
 def flags_of(sensor: SensorView) -> Html:

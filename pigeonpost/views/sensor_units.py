@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.units import Conversion, conversion
+from pigeonpost.server.flag_words import flag_words
 from pigeonpost.views.models import SensorView
-from pigeonpost.views.quality_flags import flag_words
 
 if TYPE_CHECKING:
     from pigeonpost.server.quality import QualityFlag

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.core.errors import DiskError, NotStored, StoreDamaged
 from pigeonpost.core.format import number, with_unit
+from pigeonpost.server.flag_words import flag_words
 from pigeonpost.server.latest_samples import LatestSample
 from pigeonpost.server.liveness import wait_s
 from pigeonpost.server.recent_cache import RecentColumns
@@ -28,7 +29,6 @@ from pigeonpost.views.failures import FailureTracker
 from pigeonpost.views.lazy import LazyItems, LazyWhole
 from pigeonpost.views.models import UNWATCHED, NodeNow, NodeView, SensorFault, SensorView, StatusSnapshot
 from pigeonpost.views.node_now import Moment, failing, is_out_of_range, node_now
-from pigeonpost.views.quality_flags import flag_words
 from pigeonpost.views.sensor_views import sensor_views
 from pigeonpost.views.summary import summary
 from protocol import Number, Sample

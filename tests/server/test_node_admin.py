@@ -6,7 +6,8 @@ import threading
 import unittest
 from unittest import mock
 
-from pigeonpost.alerts.rules import Alerts, Rule
+from pigeonpost.alerts.engine import Alerts
+from pigeonpost.alerts.rules import Rule
 from pigeonpost.auth.tokens import Tokens
 from pigeonpost.cli import remote
 from pigeonpost.core.errors import NotStored

@@ -40,7 +40,7 @@ class SensorStatistics(NamedTuple):
 
     Attributes:
         name: Name of the sensor.
-        title: Its label, or its name if it has none.
+        title: Its label, or its name with spaces if it has none.
         unit: Unit of its values.
         values: Number of values.
         mean: Mean of the values.
@@ -142,7 +142,7 @@ class ReportSource(NamedTuple):
             found = []
             for name in sensors[: max(0, MOST_SENSORS - left)]:
                 one = self._statistics(node, name, about["sensors"][name], from_ms, to_ms)
-                found += [one._replace(title=labels.get((node, name), name))] if one is not None else []
+                found += [one._replace(title=labels.get((node, name)) or name.replace("_", " "))] if one is not None else []
             more += max(0, len(sensors) - max(0, MOST_SENSORS - left))
             left += len(sensors)
             lost = sum(gap_count(gap) for gap in gaps if gap["node"] == node)

@@ -102,7 +102,7 @@ def _node(node: NodeStatistics, sensors: Sequence[SensorStatistics], ranges: dic
     rows = join_html(
         Html(
             '<tr><th scope="row" style="padding:6px 6px 2px;text-align:left;vertical-align:top;font-weight:400">{name}'
-            '<br><span style="{small}">{values}</span></th>{mean}{low}{high}</tr>\n'
+            '<br><span style="{small}">{values}</span></th>{low}{mean}{high}</tr>\n'
             '<tr><td colspan="4" style="padding:0 6px 7px;{line}">{bar}</td></tr>\n'
         ).format(
             name=one.title, small=_SMALL, values=counted(one.values, "value"), line=_LINE,
@@ -112,8 +112,10 @@ def _node(node: NodeStatistics, sensors: Sequence[SensorStatistics], ranges: dic
         for one in sensors
     )  # fmt: skip
     heads = join_html(
-        Html('<th scope="col" style="{}">{}</th>').format(_HEAD + (";text-align:right" if k else ""), words)
-        for k, words in enumerate(("sensor", "mean", "lowest", "highest"))
+        Html('<th scope="col" width="{}%" style="{}">{}</th>').format(
+            22 if k else 34, _HEAD + (";text-align:right" if k else ""), words
+        )
+        for k, words in enumerate(("sensor", "lowest", "mean", "highest"))
     )
     return Html(
         '<h2 style="font-size:16px;margin:16px 0 4px">{}{}</h2>\n<table width="100%" cellpadding="0" cellspacing="0"'
@@ -124,7 +126,7 @@ def _node(node: NodeStatistics, sensors: Sequence[SensorStatistics], ranges: dic
 def _value(value: float, unit: str, at: str) -> Html:
     time = Html('<br><span style="{}">{}</span>').format(_SMALL, at) if at else ""
     return Html('<td style="padding:6px 6px 2px;text-align:right;vertical-align:top">{}{}</td>').format(
-        with_unit(number(value), unit), time
+        with_unit(number(value), unit).replace(" ", "\u00a0"), time
     )
 
 

@@ -204,7 +204,7 @@ class Content(unittest.TestCase):
             "high_time": "2026-11-20T10:03:00.000Z",
         })  # fmt: skip
         for words in ("attic", "21 °C", "20 Nov 11:01", "22 °C", "23 °C", "3 values"):
-            self.assertIn(words, message.html)
+            self.assertIn(words, message.html.replace("\u00a0", " "))
 
     def test_html_has_no_style_element_no_image_and_no_link(self):
         for forbidden in ("<style", "<img", "<script", "http://", "https://", "background"):

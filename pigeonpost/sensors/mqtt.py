@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not stored
 _STOP_S = 2.0
 FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
-_REMEMBERED = 16  # payloads per topic by which a retained message that is sent again is recognised
+_REMEMBERED = 64  # payloads per topic by which a retained message that is sent again is recognised
 _WORDS = {"true": 1, "on": 1, "open": 1, "false": 0, "off": 0, "closed": 0}
 
 
@@ -133,8 +133,9 @@ class MqttSource(SensorSource):
         self._received: dict[str, ReceivedMessage] = {}
         self._last: dict[str, LastValue] = {}
         self._without_value: dict[str, str] = {}  # why the last message without a value for the channel had none
-        # Used only in the thread of paho-mqtt: hashes of the last payloads of each topic.
+        # Used only in the thread of paho-mqtt: hashes of the last payloads, and of the retained payload, of each topic.
         self._known: dict[str, deque[int]] = {topic: deque(maxlen=_REMEMBERED) for topic in self._topics}
+        self._retained: dict[str, int] = {}
         self._news = Event()
         self._options, self._where = options, where
         self._started = False
@@ -224,7 +225,11 @@ class MqttSource(SensorSource):
         After a reconnection the broker sends retained messages again, also those of devices that are no longer active,
         and also if later messages of the topic were not retained.
         """
-        if hash(payload) not in self._known.get(topic, ()):
+        if topic not in self._known:
+            return
+        is_known = hash(payload) == self._retained.get(topic) or hash(payload) in self._known[topic]
+        self._retained[topic] = hash(payload)
+        if not is_known:
             self._on_message(topic, payload)
 
     def _names_of(self, topic: str) -> list[str]:

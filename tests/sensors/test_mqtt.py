@@ -332,8 +332,9 @@ class LastValues(Case):
     def test_retained_message_never_replaces_a_later_value(self):
         """After a reconnection the broker sends the retained message again, which may be older than the last one."""
         self.publish(b'{"temperature":1,"humidity":1}', retain=True)
-        self.publish(b'{"temperature":2}', b'{"humidity":3}')
+        self.publish(*[b'{"temperature":%d}' % n for n in range(200)], b'{"temperature":2}', b'{"humidity":3}')
         self.publish(b'{"temperature":1,"humidity":1}', retain=True)
+        self.publish(b'{"temperature":199}', retain=True)
         self.assertEqual(self.readings(), {"temperature": 2.0, "humidity": 3.0})
         self.publish(b'{"temperature":5}', retain=True)  # published while the node was disconnected
         self.assertEqual(self.readings(), {"temperature": 5.0, "humidity": 3.0})

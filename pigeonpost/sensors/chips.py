@@ -57,7 +57,7 @@ _CHIPS = (
     Chip("AHT10 or AHT20", r"aht[12][0-9]|dht20", {"temp": (-40, 85), "humidity": (0, 100)}),
     Chip("DS18B20", r"w1_slave_temp", {"temp": (-55, 125)}),
     Chip("BH1750", r"bh17(10|15|21|50|51)", {"illuminance": (0, 121_600)}),
-    Chip("INA219", r"ina2(19|20)", {"in0": (-0.3277, 0.3277), "in1": (0, 32.77), "power": (0, 1311)}),
+    Chip("INA219", r"ina2(19|20)", {"in0": (-0.3277, 0.3277), "in1": (0, 32.77), "power": (0, math.inf)}),
     Chip("INA226", r"ina2(26|30|31|60)", {"in0": (-0.082, 0.082), "in1": (0, 41), "power": (0, math.inf)}),
     Chip("thermocouple", r"max31855.?|max31856|max6675|mcp9600|mcp9601", {"temp": (ABSOLUTE_ZERO_C, 1820)}),
     Chip("infrared thermometer", r"mlx906(14|15|32)", {"temp": (-70, 382.2)}),

@@ -81,8 +81,8 @@ class FiveChips(ChipCase):
         self.put(HWMON, name="sht3x", temp1_input=130_000, humidity1_input=-6000)
         self.assert_impossible("hwmon/sht3x/temp1", "-40 to 125 °C")
         self.assert_impossible("hwmon/sht3x/humidity1", "-6 %")
-        self.put(HWMON, name="ina219", in0_input=400, in1_input=-4, power1_input=-1, curr1_input=-32_768)
-        for channel, word in (("in0", "-0.3277 to 0.3277 V"), ("in1", "0 to 32.77 V"), ("power1", "0 to 1311 W")):
+        self.put(HWMON, name="ina219", in0_input=400, in1_input=-4, power1_input=-20_000, curr1_input=-32_768)
+        for channel, word in (("in0", "-0.3277 to 0.3277 V"), ("in1", "0 to 32.77 V"), ("power1", "INA219: at least 0 W")):
             self.assert_impossible(f"hwmon/ina219/{channel}", word)
         self.assertEqual(self.read("hwmon/ina219/curr1"), -32.768)
 

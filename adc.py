@@ -284,6 +284,8 @@ def _input(value: Any) -> tuple[int, int | None]:
 
 
 _TEMPERATURE = {"mcp9700": (500.0, 10.0), "tmp36": (500.0, 10.0), "lm35": (0.0, 10.0)}  # mV at 0 °C, mV per °C
+# Lowest and highest temperature: Microchip DS20001942 (MCP9700), Analog Devices TMP35/36/37, TI SNIS159 (LM35).
+_RANGES_C = {"mcp9700": (-40.0, 150.0), "tmp36": (-40.0, 150.0), "lm35": (-55.0, 150.0)}
 _UNITS = {"counts": "counts", "volts": "V", "ldr_ohms": "Ω", "ldr_lux": "lx", **dict.fromkeys(_TEMPERATURE, "°C")}
 
 OPTIONS = (
@@ -339,7 +341,8 @@ def make(settings: Mapping[str, Any], where: str, spi: Spi | None = None) -> Adc
         plus, minus = chosen["input"]
         inputs[name] = AdcInput(plus, minus, _conversion(chosen, options["vref_v"]))
         unit = _UNITS[chosen["convert"]] if chosen["unit"] is None else chosen["unit"]
-        channels.append(Channel(name, unit, spi is not None, _rail(chosen, inputs[name].convert)))
+        rail = _rail(chosen, inputs[name].convert)
+        channels.append(Channel(name, unit, spi is not None, rail, _possible(chosen)))
 
     def open_chip() -> Mcp3008:
         return Mcp3008(spi or open_spi(options["bus"], options["device"], options["max_speed_hz"]))
@@ -353,6 +356,12 @@ def _rail(chosen: Mapping[str, Any], convert: Callable[[float], Number]) -> Mapp
     A broken temperature sensor reads one of these values. For other sensors, an end of the scale can be a true value.
     """
     return {"rail": sorted((convert(0), convert(FULL_SCALE - 1)))} if chosen["convert"] in _TEMPERATURE else {}
+
+
+def _possible(chosen: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the range of a temperature sensor; None for another one, or if the settings change its conversion."""
+    changes = ("offset_mv", "mv_per_c", "gain", "offset", "unit")
+    return _RANGES_C.get(chosen["convert"]) if all(chosen[key] is None for key in changes) else None
 
 
 def _conversion(chosen: Mapping[str, Any], vref_v: float) -> Callable[[float], Number]:

@@ -11,6 +11,7 @@ from unittest import mock
 import adc
 from adc import MAX_SPEED_HZ, AdcInput, AdcSource, Mcp3008, celsius, ldr_lux, ldr_ohms, open_spi
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.contract import with_limits
 from pigeonpost.sensors.simulated import SimulatedChip
 
 
@@ -177,6 +178,18 @@ class Sources(unittest.TestCase):
     def test_reference_voltage_scales_the_value(self):
         source, _ = source_of({"v": {"input": 1, "convert": "volts"}}, lambda n: 512, vref_v=5)
         self.assertEqual(source.read(), {"v": 2.5})
+
+    def test_temperature_sensor_has_the_range_of_its_data_sheet(self):
+        def possible(**options):
+            return adc.make({"channels": {"t": {"input": 1, **options}}}, "here").channels[0].possible
+
+        self.assertEqual([possible(convert=name) for name in ("mcp9700", "tmp36", "lm35", "volts")],
+                         [(-40, 150), (-40, 150), (-55, 150), None])  # fmt: skip
+        for options in ({"gain": 1.8}, {"offset": 1}, {"unit": "°F"}, {"mv_per_c": 19.5}, {"offset_mv": 400}):
+            self.assertIsNone(possible(convert="mcp9700", **options))
+        table = {"channels": {"t": {"input": 1, "convert": "lm35", "gain": 1.8, "offset": 32, "raw": True}}}
+        channels = with_limits(table, "here", lambda plain: adc.make(plain, "here")).channels
+        self.assertEqual([channel.possible for channel in channels], [(-67, 302), (-55, 150)])
 
     def test_slope_and_offset_of_a_temperature_sensor_can_be_set(self):
         source, _ = source_of(

@@ -308,7 +308,7 @@ class Settings_(NodeCase):
         self.assertEqual(
             set(KINDS) - {"adc"},
             {n[:-3] for n in os.listdir(os.path.join(ROOT, "pigeonpost", "sensors")) if n.endswith(".py")}
-            - {"__init__", "contract", "registry", "simulated", "counter_file", "gpio"},
+            - {"__init__", "contract", "registry", "simulated", "counter_file", "gpio", "chips", "one_wire", "ranges"},
         )
 
     def test_sources_are_started_with_the_data_folder(self):

@@ -17,10 +17,10 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from pigeonpost.core.light_typing import NamedTuple
-from pigeonpost.sensors.ranges import ABSOLUTE_ZERO_C, HUMIDITY, Range
+from pigeonpost.sensors.ranges import ABSOLUTE_ZERO_C, HUMIDITY, Range, of_channel
 
 _AIR_PRESSURE_KPA = (1.0, 120.0)  # from 30 km above the sea to a deep mine
 OVERSHOOT_RH = (-5.0, 105.0)  # %
@@ -136,3 +136,43 @@ def abi_factor(names: Collection[str], kind: str, value: float) -> float:
         if kind == "pressure" and 300 <= value <= 1200:
             return 0.1
     return 1.0
+
+
+_CELSIUS, _FAHRENHEIT = of_channel("", "°C"), of_channel("", "°F")
+# Chips and files that paths, topics and commands name. Tasmota, for example, sends {"DS18B20": {"Temperature": -127}}.
+_DESCRIBED = tuple(
+    (re.compile(rf"(?<![a-z0-9])({names})(?![a-z0-9])").search, limits)
+    for names, limits in (
+        (r"ds18[bsx]20|ds1822|w1_slave", {"temp": (-55.0, 125.0)}),
+        (r"dht(11|22)|am230[12]|rht03", {"temp": (-40.0, 80.0), "humidity": (0.0, 100.0)}),
+        (r"bm[ep](280|680|688)", {"temp": (-40.0, 85.0), "humidity": (0.0, 100.0)}),
+        (r"sht3[x015]", {"temp": (-40.0, 125.0), "humidity": (0.0, 100.0)}),
+        (r"sht[24][x015]|htu21d?|si702[01]", {"temp": (-40.0, 125.0), "humidity": OVERSHOOT_RH}),
+        (r"thermal_zone[0-9]*|vcgencmd|cpu[-_]thermal|coretemp", {"temp": (-40.0, 150.0)}),
+    )
+)
+
+
+def described(name: str, unit: str, words: Iterable[str]) -> tuple[float, float] | None:
+    """Return the possible values of a channel whose chip or quantity `words` name; None if `name` and `unit` decide.
+
+    Args:
+        name: Name of the channel.
+        unit: Unit of the channel.
+        words: Parts of the path, topic or command from which the value is read. The last one names the quantity.
+    """
+    parts = [part.casefold() for part in (name, *words)]
+    plain = of_channel("", unit)  # recognised by the unit alone
+    if plain == HUMIDITY or all(of_channel(text, unit) == HUMIDITY for text in (" ".join(parts), parts[-1])):
+        kind = "humidity"
+    elif plain in (_CELSIUS, _FAHRENHEIT):
+        kind = "temp"
+    else:
+        return None
+    named = (limits for search, limits in _DESCRIBED if any(map(search, parts)))
+    found = next((limits[kind] for limits in named if kind in limits), None)
+    if kind == "humidity":
+        return found or (None if of_channel(name, unit) == HUMIDITY else (HUMIDITY.low, HUMIDITY.high))
+    if found is not None and plain == _FAHRENHEIT:
+        return found[0] * 1.8 + 32, found[1] * 1.8 + 32
+    return found

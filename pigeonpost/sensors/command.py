@@ -4,6 +4,9 @@
     command = "sensor | tail -n 1"              with `shell = true`: a command line for the shell
     file = "/run/boiler"                        instead of a command: a file that another program writes
 
+An impossible value (see sensors.ranges) is read once more if the command or the file answered quickly. A text that is
+the file w1_slave of a 1-Wire thermometer is checked as with kind = "kernel".
+
 Errors: SensorError with the exit status and the last line of the program's error output, or with the text in which no
 number was found.
 """
@@ -22,10 +25,15 @@ from typing import Any
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import SensorError, SettingsError
+from pigeonpost.sensors.chips import described
 from pigeonpost.sensors.contract import CALIBRATION, Channel, Readings, SensorSource, calibrated, channel_tables
+from pigeonpost.sensors.one_wire import OneWireThermometer
+from pigeonpost.sensors.ranges import ImpossibleValue, ranges_of
 from protocol import UNIT, Number
 
 LONGEST_OUTPUT = 65_536  # bytes
+_AGAIN_SHARE = 0.25  # largest share of the waiting time that a command may take so that it is run once more
+_W1_SLAVE = re.compile(r"(?:[0-9a-f]{2} ){9}: crc=[0-9a-f]{2} (?:YES|NO)\n").match
 
 Find = Callable[[str], Number]
 
@@ -74,23 +82,50 @@ class CommandSource(SensorSource):
         channels: The channels.
         read_text: Function that returns the text.
         find: For each channel, the function that finds its number in the text.
+        read_from: The file, or the words of the command. It can contain the id of a 1-Wire thermometer.
     """
 
     def __init__(
-        self, channels: Sequence[Channel], read_text: Callable[[], str], find: Mapping[str, Callable[[str], Number]]
-    ):
+        self,
+        channels: Sequence[Channel],
+        read_text: Callable[[], str],
+        find: Mapping[str, Callable[[str], Number]],
+        read_from: Sequence[str] = (),
+    ) -> None:
         self.channels = channels
         self._read_text = read_text
         self._find = find
+        self._ranges = ranges_of(channels)
+        found = re.search(r"[0-9a-f]{2}-[0-9a-f]{12}", " ".join(read_from))
+        self._thermometer = OneWireThermometer(found[0] if found else "28-000000000000")
 
     def read(self) -> Readings:
+        began_s = time.monotonic()
+        readings = self._read_once()
+        impossible = [name for name, value in readings.items() if isinstance(value, ImpossibleValue)]
+        if impossible and time.monotonic() - began_s < _AGAIN_SHARE * self.patience_s:
+            try:
+                again = self._read_once()
+            except SensorError:  # the values of the other channels are kept
+                return readings
+            readings |= {name: again[name] for name in impossible}
+        return readings
+
+    def _read_once(self) -> dict[str, Number | SensorError]:
         text = self._read_text()
         readings: dict[str, Number | SensorError] = {}
         for channel in self.channels:
+            name = channel.name
             try:
-                readings[channel.name] = self._find[channel.name](text)
+                if _W1_SLAVE(text):
+                    self._thermometer.temperature(text)
+                value = self._find[name](text)
+                if name in self._ranges:
+                    possible, unit = self._ranges[name]
+                    possible.check(value, unit, text.strip())
+                readings[name] = value
             except SensorError as error:
-                readings[channel.name] = error
+                readings[name] = error
         return readings
 
 
@@ -193,12 +228,14 @@ def make(settings: Mapping[str, Any], where: str) -> CommandSource:
         raise SettingsError(f"{where}: command must be a list of strings, or a string with shell = true")
     find: dict[str, Find] = {}
     channels = []
+    read_from = [path] if path is not None else command.split() if isinstance(command, str) else command
     for name, chosen, _ in channel_tables(options["channels"], CHANNEL_OPTIONS, where, "boiler = {}"):
         find[name] = functools.partial(_find, chosen)
-        channels.append(Channel(name, chosen["unit"]))
+        channels.append(Channel(name, chosen["unit"], possible=described(name, chosen["unit"], (*read_from, name))))
     if path is not None:
-        return CommandSource(channels, functools.partial(read_file, path), find)
-    return CommandSource(channels, functools.partial(run, command, options["shell"], options["timeout"]), find)
+        return CommandSource(channels, functools.partial(read_file, path), find, read_from)
+    read = functools.partial(run, command, options["shell"], options["timeout"])
+    return CommandSource(channels, read, find, read_from)
 
 
 def _find(chosen: Mapping[str, Any], text: str) -> Number:

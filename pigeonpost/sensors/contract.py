@@ -314,7 +314,12 @@ class WithRaw(SensorSource):
         limits = dict(channel.limits)
         if "rail" in limits and not chosen["rail"]:  # set by the driver
             limits["rail"] = sorted(_calibrated(end, chosen) for end in limits["rail"])
-        yield channel._replace(limits=limits, unit=channel.unit if chosen["unit"] is None else chosen["unit"])
+        possible = channel.possible
+        if possible is not None:  # sorted, because a negative gain exchanges the two ends
+            low, high = sorted(_calibrated(end, chosen) for end in possible)
+            possible = (low, high)
+        unit = channel.unit if chosen["unit"] is None else chosen["unit"]
+        yield channel._replace(limits=limits, unit=unit, possible=possible)
         yield Channel(f"{channel.name}_raw", channel.unit, channel.simulated, possible=channel.possible)
 
     def start(self, data: str) -> None:

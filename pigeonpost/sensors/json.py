@@ -30,6 +30,7 @@ from pigeonpost.core.config import Option, a_table, matching, number, one_of, re
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.core.http_client import split_url
 from pigeonpost.core.json_fetch import LONGEST_ANSWER, HttpStatusError, JsonFetcher, decoded
+from pigeonpost.sensors.chips import described
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
@@ -371,7 +372,8 @@ def make(settings: Mapping[str, Any], where: str) -> JsonSource:
         keys, preset_value = _locate(name, chosen, preset, channel_where)
         words = {**preset_value.words, **chosen["words"]}
         finders[name] = functools.partial(_calibrated_at, keys, words, chosen)
-        channels.append(Channel(name, preset_value.unit if chosen["unit"] is None else chosen["unit"]))
+        unit = preset_value.unit if chosen["unit"] is None else chosen["unit"]
+        channels.append(Channel(name, unit, possible=described(name, unit, keys)))
     every_s = _USUAL_EVERY_S[preset] if options["every"] is None else options["every"]
     return JsonSource(channels, _make_fetch(options, where), finders, every_s)
 

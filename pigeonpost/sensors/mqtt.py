@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
 from pigeonpost.core.tolerant_json import FAILURE_WORDS, read_tolerant_json
+from pigeonpost.sensors.chips import described
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
@@ -127,7 +128,14 @@ class MqttSource(SensorSource):
         Raises:
             SettingsError: The file in the option `ca` does not contain a certificate.
         """
-        self.channels = [Channel(name, entry["unit"]) for name, entry in chosen.items()]
+        self.channels = [
+            Channel(
+                name,
+                entry["unit"],
+                possible=described(name, entry["unit"], (*entry["topic"].split("/"), *entry["path"])),
+            )
+            for name, entry in chosen.items()
+        ]
         self._chosen = chosen
         self._topics = sorted({entry["topic"] for entry in chosen.values()})
         self._received: dict[str, ReceivedMessage] = {}

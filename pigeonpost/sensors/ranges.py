@@ -145,7 +145,7 @@ def ranges_of(channels: Iterable[Channel]) -> dict[str, tuple[Range, str]]:
     """Return the possible values and the unit of each of `channels` whose quantity is recognised, by channel name."""
     found = {}
     for name, unit, limits in ((channel.name, channel.unit, channel.possible) for channel in channels):
-        possible = of_channel(name, unit)
+        possible = of_channel(name, unit) if limits is None else Range(*limits, "possible values")
         if possible is not None:
-            found[name] = (possible if limits is None else possible._replace(low=limits[0], high=limits[1]), unit)
+            found[name] = (possible, unit)
     return found

@@ -271,7 +271,8 @@ class Failures(SamplerCase):
         source.does = lambda: {"cold": -300, "rh": 3304.3, "fog": 102, "level": 120}
         taken = []
         sampler = Sampler([source], taken.append, 0.1, FakeClock(), is_checked=True)
-        sampler.sample()
+        with self.assertLogs("pigeonpost.node.sampler", "WARNING"):
+            sampler.sample()
         self.assertEqual(taken[0].values, {"cold": None, "rh": None, "fog": 102, "level": 120})
         self.assertEqual(taken[0].errors, {
             "cold": "-300 °C is impossible (absolute zero: at least -273.15 °C)",
@@ -295,7 +296,8 @@ class Failures(SamplerCase):
         sampler = Sampler([source, Offset()], taken.append, 0.1, FakeClock(), is_checked=True)
         for value in (-300, -100, 20):
             source.does = lambda value=value: {"a": value}
-            sampler.sample()
+            with self.assertLogs("pigeonpost.node.sampler", "INFO"):
+                sampler.sample()
         self.assertEqual([list(one.values.values()) for one in taken],
                          [[None, None, None], [-100, None, -300], [20, -180, -180]])  # fmt: skip
         self.assertEqual(taken[0].errors["b"], "a has no value")

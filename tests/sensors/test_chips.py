@@ -4,7 +4,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError
-from pigeonpost.sensors import chips, kernel, machine
+from pigeonpost.sensors import chips, json, kernel, machine, mqtt
 from pigeonpost.sensors.contract import Channel, with_limits
 from pigeonpost.sensors.ranges import ImpossibleValue
 from tests.sensors.test_kernel import GOOD, POWER_ON, KernelCase
@@ -82,7 +82,11 @@ class FiveChips(ChipCase):
         self.assert_impossible("hwmon/sht3x/temp1", "-40 to 125 °C")
         self.assert_impossible("hwmon/sht3x/humidity1", "-6 %")
         self.put(HWMON, name="ina219", in0_input=400, in1_input=-4, power1_input=-20_000, curr1_input=-32_768)
-        for channel, word in (("in0", "-0.3277 to 0.3277 V"), ("in1", "0 to 32.77 V"), ("power1", "INA219: at least 0 W")):
+        for channel, word in (
+            ("in0", "-0.3277 to 0.3277 V"),
+            ("in1", "0 to 32.77 V"),
+            ("power1", "INA219: at least 0 W"),
+        ):
             self.assert_impossible(f"hwmon/ina219/{channel}", word)
         self.assertEqual(self.read("hwmon/ina219/curr1"), -32.768)
 
@@ -218,7 +222,7 @@ class Settings(ChipCase):
             "channels": {"rh": {"from": "iio/si7020/humidityrelative", "raw": True, "offset": 1}},
         }
         source = with_limits(table, "here", lambda plain: kernel.make(plain, "here"))
-        self.assertEqual(source.channels, [Channel("rh", "%", possible=(-5, 105)),
+        self.assertEqual(source.channels, [Channel("rh", "%", possible=(-4, 106)),
                                            Channel("rh_raw", "%", possible=(-5, 105))])  # fmt: skip
 
 
@@ -270,6 +274,40 @@ class ReadAgain(ChipCase):
         found = kernel.make({"root": self.root, "channels": table}, "here").read()
         self.assertEqual(found["h"], 48)
         self.assertIsInstance(found["t"], ImpossibleValue)
+
+
+class Described(unittest.TestCase):
+    """Chips and quantities that a path or a topic names."""
+
+    def test_chip_in_a_path_or_topic_has_its_range(self):
+        for unit, words, expected in (
+            ("°C", ("StatusSNS", "DS18B20", "Temperature"), (-55, 125)), ("°C", ("DS18B20-1", "x"), (-55, 125)),
+            ("°F", ("DS18B20", "Temperature"), (-67, 257)), ("°C", ("tele", "am2301", "t"), (-40, 80)),
+            ("%", ("AM2301", "Humidity"), (0, 100)), ("°C", ("BME280", "Temperature"), (-40, 85)),
+            ("%", ("SI7021", "Humidity"), (-5, 105)), ("°C", ("SHT3X-0x44", "Temperature"), (-40, 125)),
+        ):  # fmt: skip
+            self.assertEqual(chips.described("x", unit, words), expected, words)
+
+    def test_humidity_is_recognised_by_the_last_part(self):
+        self.assertEqual(chips.described("x", "%", ("zigbee2mqtt", "kitchen", "humidity")), (0, 100))
+        self.assertIsNone(chips.described("humidity", "%", ("zigbee2mqtt", "kitchen", "humidity")))  # by its name
+        for name, words in (
+            ("x", ("humidity_sensor", "battery")),
+            ("soil", ("a", "humidity")),
+            ("x", ("soil", "humidity")),
+        ):
+            self.assertIsNone(chips.described(name, "%", words))
+
+    def test_channel_of_another_quantity_has_no_range(self):
+        for unit, words in (("V", ("DS18B20", "Vcc")), ("K", ("DS18B20", "x")), ("hPa", ("BME280", "Pressure")),
+                            ("°C", ("kitchen", "temperature")), ("°C", ("ds18b200",)), ("", ("DS18B20",))):  # fmt: skip
+            self.assertIsNone(chips.described("x", unit, words), words)
+
+    def test_channels_of_json_and_mqtt_have_the_range_of_the_chip(self):
+        channels = {"x": {"path": "DS18B20.Temperature", "unit": "°C"}}
+        self.assertEqual(json.make({"file": "/x", "channels": channels}, "here").channels[0].possible, (-55, 125))
+        channels["x"]["topic"] = "tele/pool/SENSOR"
+        self.assertEqual(mqtt.make({"channels": channels}, "here").channels[0].possible, (-55, 125))
 
 
 class Machine(KernelCase):

@@ -5,11 +5,13 @@ import sys
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 from pigeonpost.core.errors import SensorError, SettingsError
 from pigeonpost.sensors import command
 from pigeonpost.sensors.contract import Channel
 from tests.sensors.test_contract import Contract
+from tests.sensors.test_kernel import GOOD, POWER_ON
 from tests.support import LIMIT_S, Leftovers, temp_folder, wait_until
 
 
@@ -73,6 +75,53 @@ class Output(unittest.TestCase):
             file.write("1" * 100_000)
         with self.assertRaisesRegex(SensorError, "longer than 65536 bytes"):
             source.read()
+
+    def write(self, *contents):
+        """Return the path of a file that contains one of `contents` at each reading, and then the last one."""
+        path, pending = os.path.join(temp_folder(self), "value"), list(contents)
+
+        def read_file(name):
+            return pending.pop(0) if len(pending) > 1 else pending[0]
+
+        patch = mock.patch.object(command, "read_file", read_file)
+        patch.start()
+        self.addCleanup(patch.stop)
+        return path
+
+    def test_impossible_value_is_read_once_more_and_is_then_an_error(self):
+        channels = {"t": {"pattern": "t=(.*)", "unit": "°C"}, "rh": {"pattern": "h=(.*)", "unit": "%"}}
+        first, second = "t=-3274.5\nh=48\n", "t=21.5\nh=50\n"
+        self.assertEqual(make(file=self.write(first, second), channels=channels).read(), {"t": 21.5, "rh": 48})
+        readings = make(file=self.write(first), channels=channels).read()
+        self.assertEqual(readings["rh"], 48)
+        self.assertEqual(str(readings["t"]), "-3274.5 °C is impossible (absolute zero: at least -273.15 °C);"
+                                             " read: 't=-3274.5\\nh=48'")  # fmt: skip
+        slow = make(file=self.write(first, second), channels=channels)
+        slow.patience_s = 0.0
+        self.assertIsInstance(slow.read()["t"], SensorError)
+
+    def test_range_of_a_chip_applies_if_the_command_names_it(self):
+        for words, channel, value in (
+            (["vcgencmd", "measure_temp"], {"unit": "°C"}, 150.1), (["/bin/read_ds18b20", "2"], {"unit": "°C"}, -127),
+            (["sudo", "dht22.py"], {"unit": "°F"}, 180), (["cat", "/sys/class/thermal/thermal_zone0/temp"],
+            {"unit": "°C", "gain": 0.001}, 655_350), (["dht.sh"], {"unit": "%RH"}, 100.5),
+        ):  # fmt: skip
+            source = make(words, {"humidity": channel})
+            source._read_text = lambda value=value: f"{value}\n"
+            self.assertIn("is impossible", str(source.read()["humidity"]), words)
+            source._read_text = lambda: "20"
+            self.assertEqual(source.read()["humidity"], 20 * channel.get("gain", 1))
+
+    def test_file_of_a_1_wire_thermometer_is_checked(self):
+        zeros = "00 00 00 00 00 00 00 00 00 : crc=00 YES\n00 00 00 00 00 00 00 00 00 t=0\n"
+        channels = {"x": {"pattern": "t=(.*)", "gain": 0.001, "unit": "°C"}}
+        for content, words in (
+            (zeros, "all bytes are 00"), (POWER_ON, "power-on"), (GOOD.replace("YES", "NO"), "checksum"),
+            (GOOD.replace("t=26187", "t=0"), "contradicts"),
+        ):  # fmt: skip
+            path = self.write(content).replace("value", "28-0316a2794bff/w1_slave")
+            self.assertIn(words, str(make(file=path, channels=channels).read()["x"]))
+        self.assertEqual(make(file=self.write(GOOD), channels=channels).read()["x"], 26.187)
 
     def test_shell_is_used_only_if_set(self):
         self.assertIn("not a number: '$HOME;", str(read(["echo", "$HOME; echo 1"])))

@@ -70,6 +70,10 @@ def describe(node: dict[str, Any]) -> str:
         state = node["fault"] or "not connected"
     else:
         state = {True: "on", False: "OFF", None: "connected"}[node["on"]]
+    if node["connected"] and node.get("state") == "late":
+        received = (node.get("last_sample") or {}).get("received")
+        since = stamp(parse_rfc3339(received)) if received else "the server's start"
+        state = f"{state}, but late: nothing received since {since}"
     details = [f"last sample {stamp(parse_rfc3339(node['last_sample']['time']))}"] if node.get("last_sample") else []
     details += [f"{counted(node['missing'], 'sample')} missing"] if node.get("missing") else []
     return f"{node['name'] or node['address']}: " + "; ".join([state, *details])

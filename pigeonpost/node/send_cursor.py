@@ -157,7 +157,7 @@ class SendCursor:
 
     def due(self) -> int:
         """Return the number of samples in the outbox that have not been sent to the receiver."""
-        return sum(run.last - self.sent.get(run.epoch, 0) for run in self._outbox.ring.runs)
+        return sum(run.last - max(self.sent.get(run.epoch, 0), run.first - 1) for run in self._outbox.ring.runs)
 
     def waiting(self) -> int:
         """Return the number of samples in the outbox that the receiver has not acknowledged."""

@@ -133,6 +133,7 @@ class NodeView(NamedTuple):
         waiting: Number of samples in its outbox that this server has not acknowledged; None if unknown.
         troubles: Faults of its sensors while it reports.
         received_ms: Time at which this server received the last new samples of it in this run; None if there are none.
+        checked_ms: Time of its last STATUS, in ms since 1970.
         readings: Its sensors without columns and trend, made from the last sample without a query of the store.
     """
 
@@ -162,6 +163,7 @@ class NodeView(NamedTuple):
     troubles: Sequence[SensorFault] = ()
     readings: Sequence[SensorView] = ()
     received_ms: int | None = None
+    checked_ms: int | None = None
 
 
 class NodeNow(NamedTuple):

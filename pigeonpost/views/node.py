@@ -29,6 +29,10 @@ _NOTICES = {
     "status": "{node} answered: sampling is {on}, its last sample was sent at {sent} by its own clock.",
     "silent": "{node} did not answer. Check its state below, and try again when it is connected.",
 }
+_REMEDIES = {
+    "lost": "check that the Pi is on and in the network; `python3 control.py doctor` on the Pi finds the cause",
+    "late": "read the log of the node or client; `python3 control.py doctor` on the Pi finds the cause",
+}
 
 
 def node_page(context: RequestContext) -> Response:
@@ -122,6 +126,8 @@ def _info(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Iterator[tup
     yield "address", node.address or "–"
     is_new = node.since_ms is not None and " since " not in node.words
     yield "state", node.words + (f", since {clock(node.since_ms or 0, now_ms)}" if is_new else "")
+    if node.state in ("lost", "late") and "`" not in node.words:  # otherwise the text contains the remedy
+        yield "what to do", _REMEDIES[node.state]
     yield from (("warning", text) for text in node.warnings)
     yield "sampling", ON_OFF[node.on]
     yield "last sent", f"{node.last_sent} by its own clock, at its last status report" if node.last_sent else "–"
@@ -135,7 +141,8 @@ def _info(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Iterator[tup
     yield "clock", clock_offset(node.shift_ms)
     yield "round trip", f"{node.round_trip_ms:.1f} ms" if node.round_trip_ms is not None else "–"
     if node.machine:
-        yield "computer", ", ".join(_of_machine(node, units))
+        at = f"; at {clock(node.checked_ms, now_ms)}" if node.checked_ms is not None else ""
+        yield "computer", ", ".join(_of_machine(node, units)) + at
     if node.certificate:
         yield "link", f"TLS; SHA-256 of its certificate: {node.certificate}"
     yield "version", node.version or "–"

@@ -235,7 +235,7 @@ class SnapshotBuilder:
             connected=now.is_connected,
             on=state.on if state else None,
             every_s=state.every_s if state else None, last_ms=now.last_ms, age_s=now.age_s(now_ms),
-            received_ms=now.received_ms,
+            received_ms=now.received_ms, checked_ms=state.checked_ms if state else None,
             held=_count(details, "held"), slots=_count(details, "slots"),
             samples=about.get("samples", 0), missing=about.get("missing", 0),
             shift_ms=state.offset_ms if state else None,
@@ -331,9 +331,12 @@ def _waiting(now: NodeNow, details: Mapping[str, Any]) -> int | None:
     """Return the number of unacknowledged samples in a node's outbox, or None if it is unknown.
 
     A node sends its oldest sample first. If its last stored sample is not late, no sample is waiting, although an older
-    STATUS may contain another number.
+    STATUS may contain another number. Of a STATUS that is older than the last sample, the number is unknown.
     """
     if now.state is None or not now.state.connected or _count(details, "held") is None:
+        return None
+    checked_ms, received_ms = now.state.checked_ms, now.received_ms
+    if now.is_late and checked_ms is not None and received_ms is not None and checked_ms < received_ms:
         return None
     return 0 if not now.is_late else _count(details, "waiting")
 

@@ -101,6 +101,20 @@ class Batches(CursorCase):
         self.assertEqual(self.stream().due(), 8)
         self.assertEqual(self.stream(5, {f"{1:016x}": 5}).due(), 3)
 
+    def test_due_does_not_count_overwritten_samples(self):
+        self.disk = MemoryDisk()
+        self.start(slots=64)
+        epoch = self.outbox.epoch
+        self.take(100)
+        for have, due in ((0, 64), (20, 64), (36, 64), (50, 50), (90, 10), (100, 0)):
+            stream = self.stream(have, {epoch: have} if have else {})
+            self.assertEqual(stream.due(), due, have)
+            sent = [piece.sample_count for piece in self.all(stream) if isinstance(piece, OutgoingBatch)]
+            self.assertEqual((sum(sent), stream.due()), (due, 0), have)
+        self.start(slots=64)
+        self.take(30)
+        self.assertEqual(self.stream().due(), 64)
+
     def test_begin_now_sends_only_new_samples(self):
         self.take(5)
         stream = SendCursor(self.outbox, self.clock)

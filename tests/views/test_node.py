@@ -11,10 +11,14 @@ def setUpModule():
 
 
 class NodePage(unittest.TestCase):
-    def page(self, units, samples=()):
-        web = WebHouse(self, links=[FakeLink("shed", units)])
+    def page(self, units, samples=(), silent_s=0.0, **state):
+        link = FakeLink("shed", units)
+        vars(link.state).update(state)
+        web = WebHouse(self, links=[link])
         for values in samples:
             web.store_samples("shed", [values], units)
+            web.ingestor.received_s["shed"] -= silent_s
+        web.web._snapshots.invalidate()
         status, _, body = web.request("GET", "/nodes/shed", web.browser, html=True)
         self.assertEqual(status, 200)
         return body.decode()
@@ -37,6 +41,21 @@ class NodePage(unittest.TestCase):
         page = self.page({"light": "counts"})
         self.assertIn("<th>unsent</th>", page)
         self.assertIn("<th>outbox</th>", page)
+
+    def test_page_of_a_silent_node_contains_a_remedy(self):
+        for silent_s, state, remedy in (
+            (0, {}, False), (7200, {"connected_s": 1.0}, True), (7200, {"connected_s": 1.0, "calls_in": True}, True),
+            (0, {"connected": False, "fault": "cannot be reached: Connection refused"}, True),
+            (0, {"connected": False, "fault": "its token was revoked: `control.py token shed` creates one"}, False),
+            (0, {"on": False}, False),
+        ):  # fmt: skip
+            with self.subTest(silent_s=silent_s, **state):
+                page = self.page({"light": ""}, [{"light": 7}], silent_s, **state)
+                self.assertIs("<th>what to do</th><td>" in page and "control.py doctor" in page, remedy)
+
+    def test_readings_of_the_computer_have_the_time_of_their_report(self):
+        page = self.page({"light": ""}, checked_ms=1_795_188_970_123, details={"machine": {"load": 0.5}})
+        self.assertRegex(page, r"<th>computer</th><td>load 0\.50; at 20 Nov [^<]*</td>")
 
 
 if __name__ == "__main__":

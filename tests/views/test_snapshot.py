@@ -537,6 +537,15 @@ class Nodes(SnapshotCase):
         self.assertEqual(self.view().waiting, 0)
         self.clock.sleep(3600)
         self.assertEqual(self.view().waiting, 120)
+        received_ms = self.clock.wall_ms() - 3_600_000
+        for checked_ms, waiting in ((received_ms - 1, None), (received_ms - 60_000, None), (received_ms + 5, 120)):
+            state.checked_ms = checked_ms  # a STATUS before the last sample counted samples that have arrived since
+            self.assertEqual(self.view().waiting, waiting)
+        state.on = False
+        self.assertEqual(self.view().waiting, 120)
+        state.checked_ms -= 10_000
+        self.assertIsNone(self.view().waiting)
+        state.on, state.checked_ms = True, None
         for told in ("many", -1, None, True):
             state.details = {"held": 500, "waiting": told}
             self.assertIsNone(self.view().waiting, told)

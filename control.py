@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pigeonpost.cli import (
+    alerts,
     alive,
     backup,
     bundle,
@@ -58,6 +59,7 @@ COMMANDS: Mapping[str, Command] = {
     **tokens.COMMANDS,
     **status.COMMANDS,
     **alive.COMMANDS,
+    **alerts.COMMANDS,
     **backup.COMMANDS,
     **export.COMMANDS,
     **import_.COMMANDS,

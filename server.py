@@ -301,6 +301,7 @@ class Server:
             disk=DiskUsageMonitor(data, clock), faults=faults, throttle=context.throttle, transports=parts,
             names=settings["web", "names"], names_origin=names_origin(settings), proxies=settings["web", "proxies"],
             prefix=settings["web", "prefix"], rules=alert_rules(settings), admin=_make_admin(context), check=check,
+            notifier=parts.get("watch"),
         )  # fmt: skip
 
     def _components(

@@ -24,6 +24,7 @@ from pigeonpost.server.event_log import EventLog
 from pigeonpost.server.recent_cache import RecentCache
 from pigeonpost.views import (
     about,
+    alerts_page,
     api,
     csv_logs,
     dashboard,
@@ -256,6 +257,7 @@ class WebInterface:
             Route("POST", "/api/v1/nodes/NAME/send", "operator", node_actions.send, changes=True),
             Route("POST", "/api/v1/nodes/NAME/check", "operator", node_actions.check, changes=True),
             *operators.routes(self._event_log),
+            *alerts_page.routes(self._event_log),
             Route("GET", "/api/v1/samples", "viewer", api.samples),
             Route("GET", "/api/v1/statistics", "viewer", api.statistics),
             Route("GET", "/api/v1/health", "viewer", api.health),

@@ -19,8 +19,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.alerts.contract import AlertChannel, AlertMessage, AlertQueue, NotSent, QueuedMessage, Refused
+from pigeonpost.alerts.contract import AlertChannel, AlertEngine, AlertQueue, NotSent, QueuedMessage, Refused
 from pigeonpost.alerts.recent import RecentMessages
+from pigeonpost.alerts.trial import send_trial, trial_message
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.format import counted
@@ -67,7 +68,12 @@ class Notifier:
     Attributes:
         channels: The channels.
         recent: The last messages that were sent or refused.
+        engine: Active alerts and rules, for the pages; None if there are none.
+        last_test: Time of the last test message in ms since 1970 (UTC), and each channel with the reason why the test
+            failed there, or an empty string; None before the first test.
     """
+
+    last_test: tuple[int, Sequence[tuple[AlertChannel, str]]] | None = None
 
     def __init__(
         self,
@@ -77,6 +83,7 @@ class Notifier:
         clock: Clock,
         reporter: Reporter | None = None,
         close: Callable[[], object] = lambda: None,
+        engine: AlertEngine | None = None,
     ) -> None:
         """Create the notifier without starting its threads.
 
@@ -87,11 +94,12 @@ class Notifier:
             clock: Clock of the server.
             reporter: Adds the reports that are due to the queue; None for no reports.
             close: Function that closes the queue at the end.
+            engine: Active alerts and rules, for the pages.
         """
-        self.channels, self.recent = channels, RecentMessages(queue)
+        self.channels, self.recent, self.engine = channels, RecentMessages(queue), engine
         self._deliveries = [_Delivery(channel) for channel in channels]
         self._look, self._queue, self._clock, self._reporter, self._close = look, queue, clock, reporter, close
-        self._lock = threading.Lock()
+        self._lock, self._testing = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(self._check,), name="watch", daemon=True)]
         for place in dict.fromkeys(channel.place for channel in channels):
@@ -129,6 +137,25 @@ class Notifier:
             }
             for one in self._deliveries
         ]  # fmt: skip
+
+    def test(self, server: str, user: str) -> bool:
+        """Send a test message on every channel now, and keep the results in `last_test`.
+
+        Args:
+            server: Name of the server.
+            user: Name of the user who requested it.
+
+        Returns:
+            False if another test is running.
+        """
+        if not self._testing.acquire(blocking=False):
+            return False
+        try:
+            now_ms = self._clock.wall_ms()
+            self.last_test = now_ms, send_trial(self.channels, trial_message(server, user, now_ms))
+        finally:
+            self._testing.release()
+        return True
 
     def start(self) -> None:
         """Start the threads."""
@@ -240,19 +267,3 @@ class Notifier:
                 if logged != str(error):
                     log.warning("alerts and reports are delayed: %s", error)
                 logged = str(error)
-
-
-def send_test(channels: Sequence[AlertChannel], message: AlertMessage) -> list[tuple[AlertChannel, str]]:
-    """Send `message` directly on each of `channels`, without the queue.
-
-    Returns:
-        Each channel with the reason why the message was not sent; an empty string if it was accepted.
-    """
-    found = []
-    for channel in channels:
-        try:
-            channel.send(message)
-            found.append((channel, ""))
-        except NotSent as error:
-            found.append((channel, hide_secrets(str(error))))
-    return found

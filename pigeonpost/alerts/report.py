@@ -142,7 +142,9 @@ class ReportSource(NamedTuple):
             found = []
             for name in sensors[: max(0, MOST_SENSORS - left)]:
                 one = self._statistics(node, name, about["sensors"][name], from_ms, to_ms)
-                found += [one._replace(title=labels.get((node, name)) or name.replace("_", " "))] if one is not None else []
+                found += (
+                    [one._replace(title=labels.get((node, name)) or name.replace("_", " "))] if one is not None else []
+                )
             more += max(0, len(sensors) - max(0, MOST_SENSORS - left))
             left += len(sensors)
             lost = sum(gap_count(gap) for gap in gaps if gap["node"] == node)

@@ -17,6 +17,7 @@ from pigeonpost.web.host_names import NamesOrigin
 if TYPE_CHECKING:
     from csvbuffer import CsvLog
     from pigeonpost.alerts.contract import AlertEngine
+    from pigeonpost.alerts.notifier import Notifier
     from pigeonpost.alerts.rules import Rule
     from pigeonpost.auth.api_tokens import ApiTokens
     from pigeonpost.auth.throttle import LoginThrottle
@@ -65,6 +66,7 @@ class WebContext(NamedTuple):
         calibrations: Calibrations of the sensors, which `store` and `ingestor` apply; None if there are none.
         alerts: Active alerts and all alert rules; None if no channel is set.
         admin: Component that renames, retires and relabels nodes; None if this is not allowed.
+        notifier: Component that sends alerts and reports; None if there is no recipient.
     """
 
     name: str
@@ -93,6 +95,7 @@ class WebContext(NamedTuple):
     alerts: AlertEngine | None = None
     admin: NodeAdmin | None = None
     calibrations: Calibrations | None = None
+    notifier: Notifier | None = None
 
     def timelines(self, node: str) -> Timelines:
         """Return the calibrated sensors of `node`."""

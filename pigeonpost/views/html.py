@@ -35,6 +35,7 @@ _MENU = (
     ("/graphs", "Graphs", "/chart"),
     ("/logs", "Logs", "/log"),
     ("/files", "Files"),
+    ("/alerts", "Alerts"),
     ("/gaps", "Gaps"),
     ("/happenings", "Events"),
     ("/settings", "Preferences"),

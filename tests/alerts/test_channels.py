@@ -9,6 +9,7 @@ from pigeonpost.alerts.contract import AlertMessage, NotSent, Refused
 from pigeonpost.alerts.email_channel import EmailChannel, MailServer
 from pigeonpost.alerts.webhook_channel import WebhookChannel, retry_after_s
 from tests.alerts.fake_servers import Hook, serve, serve_mail
+from tests.page_support import for_class
 
 HELLO = AlertMessage("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"}, "a-1")
 
@@ -18,8 +19,14 @@ def mail_to(port, to="you@example.org", tls="none", user=""):
 
 
 class Mail(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server, cls.port = serve_mail(for_class(cls))
+
     def setUp(self):
-        self.server, self.port = serve_mail(self)
+        self.server.responses = {}
+        self.server.received.clear()
+        self.server.mails.clear()
 
     def error(self, responses, **options):
         self.server.responses, port = responses, self.port
@@ -102,8 +109,12 @@ class Mail(unittest.TestCase):
 
 
 class Webhook(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server, cls.port = serve(for_class(cls), Hook, status=204)
+
     def setUp(self):
-        self.server, self.port = serve(self, Hook, status=204)
+        self.server.status = 204
         self.hook = WebhookChannel(f"http://127.0.0.1:{self.port}/hook?key=secret")
 
     def error(self, status, head=()):

@@ -8,8 +8,9 @@ import unittest.mock
 from pigeonpost.alerts import notifier
 from pigeonpost.alerts.alert_store import AlertStore
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
-from pigeonpost.alerts.notifier import Notifier, send_test
+from pigeonpost.alerts.notifier import Notifier
 from pigeonpost.alerts.recipients import Filter
+from pigeonpost.alerts.trial import send_trial
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import DiskError, NotStored
 from tests.alerts.fake_servers import MemoryQueue
@@ -209,7 +210,7 @@ class Delivery(DeliveryCase):
     def test_test_message_reports_the_answer_of_each_channel(self):
         other = FakeChannel("other")
         other.errors[""] = NO
-        self.assertEqual([why for _, why in send_test([self.channel, other], HELLO)], ["", "fake: 550 no such user"])
+        self.assertEqual([why for _, why in send_trial([self.channel, other], HELLO)], ["", "fake: 550 no such user"])
 
 
 class Restart(DeliveryCase):

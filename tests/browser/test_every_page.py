@@ -18,8 +18,8 @@ except ImportError:
 
 PAGES = (
     "/", "/nodes/demo", "/nodes/demo/temperature", "/chart?series=demo/temperature,demo/light", "/graphs", "/log",
-    "/logs", "/files", "/gaps", "/happenings", "/bus", "/settings", "/about", "/password", "/help", "/help/tutorial.md",
-    "/login",
+    "/logs", "/files", "/alerts", "/gaps", "/happenings", "/bus", "/settings", "/about", "/password", "/help",
+    "/help/tutorial.md", "/login",
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ class EveryPage(BrowserCase):
                 raise AssertionError("the password was not set")
             settings = os.path.join(data, "server.toml")
             with open(settings, "w", encoding="utf-8") as file:
-                file.write("[bus]\nenabled = true\n")
+                file.write("[bus]\nenabled = true\n[webhook]\nurl = 'http://127.0.0.1:1/'\n")
             cls.server = Server(cls, "--demo", "--config", settings, data=data)
             wait_until(lambda: cls.server.page, "the server has started")
         finally:

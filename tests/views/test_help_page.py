@@ -65,7 +65,7 @@ class Help(HelpCase):
 
 
 class Menu(HelpCase):
-    PAGES = ("/", "/graphs", "/logs", "/files", "/gaps", "/happenings", "/settings", "/about", "/help")
+    PAGES = ("/", "/graphs", "/logs", "/files", "/alerts", "/gaps", "/happenings", "/settings", "/about", "/help")
 
     def test_menu_of_every_page_lists_all_pages_and_marks_the_current_one(self):
         for path in self.PAGES:

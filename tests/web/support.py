@@ -103,6 +103,8 @@ class WebHouse:
         settings: Settings for the transports, as the text of a server.toml.
         tls: Certificate for HTTPS. `request` and `raw` use plain HTTP.
         plain: Addresses without TLS.
+        notifier: Component that sends alerts, or None.
+        alerts: Active alerts and rules, or None.
 
     Attributes:
         app, web, ingestor, store, csv, users, calibrations: Parts of the server. The values in `store` are raw.
@@ -128,6 +130,8 @@ class WebHouse:
         settings: str = "",
         tls: Any = None,
         plain: Sequence[tuple[str, int]] = (),
+        notifier: Any = None,
+        alerts: Any = None,
     ) -> None:
         self.folder = temp_folder(test, memory_disk())
         test.enterContext(mock.patch.object(users_module, "_N", 2))  # test_users tests the real cost of a hash
@@ -159,7 +163,7 @@ class WebHouse:
             links=self.links, users=self.users, api_tokens=self.api_tokens, control=CONTROL_KEY,
             started_ms=clock.wall_ms(), names=names, proxies=proxies, prefix=prefix,
             stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
-            faults=self.faults, throttle=self.throttle, calibrations=self.calibrations,
+            faults=self.faults, throttle=self.throttle, calibrations=self.calibrations, notifier=notifier, alerts=alerts,
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._context(settings)) for make in transports]

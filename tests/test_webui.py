@@ -1171,7 +1171,7 @@ class Addresses(WebCase):
     def test_every_route_is_requested_by_a_test(self):
         """The test is in this file or in the file of the page."""
         ours = ""
-        pages = ("calibration", "chart_page", "front", "help_page", "openapi", "operators", "preferences",
+        pages = ("alerts_page", "calibration", "chart_page", "front", "help_page", "openapi", "operators", "preferences",
                  "saved_charts", "sensor", "table_pages")  # fmt: skip
         views = (f"views/test_{name}.py" for name in pages)
         for name in ("test_webui.py", *views):

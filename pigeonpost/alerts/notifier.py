@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.alerts.contract import AlertChannel, AlertEngine, AlertQueue, NotSent, QueuedMessage, Refused
+from pigeonpost.alerts.contract import AlertChannel, AlertQueue, NotSent, QueuedMessage, Refused
 from pigeonpost.alerts.recent import RecentMessages
 from pigeonpost.alerts.trial import send_trial, trial_message
 from pigeonpost.core.clock import Clock
@@ -68,7 +68,6 @@ class Notifier:
     Attributes:
         channels: The channels.
         recent: The last messages that were sent or refused.
-        engine: Active alerts and rules, for the pages; None if there are none.
         last_test: Time of the last test message in ms since 1970 (UTC), and each channel with the reason why the test
             failed there, or an empty string; None before the first test.
     """
@@ -83,7 +82,6 @@ class Notifier:
         clock: Clock,
         reporter: Reporter | None = None,
         close: Callable[[], object] = lambda: None,
-        engine: AlertEngine | None = None,
     ) -> None:
         """Create the notifier without starting its threads.
 
@@ -94,9 +92,8 @@ class Notifier:
             clock: Clock of the server.
             reporter: Adds the reports that are due to the queue; None for no reports.
             close: Function that closes the queue at the end.
-            engine: Active alerts and rules, for the pages.
         """
-        self.channels, self.recent, self.engine = channels, RecentMessages(queue), engine
+        self.channels, self.recent = channels, RecentMessages(queue)
         self._deliveries = [_Delivery(channel) for channel in channels]
         self._look, self._queue, self._clock, self._reporter, self._close = look, queue, clock, reporter, close
         self._lock, self._testing = threading.Lock(), threading.Lock()

@@ -9,7 +9,7 @@ from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent
 from pigeonpost.core.format import stamp
 from pigeonpost.core.redact import hide_secrets
 
-MOST_AT_ONCE = 8  # channels that are tested at the same time
+AT_ONCE = 8  # channels that are tested at the same time
 
 
 def trial_message(server: str, user: str, now_ms: int) -> AlertMessage:
@@ -44,5 +44,5 @@ def send_trial(channels: Sequence[AlertChannel], message: AlertMessage) -> list[
             return hide_secrets(str(error))
         return ""
 
-    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(zip(channels, pool.map(answer, channels)))

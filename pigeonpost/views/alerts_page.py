@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.alerts.contract import ActiveAlert, AlertEngine, AlertRule
+from pigeonpost.alerts.rule_sets import ON_PAGE
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.config import as_toml
 from pigeonpost.core.errors import DiskError, SettingsError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pigeonpost.alerts.notifier import Notifier
     from pigeonpost.server.event_log import EventLog
 
-PLACE = "rules of the page"  # name of the text area in error messages; also used by AlertEngine.set_rules
 SHOWN = 20  # recent messages on the page
 
 _NO_CHANNEL = (
@@ -58,18 +58,13 @@ def routes(events: EventLog) -> list[Route]:
 # -------------------------------------------------------------------------------------------------------- content
 
 
-def _engine(context: RequestContext) -> AlertEngine | None:
-    notifier = context.app.notifier
-    return None if notifier is None else notifier.engine
-
-
 def _active(context: RequestContext) -> Sequence[ActiveAlert]:
-    engine = _engine(context)
+    engine = context.app.alerts
     return [] if engine is None else engine.active()
 
 
 def _rules(context: RequestContext) -> Sequence[AlertRule]:
-    engine = _engine(context)
+    engine = context.app.alerts
     return [] if engine is None else engine.rules()
 
 
@@ -126,7 +121,7 @@ def _alert_json(one: ActiveAlert) -> dict[str, Any]:
 
 def _acknowledge(context: RequestContext, events: EventLog, alert_id: str) -> None:
     """Acknowledge an alert. Raise HTTPError 404 if it does not exist."""
-    engine = _engine(context)
+    engine = context.app.alerts
     alert = next((one for one in _active(context) if one.id == alert_id), None)
     if engine is None or alert is None or not engine.acknowledge(alert_id, context.user):
         raise HTTPError(404, "There is no such alert: it has ended.", "no-alert")
@@ -170,7 +165,7 @@ def _save_rules(events: EventLog) -> Callable[[RequestContext], Response]:
     """Return the function for `POST /alerts/rules` with `rules`, a TOML text of [[alert]] tables."""
 
     def answer(context: RequestContext) -> Response:
-        engine = _engine(context)
+        engine = context.app.alerts
         if engine is None:
             raise HTTPError(409, _NO_CHANNEL, "no-channel")
         text = form_of(context.request).get("rules", "").replace("\r\n", "\n")
@@ -195,20 +190,20 @@ def read_rules_text(text: str) -> list[Mapping[str, Any]]:
     """
     from pigeonpost.core.settings_file import parse
 
-    content = parse(text, PLACE)
+    content = parse(text, ON_PAGE)
     tables = content.pop("alert", [])
     if content:
         key = next(iter(content))
-        raise SettingsError(f"{PLACE}: {key!r} is not allowed: write only [[alert]] tables here")
+        raise SettingsError(f"{ON_PAGE}: {key!r} is not allowed: write only [[alert]] tables here")
     if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
-        raise SettingsError(f"{PLACE}: write [[alert]] with two brackets, one table per rule")
+        raise SettingsError(f"{ON_PAGE}: write [[alert]] with two brackets, one table per rule")
     return tables
 
 
 def _with_line(message: str, text: str) -> str:
     from pigeonpost.core.settings_file import with_line
 
-    return hide_secrets(with_line(message, text, PLACE))
+    return hide_secrets(with_line(message, text, ON_PAGE))
 
 
 def rules_text(rules: Sequence[AlertRule]) -> str:
@@ -243,7 +238,7 @@ def _page(context: RequestContext, text: str, fault: str = "", status: int = 200
         _fault_notice(_NO_CHANNEL) if notifier is None else "",
         _active_table(context),
         _delivery(context, notifier) if notifier is not None else "",
-        _rule_section(context, text, fault) if _engine(context) is not None else "",
+        _rule_section(context, text, fault) if context.app.alerts is not None else "",
     )
     return html_page("Alerts", body, context, status=status)
 

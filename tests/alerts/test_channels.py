@@ -114,7 +114,8 @@ class Webhook(unittest.TestCase):
         cls.server, cls.port = serve(for_class(cls), Hook, status=204)
 
     def setUp(self):
-        self.server.status = 204
+        self.server.status, self.server.keys = 204, []
+        self.server.received.clear()
         self.hook = WebhookChannel(f"http://127.0.0.1:{self.port}/hook?key=secret")
 
     def error(self, status, head=()):

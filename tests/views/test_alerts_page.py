@@ -60,8 +60,8 @@ class PageCase(unittest.TestCase):
         self.engine, clock = FakeEngine(), FakeClock()
         self.channels = [FakeChannel("mail:you@example.org"), FakeChannel("webhook", Refused("hook: status 404"))]
         self.queue = MemoryQueue(clock, "mail:you@example.org", "webhook")
-        self.notifier = Notifier(self.channels, lambda: None, self.queue, clock, engine=self.engine)
-        self.web = WebHouse(self, self.password, notifier=self.notifier)
+        self.notifier = Notifier(self.channels, lambda: None, self.queue, clock)
+        self.web = WebHouse(self, self.password, notifier=self.notifier, alerts=self.engine)
         self.session = self.web.log_in() if self.password else self.web.browser
 
     def get(self, path="/alerts", session=None, page=True):

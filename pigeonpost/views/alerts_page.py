@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.alerts.contract import ActiveAlert, AlertEngine, AlertRule
+from pigeonpost.alerts.contract import ActiveAlert, AlertRule
 from pigeonpost.alerts.rule_sets import ON_PAGE
 from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.config import as_toml

@@ -163,7 +163,8 @@ class WebHouse:
             links=self.links, users=self.users, api_tokens=self.api_tokens, control=CONTROL_KEY,
             started_ms=clock.wall_ms(), names=names, proxies=proxies, prefix=prefix,
             stop=self.stopped.append, quality=quality, disk=DiskUsageMonitor(self.folder, clock),
-            faults=self.faults, throttle=self.throttle, calibrations=self.calibrations, notifier=notifier, alerts=alerts,
+            faults=self.faults, throttle=self.throttle, calibrations=self.calibrations,
+            notifier=notifier, alerts=alerts,
         )  # fmt: skip
         self.bearer = {"Authorization": f"Bearer {CONTROL_KEY}"}
         ends = [make(self._context(settings)) for make in transports]

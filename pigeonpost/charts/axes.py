@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pigeonpost.core.format import MONTHS, zone_of_axis
+from pigeonpost.core.format import MONTHS, offset_if_repeated, zone_of_axis
 from pigeonpost.core.html import escaped
 
 if TYPE_CHECKING:
     from pigeonpost.storage.models import Bucket
 
+AXIS_PX = 46  # space for a second axis, right of the plot
+LETTER_PX = 6.7  # usual width of a character
 Scale = Callable[[float], float]  # converts a value to its distance from the top, in pixels
 
 
@@ -89,7 +91,8 @@ def left_axis(axis: Axis, frame: Frame) -> Iterator[str]:
     for value, label in axis.labels():
         at = y(value)
         yield f'<path class="rule" d="M{frame.left} {at:.1f}H{right}"/>'
-        yield f'<text x="{frame.left - 6}" y="{at + 4:.0f}" text-anchor="end">{label}</text>'
+        fit = _fit(label, frame.left - 6)
+        yield f'<text x="{frame.left - 6}" y="{at + 4:.0f}" text-anchor="end"{fit}>{label}</text>'
 
 
 def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
@@ -97,7 +100,13 @@ def right_axis(axis: Axis, frame: Frame) -> Iterator[str]:
     y, right = axis.scale(frame), frame.width - frame.right
     for value, label in axis.labels():
         at = y(value)
-        yield f'<path class="rule" d="M{right} {at:.1f}h4"/><text x="{right + 7}" y="{at + 4:.0f}">{label}</text>'
+        fit = _fit(label, AXIS_PX - 9)
+        yield f'<path class="rule" d="M{right} {at:.1f}h4"/><text x="{right + 7}" y="{at + 4:.0f}"{fit}>{label}</text>'
+
+
+def _fit(label: str, room_px: int) -> str:
+    """Return SVG attributes that compress a `label` wider than `room_px` pixels: `1,234,567.5` beside an axis."""
+    return f' textLength="{room_px}" lengthAdjust="spacingAndGlyphs"' if len(label) * LETTER_PX > room_px else ""
 
 
 def x_axis(from_ms: int, to_ms: int, frame: Frame) -> Iterator[str]:
@@ -120,14 +129,17 @@ def ticks(from_s: int, to_s: int, most: int) -> list[tuple[int, str]]:
     """Return about `most` round local times in [from_s, to_s] (seconds since 1970, UTC), with their labels.
 
     For steps of up to half a day, the local time is checked at every quarter of an hour, or at every step if that is
-    shorter. Therefore an hour that is skipped at the change to summer time has no mark, and a repeated hour has two.
+    shorter. Therefore an hour that is skipped at the change to summer time has no mark, and a repeated hour has two,
+    with the abbreviations of their zones.
     """
     span_s = to_s - from_s
     step_s = next((step for step in _STEPS_S if span_s / step <= most), 0)
     if step_s:
         grain_s = min(step_s, 900)  # offsets from UTC are multiples of a quarter of an hour
         times = range(-(-from_s // grain_s) * grain_s, to_s + 1, grain_s)
-        return [(time_s, _hour(t)) for time_s in times if _into_day_s(t := time.localtime(time_s)) % step_s == 0]
+        return [
+            (time_s, _hour(time_s, t)) for time_s in times if _into_day_s(t := time.localtime(time_s)) % step_s == 0
+        ]
     days = next((days for days in _STEPS_DAYS if span_s / 86_400 / days <= most), 0)
     if not days:
         return _months(from_s, to_s, most)
@@ -159,10 +171,12 @@ def _into_day_s(t: time.struct_time) -> int:
     return t.tm_hour * 3600 + t.tm_min * 60 + t.tm_sec
 
 
-def _hour(t: time.struct_time) -> str:
+def _hour(time_s: int, t: time.struct_time) -> str:
+    zone = f" {t.tm_zone}" if offset_if_repeated(time_s * 1000) else ""
     if _into_day_s(t) == 0:
-        return f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}"
-    return f"{t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d}" if t.tm_sec else f"{t.tm_hour:02d}:{t.tm_min:02d}"
+        return f"{t.tm_mday} {MONTHS[t.tm_mon - 1]}{zone}"
+    seconds = f":{t.tm_sec:02d}" if t.tm_sec else ""
+    return f"{t.tm_hour:02d}:{t.tm_min:02d}{seconds}{zone}"
 
 
 _STEPS_S = (1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)

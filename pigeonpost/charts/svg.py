@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from pigeonpost.charts.axes import Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
+from pigeonpost.charts.axes import AXIS_PX, LETTER_PX, Axis, Frame, Scale, axis_of, left_axis, right_axis, x_axis
 from pigeonpost.core.format import clock, counted, number, with_unit, zone_name
 from pigeonpost.core.html import escaped
 from pigeonpost.core.units import AS_MEASURED, Conversion
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = 4  # colours of charts with one sensor; sensor 4 has the same one as sensor 0
 MOST_SERIES = 6  # maximum number of series in one chart; each series has its own colour
 _MOST_BANDS = 2  # with more series, only means are drawn: bands would overlap and double the size of the file
-_AXIS_PX, _LETTER_PX, _LINE_PX = 46, 6.7, 14
+_LINE_PX = 14  # distance of the lines of a text
 
 STYLE = (
     "svg{color-scheme:light dark;--ink:#5a5f64;--rule:#dedbd2}"
@@ -86,7 +86,7 @@ def fitted(frame: Frame, count: int, units: int) -> Frame:
     if count < 2:
         return frame
     names_px = 84 if frame.width < 700 else 130 if frame.width < 900 else 196
-    return frame._replace(right=names_px + (_AXIS_PX if units > 1 else 0))
+    return frame._replace(right=names_px + (AXIS_PX if units > 1 else 0))
 
 
 def draw(all_series: Sequence[Series], frame: Frame, now_ms: int) -> str:
@@ -132,7 +132,7 @@ def _head_of_one(series: Series, right: int) -> Iterator[str]:
     """Draw the sensor's name with its unit on the left, and the node's name on the right, shortened if necessary."""
     name = f"{series.words}, {series.unit}" if series.unit else series.words
     yield f'<text x="0" y="12">{escaped(name)}</text>'
-    node = _shortened(series.node, int(right / _LETTER_PX) - len(name) - 2)
+    node = _shortened(series.node, int(right / LETTER_PX) - len(name) - 2)
     yield f'<text x="{right}" y="12" text-anchor="end">{escaped(node)}</text>'
 
 
@@ -157,8 +157,8 @@ def _many(all_series: Sequence[Series], axes: Sequence[Axis], frame: Frame) -> I
         scales[series.unit](series.columns[-1].mean) if series.columns else float(frame.top) for series in all_series
     ]
     places = _spread(ends, frame.top + 4, frame.height - frame.bottom)
-    x = frame.width - frame.right + (_AXIS_PX if len(axes) > 1 else 6)
-    room = int((frame.width - x - 16) / _LETTER_PX)
+    x = frame.width - frame.right + (AXIS_PX if len(axes) > 1 else 6)
+    room = int((frame.width - x - 16) / LETTER_PX)
     for series, at in zip(all_series, places):
         names = [label(series, all_series, len(axes) > 1), label(series, all_series, False)]
         short = next((name for name in names if len(name) <= room), f"{names[1][: room - 1]}…")

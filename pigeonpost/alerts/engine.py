@@ -95,6 +95,7 @@ class Alerts:
         self._written: dict[str, Any] = {}  # stored form of what is in `queue`, by its key there
         self._former: list[str] = []  # keys in `queue` that contain the former name of a node
         self._signatures: dict[str, object] = {}
+        self._known_sensors = 0
         self._gaps_ms = now.ms
         self._kept_s = now.s
         self._apply_rules()
@@ -304,12 +305,15 @@ class Alerts:
         is_due = now.s - self._kept_s >= KEEP_S
         if is_due:
             self._kept_s = now.s
-        if is_due or nodes:
-            # With the state of a node, the times up to which its values were checked. Values after that are checked
-            # again after a crash.
+        # With the state of a node, the times up to which its values were checked. Values after that are checked again
+        # after a crash.
+        known = len(self._samples.latest)
+        if is_due or nodes or known != self._known_sensors:
+            self._known_sensors = known
             for (node, sensor), time_ms in self._samples.latest_ms(now).items():
-                if is_due or node in nodes:
-                    self._change(changes, ["latest", node, sensor], time_ms)
+                key = ["latest", node, sensor]
+                if is_due or node in nodes or json.dumps(key) not in self._written:
+                    self._change(changes, key, time_ms)
         for node in self._silence.known:
             self._change(changes, ["node", node], self._silence.stored(node))
         changes |= dict.fromkeys(self._former)

@@ -122,9 +122,7 @@ def _limit(state: AlertState) -> str:
         unit = "MiB" if rule.condition_kind == "disk" else state.unit
         limits = (("above", rule.above), ("below", rule.below))
         return " or ".join(with_unit(f"{name} {one:g}", unit) for name, one in limits if one is not None)
-    if rule.silent_s is not None:
-        return f"limit {rule.silent_s:g} s"
-    return ""
+    return f"limit {rule.silent_s or state.value:g} s" if rule.condition_kind == "silent" else ""
 
 
 def _line(state: AlertState) -> str:

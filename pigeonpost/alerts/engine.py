@@ -311,9 +311,9 @@ class Alerts:
         if is_due or nodes or known != self._known_sensors:
             self._known_sensors = known
             for (node, sensor), time_ms in self._samples.latest_ms(now).items():
-                key = ["latest", node, sensor]
-                if is_due or node in nodes or json.dumps(key) not in self._written:
-                    self._change(changes, key, time_ms)
+                row = ["latest", node, sensor]
+                if is_due or node in nodes or json.dumps(row) not in self._written:
+                    self._change(changes, row, time_ms)
         for node in self._silence.known:
             self._change(changes, ["node", node], self._silence.stored(node))
         changes |= dict.fromkeys(self._former)

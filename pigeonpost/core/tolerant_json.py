@@ -7,6 +7,7 @@ A valid JSON document is decoded as usual. In any other document, one invalid va
     {"temperature": nan, "humidity": 48}     an invalid value becomes a text: "nan"
     {"temperature": , "humidity": 48}        a missing value, None and undefined become null
     {"temperature": 1e999, "humidity": 48}   a number beyond the range of a float becomes a text: "1e999"
+    {"temperature": 21,5, "humidity": 48}    a decimal comma is ambiguous, so the value becomes a text: "21,5"
     {'temperature': 21.5, humidity: 48,}     single quotes, keys without quotes, and superfluous commas are accepted
 
 Bytes that are not valid UTF-8 become U+FFFD. If a key occurs twice, the last one counts, as in most decoders (RFC 8259,
@@ -91,10 +92,14 @@ class _Reader:
 
     def _read_object(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
+        last = None  # key and start of the last value, if this is neither a text nor an object or list
+        end = 0  # end of the last value if it contains commas, as in {"a": 21,5, "b": 1}
         while True:
             at = self.skip_space(at)
             match self._text[at : at + 1]:
                 case "}":
+                    if last is not None and end:
+                        found[last[0]] = self._text[last[1] : end].strip(_SPACE)
                     return found, at + 1
                 case ",":
                     at += 1
@@ -106,11 +111,20 @@ class _Reader:
                     if bare is None:
                         raise self._fault(at)
                     key, at = bare[0].strip(_SPACE), bare.end()
+                    if last is not None and self._text[at : at + 1] in (",", "}"):
+                        end = at
+                        continue
+            if last is not None and end:
+                found[last[0]], end = self._text[last[1] : end].strip(_SPACE), 0
             at = self.skip_space(at)
             if self._text[at : at + 1] != ":":
                 raise self._fault(at)
-            found[key], at = self.read_value(at + 1, depth + 1)
-            at = self._at_delimiter(at, "}")
+            start = self.skip_space(at + 1)
+            last = None if self._text[start : start + 1] in ("{", "[", '"', "'") else (key, start)
+            found[key], at = self.read_value(start, depth + 1)
+            at = self.skip_space(at)
+            if self._text[at : at + 1] not in (",", "}", '"'):  # a comma may be missing before a quoted key
+                raise self._fault(at)
 
     def _read_list(self, at: int, depth: int) -> tuple[list[Any], int]:
         found: list[Any] = []
@@ -120,25 +134,20 @@ class _Reader:
                 return found, at + 1
             value, at = self.read_value(at, depth + 1)  # null between two commas, so that the indices stay right
             found.append(value)
-            at = self._at_delimiter(at, "]")
+            at = self.skip_space(at)
+            if self._text[at : at + 1] not in (",", "]"):
+                raise self._fault(at)
             if self._text[at] == ",":
                 at += 1
 
-    def _at_delimiter(self, at: int, closing: str) -> int:
-        """Return the position of the comma or closing bracket that must follow a value."""
-        at = self.skip_space(at)
-        if self._text[at : at + 1] not in (",", closing):
-            raise self._fault(at)
-        return at
-
     def _read_string(self, at: int) -> tuple[str, int]:
-        if self._text[at] == '"':
-            try:
-                content, end = scanstring(self._text, at + 1, False)
-                return str(content), int(end)
-            except ValueError:
-                pass  # an invalid escape sequence, or no end
+        found = _VALID_TEXT(self._text, at)  # checked first, because the errors of scanstring take time
+        if found is not None and _IS_END_OF_TEXT(self._text, found.end()):
+            content, end = scanstring(self._text, at + 1, False)
+            return str(content), int(end)
         found = _QUOTED(self._text, at)
+        if found is None or not _IS_END_OF_TEXT(self._text, found.end()):
+            found = _WITH_QUOTES(self._text, at)  # as in {"name": "5" pipe", "a": 1}
         if found is None:
             raise BadArgument("not JSON: a text has no end")
         return found[0][1:-1], found.end()
@@ -168,4 +177,7 @@ _IS_SPACE = re.compile(f"[{_SPACE}]++").match
 _BARE_VALUE = re.compile(r'[^,{}\[\]"]*+').match
 _IS_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?").fullmatch
 _BARE_KEY = re.compile(r"""[^,:{}\[\]"']++""").match
+_VALID_TEXT = re.compile(r'"(?:[^"\\]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+"').match
+_IS_END_OF_TEXT = re.compile(f'[{_SPACE}]*+[,:}}\\]"]').match
+_WITH_QUOTES = re.compile(f'"[^\n]*?"(?=[{_SPACE}]*+[,:}}\\]])').match
 _QUOTED = re.compile(r"""(?:"(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')""", re.DOTALL).match

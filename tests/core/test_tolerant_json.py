@@ -45,6 +45,21 @@ class InvalidValues(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(read_tolerant_json(text.encode()), value, text)
 
+    def test_decimal_comma_becomes_a_text_and_leaves_its_neighbours(self):
+        for text, value in (
+            ('{"v":21,5,"a":61}', "21,5"), ('{"a":61,"v":-0,25}', "-0,25"), ('{"v": 1,234,567 , "a": 61}', "1,234,567"),
+            ('{"v":nan,5,"a":61}', "nan,5"), ('{"v":21, 5 ,"a":61}', "21, 5"),
+        ):  # fmt: skip
+            self.assertEqual(read_tolerant_json(text.encode()), {"v": value, "a": 61}, text)
+
+    def test_text_with_quotes_leaves_its_neighbours(self):
+        for text, value in (
+            ('{"v":"5" pipe","a":61}', '5" pipe'), ('{"a":61,"v":"the "big" one"}', 'the "big" one'),
+            ('{"v":"a\\"b","a":61,}', 'a"b'), ('{"v":"x" "a":61}', "x"),
+        ):  # fmt: skip
+            self.assertEqual(read_tolerant_json(text.encode()), {"v": value, "a": 61}, text)
+        self.assertEqual(read_tolerant_json(b'{"v":21.5 "a":61}'), {"v": 21.5, "a": 61})
+
     def test_text_in_another_encoding_leaves_its_neighbours(self):
         found = read_tolerant_json('{"unit":"°C","v":21.5}'.encode("latin-1"))
         self.assertEqual(found, {"unit": "\ufffdC", "v": 21.5})
@@ -55,7 +70,8 @@ class BrokenDocuments(unittest.TestCase):
     def test_broken_document_is_refused(self):
         for text in (
             "", "online", "nan,", '{"a":1,"b":2', '{"a":', '{"a"', '{"a', "{", "[1", '{"a":nan', '{"a" 1}', '{"a":1} x',
-            '{"a":nan} {"b":1}', '{"a":1 "b":2}', '{"a":[1}', '{"a":"x"y"}', "<html>", "9" * 5000, "{]", '{"a":nan,]',
+            "{5}", '{"a":"x",5}', '{"a":[1,2],5}', '{"a":21.5"C","b":2}',
+            '{"a":nan} {"b":1}', '{"a":[1}', '{"a":"x"y', "<html>", "9" * 5000, "{]", '{"a":nan,]',
         ):  # fmt: skip
             with self.subTest(text[:20]), self.assertRaises(BadArgument) as caught:
                 read_tolerant_json(text.encode())
@@ -98,6 +114,11 @@ class BrokenDocuments(unittest.TestCase):
             "[" + '"\\q' * 20_000,
             "[" + "," * 65_000,
             "[nan," + "a " * 30_000,
+            '{"a":"x"y' * 9_000,
+            '{"a":"' + '" ' * 30_000,
+            '{"a":1,' + "5," * 30_000,
+            "{" + '"" ' * 20_000,
+            '{"a":' + '"x"y,' * 9_000,
             "{" + "a:" * 30_000,
         ):
             try:

@@ -308,7 +308,18 @@ class Settings_(NodeCase):
         self.assertEqual(
             set(KINDS) - {"adc"},
             {n[:-3] for n in os.listdir(os.path.join(ROOT, "pigeonpost", "sensors")) if n.endswith(".py")}
-            - {"__init__", "contract", "registry", "simulated", "counter_file", "gpio", "chips", "one_wire", "ranges"},
+            - {
+                "__init__",
+                "contract",
+                "registry",
+                "simulated",
+                "counter_file",
+                "gpio",
+                "chips",
+                "one_wire",
+                "ranges",
+                "sysfs",
+            },
         )
 
     def test_sources_are_started_with_the_data_folder(self):

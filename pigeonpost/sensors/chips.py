@@ -162,17 +162,18 @@ def described(name: str, unit: str, words: Iterable[str]) -> tuple[float, float]
         words: Parts of the path, topic or command from which the value is read. The last one names the quantity.
     """
     parts = [part.casefold() for part in (name, *words)]
-    plain = of_channel("", unit)  # recognised by the unit alone
-    if plain == HUMIDITY or all(of_channel(text, unit) == HUMIDITY for text in (" ".join(parts), parts[-1])):
-        kind = "humidity"
-    elif plain in (_CELSIUS, _FAHRENHEIT):
-        kind = "temp"
-    else:
+    plain = of_channel(parts[-1], unit) if of_channel(" ".join(parts), unit) else None
+    if plain is None:
         return None
+    kind = "humidity" if plain == HUMIDITY else "temp"
     named = (limits for search, limits in _DESCRIBED if any(map(search, parts)))
     found = next((limits[kind] for limits in named if kind in limits), None)
-    if kind == "humidity":
-        return found or (None if of_channel(name, unit) == HUMIDITY else (HUMIDITY.low, HUMIDITY.high))
-    if found is not None and plain == _FAHRENHEIT:
-        return found[0] * 1.8 + 32, found[1] * 1.8 + 32
-    return found
+    if kind == "humidity" or plain == _CELSIUS:
+        factor, offset = 1.0, 0.0
+    elif plain == _FAHRENHEIT:
+        factor, offset = 1.8, 32.0
+    else:
+        found = None  # kelvin or m°C: no program sends these for one of the chips
+    if found is not None:
+        return found[0] * factor + offset, found[1] * factor + offset
+    return None if of_channel(name, unit) == plain else (plain.low, plain.high)

@@ -29,6 +29,7 @@ _DS18S20, _DS1825 = 0x10, 0x3B  # families; MAX31850, an amplifier for thermocou
 _THERMOMETER = Range(-55.0, 125.0, "DS18B20 and its family")
 _THERMOCOUPLE = Range(ABSOLUTE_ZERO_C, 1820.0, "thermocouple")
 _POWER_ON_C = 85.0
+_POWER_ON = "{:g} °C is the power-on value: the sensor's supply fails during the measurement"
 _NEAR_C = 5.0  # a chip does not show whether it has measured its power-on value, but the reading before it does
 _SCRATCHPAD = re.compile(r"((?:[0-9a-f]{2} ){9}).*yes").fullmatch
 _READING = re.compile(r"((?:[0-9a-f]{2} ){9})?t=(-?[0-9]{1,9})").fullmatch
@@ -78,6 +79,21 @@ class OneWireThermometer:
         self._last_c = temperature_c
         return temperature_c
 
+    def check_value(self, temperature_c: float, raw: str) -> None:
+        """Check a temperature for which there is no scratchpad, and remember it.
+
+        Args:
+            temperature_c: Temperature in °C.
+            raw: Text from which it was read.
+
+        Raises:
+            ImpossibleValue: It is out of range, or it is 85 °C and the one before was not near.
+        """
+        _THERMOMETER.check(temperature_c, "°C", raw)
+        if temperature_c == _POWER_ON_C and not self._was_near(_POWER_ON_C):
+            raise ImpossibleValue(_POWER_ON.format(temperature_c) + shown_raw(raw))
+        self._last_c = temperature_c
+
     def _check(self, data: bytes, temperature_c: float, raw: str) -> None:
         """Raise ImpossibleValue if the scratchpad `data` shows that the chip has not measured `temperature_c`."""
         if len(set(data)) == 1 and data[0] in (0x00, 0xFF):
@@ -93,10 +109,7 @@ class OneWireThermometer:
                 f"the temperature contradicts the scratchpad, which contains {computed_c:g} °C{shown_raw(raw)}"
             )
         if self._is_power_on_value(data):
-            raise ImpossibleValue(
-                f"{temperature_c:g} °C is the power-on value: the sensor's supply fails during the"
-                f" measurement{shown_raw(raw)}"
-            )
+            raise ImpossibleValue(_POWER_ON.format(temperature_c) + shown_raw(raw))
 
     def _is_power_on_value(self, data: bytes) -> bool:
         """Return True if the scratchpad is that of a chip which has not measured since it got power.

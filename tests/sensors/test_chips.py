@@ -1,5 +1,6 @@
 """Tests of chips that Linux drivers read: their channels and units, and values that they cannot have."""
 
+import math
 import unittest
 from unittest import mock
 
@@ -163,6 +164,20 @@ class OtherChips(ChipCase):
         self.put("sys/devices/w1/28-0316a2794bff", w1_slave=GOOD)
         self.assertEqual(self.read("hwmon/28-0316a2794bff/temp1"), 26.187)
 
+    def test_power_on_value_of_a_hwmon_chip_is_recognised_without_a_scratchpad(self):
+        source = self.source("hwmon/w1_slave_temp/temp1")
+        for value, expected in (
+            (85_000, None),
+            (84_500, 84.5),
+            (85_000, 85),
+            (20_000, 20),
+            (85_000, None),
+            (127_937, None),
+        ):
+            self.put(HWMON, name="w1_slave_temp", temp1_input=value)
+            found = source.read()["x"]
+            self.assertEqual(None if isinstance(found, ImpossibleValue) else found, expected)
+
     def test_each_pattern_of_chip_names_is_a_valid_expression(self):
         for chip in chips._CHIPS:
             self.assertFalse(chips.is_any(chip.names, ("1-0076", "", "devices")), chip.about)
@@ -288,8 +303,10 @@ class Described(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(chips.described("x", unit, words), expected, words)
 
-    def test_humidity_is_recognised_by_the_last_part(self):
+    def test_quantity_is_recognised_by_the_last_part(self):
         self.assertEqual(chips.described("x", "%", ("zigbee2mqtt", "kitchen", "humidity")), (0, 100))
+        self.assertEqual(chips.described("outside", "K", ("main", "temp")), (0, math.inf))
+        self.assertIsNone(chips.described("outside", "K", ("main", "temp_change")))
         self.assertIsNone(chips.described("humidity", "%", ("zigbee2mqtt", "kitchen", "humidity")))  # by its name
         for name, words in (
             ("x", ("humidity_sensor", "battery")),

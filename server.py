@@ -53,7 +53,7 @@ from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
-from pigeonpost.server.calibrations import Calibrations
+from pigeonpost.server.calibrations import Calibrations, announcement
 from pigeonpost.server.damage_check import (
     DAMAGE_FAULTS,
     DamageCheck,
@@ -276,6 +276,8 @@ class Server:
         quality = _subscribe_checks(context, self._calibrations)
         alerts = make_alerts(context, csv, quality)
         parts = {**transports, **_make_others(context, transports), **alerts.components}
+        if "redis" in parts:
+            self._calibrations.on_change.append(lambda node: parts["redis"].on_commit(announcement(node)))
         self.app = self._web_context(context, csv, check, parts, quality, alerts.engine)
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)

@@ -5,7 +5,7 @@ while the file is written and read again. A server replaces them in the Ingestor
 (`run_between_commits`).
 
 The file contains one entry per node, and per sensor a list of calibrations. A node is listed by the name that it had
-when the file was written; `on_rename` updates it.
+when the file was written. `on_rename` and the next start of a server update it.
 
 Errors: Refused for a calibration that is not possible, DamagedFile, DiskError.
 """
@@ -70,8 +70,8 @@ class Calibrations:
         Args:
             data: Data folder of the server.
             current: Function that returns the current name of the node that had a name: see NodeRegister.
-            faults: Receives damage of the file. A server then starts without calibrations. If it is None, DamagedFile
-                is raised.
+            faults: Receives damage of the file. A server then starts without calibrations. It is None for commands that
+                only read; then DamagedFile is raised.
         """
         self._data, self._current, self._faults = data, current, faults
         self._file = JsonFile(
@@ -83,6 +83,8 @@ class Calibrations:
         self._timelines: Mapping[str, Timelines] = {}
         try:
             self._read()
+            if faults is not None:
+                self._save_current_names()
         except DamagedFile:
             if faults is None:
                 raise
@@ -101,6 +103,8 @@ class Calibrations:
 
     def commits(self, raw: Sequence[EpochCommit]) -> Sequence[EpochCommit]:
         """Return the commits `raw` with true values, for their subscribers."""
+        if not self._timelines:
+            return raw
         return [
             calibrated_commit(one, timelines) if (timelines := self._timelines.get(one.node)) else one for one in raw
         ]
@@ -237,6 +241,16 @@ class Calibrations:
             log.warning("%s: its calibrations are still saved under its former name %s: %s", new, node, error)
             if node in self._timelines:
                 self._timelines = {new if name == node else name: one for name, one in self._timelines.items()}
+
+    def _save_current_names(self) -> None:
+        """Replace former names in the file, which a crash during a renaming has left: one may be released later."""
+        try:
+            with changes_locked(self._data):
+                present = self._present()
+                if present.keys() != self._file.now().keys():
+                    self._write(present)
+        except DiskError as error:
+            log.warning("calibrations are still saved under former names: %s", error)
 
     def _present(self) -> dict[str, _Sensors]:
         """Return the content of the file by the current names of the nodes."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, cast
 
+from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.link.samples import Number
 from pigeonpost.storage.calibration import (
     CalibrationTimeline,
@@ -30,7 +31,7 @@ from pigeonpost.storage.contract import Store
 from pigeonpost.storage.maintenance import rollup
 from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, StoredBatch, StoredSample, bucket
 
-MOST_READ = 500_000  # samples that one request reads in order to derive buckets or rollups
+MOST_READ = 200_000  # samples that one request reads in order to derive buckets or rollups
 _QUERY_SAMPLES = 100  # one query counts as this number of samples
 
 
@@ -160,12 +161,12 @@ class _CalibratedStore:
     ) -> dict[int, list[float]]:  # fmt: skip
         """Return the values in `windows` of `span_ms` by the end of the window; none of those that are not read."""
         found: dict[int, list[float]] = {one.end_ms: [] for one in windows}
-        for time_ms, value in _values(
-            self.raw, node, sensor, timeline, windows[0].end_ms - span_ms, windows[-1].end_ms, budget
-        ):
-            end_ms = (time_ms // span_ms + 1) * span_ms
-            if end_ms in found:
-                found[end_ms].append(value)
+        first_ms, last_ms = windows[0].end_ms - span_ms, windows[-1].end_ms
+        for times, values in _columns(self.raw, node, sensor, timeline, first_ms, last_ms, budget):
+            for time_ms, value in zip(times, values):
+                end_ms = (time_ms // span_ms + 1) * span_ms
+                if value is not None and end_ms in found:
+                    found[end_ms].append(value)
         return found
 
 
@@ -177,20 +178,22 @@ def _is_exact(timeline: CalibrationTimeline, raw: Bucket | Rollup, from_ms: int,
     return curve is None or curve.is_straight(raw.low, raw.high)
 
 
-def _values(
+def _columns(
     raw: Store, node: str, sensor: str, timeline: CalibrationTimeline, from_ms: int, to_ms: int, budget: _Budget
-) -> Iterator[tuple[int, float]]:
-    """Yield time and true value of each reading in [from_ms, to_ms) until the budget is used up."""
+) -> Iterator[tuple[list[int], list[Number | None]]]:
+    """Yield times and true values in [from_ms, to_ms), until the budget is used up or a row is damaged."""
     if not budget.take(_QUERY_SAMPLES):
         return
-    for _, _, batch in raw.stored_batches(node, from_ms, to_ms):
-        if not budget.take(len(batch)):
-            return
-        column = batch.values.get(sensor)
-        if column:
-            for time_ms, value in zip(batch.times, timeline.column(batch.times, column)):
-                if value is not None:
-                    yield time_ms, value
+    try:
+        for _, _, batch in raw.stored_batches(node, from_ms, to_ms):
+            if not budget.take(len(batch)):
+                return
+            column = batch.values.get(sensor)
+            if column:
+                yield batch.times, timeline.column(batch.times, column)
+    except StoreDamaged:  # of one hour: the store reports it, and the bucket or rollup is converted without its samples
+        if raw.damage:
+            raise
 
 
 class _Grid:
@@ -268,10 +271,12 @@ class _Grid:
 
     def _of_samples(self, from_ms: int, to_ms: int) -> dict[int, Bucket]:
         """Return buckets that are derived from the samples in [from_ms, to_ms)."""
-        columns: dict[int, list[float]] = {}
-        for time_ms, value in _values(*self._source, from_ms, to_ms, self._budget):
-            columns.setdefault(self._place(time_ms), []).append(value)
-        return {place: _bucket_of(place, values) for place, values in columns.items()}
+        found: dict[int, list[float]] = {}
+        for times, values in _columns(*self._source, from_ms, to_ms, self._budget):
+            for place, value in zip(map(self._place, times), values):
+                if value is not None:
+                    found.setdefault(place, []).append(value)
+        return {place: _bucket_of(place, values) for place, values in found.items()}
 
 
 def _bucket_of(place: int, values: Sequence[Number]) -> Bucket:

@@ -4,8 +4,8 @@ Stores, CSV logs and links contain raw values only. A calibration is applied whe
 corrected and removed at any time, also for values of the past. Nothing here reads a clock or does I/O.
 
 Between two points the curve is a straight line, and beyond the outer points their lines continue. One point is an
-offset. Results are rounded to 12 significant digits, which removes the rounding errors of binary fractions: 20.4 with
-an offset of -0.3 is 20.1 and not 20.099999999999998.
+offset. Results are rounded to 9 decimals or 12 significant digits, which removes the rounding errors of binary
+fractions: 20.4 with an offset of -0.3 is 20.1 and not 20.099999999999998.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class Curve:
         """Return the true value of the raw `value`."""
         line = bisect_right(self._bends, value)
         true = self._trues[line] + (value - self._raws[line]) * self._slopes[line]
+        if 1.0 <= true < 100_000.0 or -100_000.0 < true <= -1.0:  # the usual case, four times as fast as the other
+            return round(true * 1e9) / 1e9
         return float(f"{min(max(true, -_FLOAT_MAX), _FLOAT_MAX):.12g}")
 
     def column(self, values: Iterable[Number | None]) -> list[Number | None]:

@@ -82,7 +82,9 @@ def logs(context: RequestContext) -> Response:
     return render_table(context, TablePage(
         title="Logs",
         lead=f"{counted(len(found), 'log')}, {size(total)}. Each run of the server starts a new log. When a log is"
-             " closed, its SHA-256 is written to logs/SHA256SUMS, in the format of sha256sum -c.",
+             " closed, its SHA-256 is written to logs/SHA256SUMS, in the format of sha256sum -c."
+             + (" The logs contain the values as the nodes have sent them, without calibration."
+                if app.calibrations else ""),
         head=("log", "size", "last row", "SHA-256"),
         rows=[(name, size(length), clock(time_ms, now_ms),
                "still open" if name == own else sums.get(name, "not calculated yet"))

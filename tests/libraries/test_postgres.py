@@ -23,6 +23,7 @@ from pigeonpost.storage.postgres import store as postgres_store
 from pigeonpost.storage.postgres.store import PostgresStore
 from protocol import Batch, Sample
 from tests.libraries.databases import Cluster, Database, need_postgres, psycopg
+from tests.storage.test_calibration import Agreement, fill
 from tests.storage.test_contract import E1, E2, OUTBOX, StoreContract, batch, file, gap
 from tests.support import LIMIT_S, Program, stored_samples, temp_folder, wait_until
 
@@ -68,6 +69,12 @@ class PostgresCase(Case, unittest.TestCase):
         super().setUp()
         self.store = self.make()
         self.addCleanup(self.store.close)
+
+
+class CalibrationTest(Agreement, PostgresCase):
+    def setUp(self):
+        super().setUp()
+        self.values = fill(self.store)
 
 
 class ValueTest(PostgresCase):

@@ -222,6 +222,9 @@ class RenameTest(CalibrationCase):
         self.add(TWO)
         found = Calibrations(self.folder, lambda name: "b" if name == "a" else name)
         self.assertEqual((list(found.nodes()), len(found.of("b"))), (["b"], 1))
+        self.assertEqual(list(Calibrations(self.folder).nodes()), ["a"])
+        Calibrations(self.folder, lambda name: "b" if name == "a" else name, Faults())  # as at the start of a server
+        self.assertEqual(list(Calibrations(self.folder).nodes()), ["b"])
         found.add("b", "light", Calibration(BEGINNING_MS, [(0, 1)]), NOW_MS)
         self.assertEqual(list(Calibrations(self.folder).nodes()), ["b"])
 

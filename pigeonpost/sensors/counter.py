@@ -22,6 +22,7 @@ The pulses are counted further if the state cannot be stored.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -159,7 +160,7 @@ class CounterSource(SensorSource):
             self._thread.join(_STOP_S)
         if self._lock.acquire(timeout=_STOP_S):  # a disk that does not answer must not prevent the end
             try:
-                if self._file is not None and self._line is not None:
+                if self._file is not None and self._state is not None:
                     self._try_to_save(self._file)
                 self._release()
             finally:
@@ -185,10 +186,12 @@ class CounterSource(SensorSource):
                 return
 
     def _try_to_save(self, file: CounterFile) -> None:
-        try:
-            self._save(self._update(file), file)
-        except SensorError:
-            pass  # the next reading reports it
+        # OSError includes SensorError. The next reading reports the error.
+        with contextlib.suppress(OSError):
+            self._update(file)
+        with contextlib.suppress(OSError):  # also if the line has failed
+            if self._state is not None:
+                self._save(self._state, file)
 
     # The following methods are called with the lock held.
 

@@ -178,6 +178,18 @@ class LineFaults(CounterCase):
         self.now_s += 10
         self.assertEqual(source.read(), {"rain": 5, "rate": 0.2})
 
+    def test_pulses_before_a_failure_of_the_line_are_saved_at_the_end(self):
+        source = self.source()
+        source.read()
+        self.gpio.pulse(3)
+        self.gpio.remove()
+        self.gpio.fault = errno.EBUSY
+        for _ in range(2):
+            with self.assertRaises(SensorError):
+                source.read()
+        source.close()
+        self.assertEqual(CounterFile(self.path()).load().total, 3)
+
     def test_busy_line_is_requested_again_at_each_reading(self):
         self.gpio.fault = errno.EBUSY
         source = self.source()

@@ -258,7 +258,8 @@ def _texts(selection: _Selection) -> Iterator[bytes]:
 def _titles(store: Store, nodes: list[dict[str, Any]], columns: Sequence[str]) -> list[str]:
     """Return the heading of each column: the label or name of the sensor, and its unit.
 
-    The label and the unit are used only if they are the same for all nodes.
+    The label and the unit are used only if they are the same for all nodes. A heading that several columns would have
+    contains the name of the sensor too.
     """
     labels = store.node_records().labels
     titles = []
@@ -268,7 +269,11 @@ def _titles(store: Store, nodes: list[dict[str, Any]], columns: Sequence[str]) -
         units = {node["sensors"][sensor] for node in mine}
         unit = units.pop() if len(units) == 1 else ""
         titles.append((named.pop() if len(named) == 1 else sensor) + (f" ({unit})" if unit else ""))
-    return titles
+    # Two sensors may have the same label.
+    return [
+        f"{title}, {sensor}" if titles.count(title) > 1 else title
+        for sensor, title in zip(columns, titles, strict=True)
+    ]
 
 
 def _for_excel(texts: Iterable[bytes], comma: bool, utc: bool) -> Iterator[bytes]:

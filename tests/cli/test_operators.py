@@ -103,6 +103,11 @@ class WithoutServer(ControlCase):
         self.assert_fails(2, "--labels can be used with --format csv only", "export", "--labels", "--format", "wide")
         head = self.done("export", "--format", "excel").splitlines()[0]
         self.assertEqual(head, "\ufefftime,node,light,North wall (°C)")
+        fill(self.data, batch(1, 1, node="b", epoch=E2, units={"light": "°C", "temperature": "°C"}))
+        self.done("relabel", "b", "light", "North wall")
+        self.done("relabel", "b", "temperature", "North wall")
+        head = self.done("export", "--format", "excel", "--node", "b").splitlines()[0]
+        self.assertEqual(head, '\ufefftime,node,"North wall (°C), light","North wall (°C), temperature"')
 
     def test_settings_that_contain_the_old_name_are_listed(self):
         fill(self.data, batch(1, 5))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLLECT_S = 10.0  # time in which alerts are collected for one message
-_LONGEST_COLLECT_S = 60.0  # the same for silent nodes, which are noticed one after the other: a tenth of their time
+_COLLECT_SILENT_S = 60.0  # the same for silent nodes, which are noticed one after the other: a tenth of their time
 KEEP_S = 600.0  # interval at which the times of the last values are stored
 _REPLAYED = 4096  # samples per node that are checked again after a crash, at most
 _GAPS = "gaps"  # note in the store: time of the last gap that was checked, in ms since 1970 (UTC)
@@ -175,7 +175,7 @@ class Alerts:
         if state.rule.condition_kind != "silent" or not self._collect_s or state.is_end_due:
             return self._collect_s
         silent_s = state.rule.silent_s if state.rule.silent_s is not None else state.value
-        return min(0.1 * silent_s, _LONGEST_COLLECT_S)
+        return min(0.1 * silent_s, _COLLECT_SILENT_S)
 
     def _is_quiet(self, rule: Rule, now_ms: int) -> bool:
         """Return True if messages about `rule` are held now. Quiet hours are in local time."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pigeonpost.alerts.states import AlertState
 
 MOST_LINES = 200  # alerts in the text of one message
-_MOST_IN_SUBJECT = 3
+_IN_SUBJECT = 3
 _TITLES = {"info": "Notice", "warning": "Alert", "critical": "Critical alert"}
 _REMEDIES = {
     "failed": "Check the sensor and its wiring; the page of the node shows the reason.",
@@ -75,8 +75,8 @@ def _group(
     kind: str, title: str, states: Sequence[AlertState], lines: Sequence[str], server: str, page: str, now_ms: int
 ) -> AlertMessage:
     few = "; ".join(state.end_text or state.text if kind == "over" else state.alert_text
-                    for state in states[:_MOST_IN_SUBJECT])  # fmt: skip
-    more = f"; and {len(states) - _MOST_IN_SUBJECT} more" if len(states) > _MOST_IN_SUBJECT else ""
+                    for state in states[:_IN_SUBJECT])  # fmt: skip
+    more = f"; and {len(states) - _IN_SUBJECT} more" if len(states) > _IN_SUBJECT else ""
     what = counted(len(states), "alert")
     subject = f"{title}: {what} at {stamp(now_ms)}: {few}{more}"
     first = f"{what} {'have ended' if kind == 'over' else 'within a short time'}, {stamp(now_ms)}:"

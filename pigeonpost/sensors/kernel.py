@@ -40,7 +40,7 @@ from pigeonpost.sensors.contract import (
     name_of,
 )
 from pigeonpost.sensors.one_wire import OneWireThermometer
-from pigeonpost.sensors.ranges import ImpossibleValue
+from pigeonpost.sensors.ranges import ImpossibleValue, shown_raw
 from pigeonpost.sensors.sysfs import Device
 from protocol import UNIT, Number
 
@@ -156,11 +156,11 @@ def _scaled(device: Device, kind: str, channel: str, is_converted: bool) -> tupl
     raw = device.number(f"in_{channel}_raw")
     offset, _ = device.first(f"in_{channel}_offset", f"in_{kind}_offset") or (0.0, "")
     scale, _ = device.first(f"in_{channel}_scale", f"in_{kind}_scale") or (None, "")
-    where = f"iio/{device.name}, in_{channel}_raw"
+    file, text = f"in_{channel}_raw", shown_raw(f"{raw:.10g}")
     if scale is None and is_converted:
-        raise SensorError(f"{where}: there is no scale, so its unit is unknown: set gain and unit; read: '{raw:.10g}'")
+        raise SensorError(f"{file} has no scale{text}; its unit is unknown: set gain and unit")
     if scale == 0:
-        raise ImpossibleValue(f"{where}: its scale is 0; read: '{raw:.10g}'")
+        raise ImpossibleValue(f"the scale of {file} is 0{text}")
     return (raw + offset) * (1 if scale is None else scale), f"({raw:.10g} + {offset:.10g}) x {scale}"
 
 

@@ -29,7 +29,6 @@ _DS18S20, _DS1825 = 0x10, 0x3B  # families; MAX31850, an amplifier for thermocou
 _THERMOMETER = Range(-55.0, 125.0, "DS18B20 and its family")
 _THERMOCOUPLE = Range(ABSOLUTE_ZERO_C, 1820.0, "thermocouple")
 _POWER_ON_C = 85.0
-_POWER_ON = "{:g} °C is the power-on value: the sensor's supply fails during the measurement"
 _NEAR_C = 5.0  # a chip does not show whether it has measured its power-on value, but the reading before it does
 _SCRATCHPAD = re.compile(r"((?:[0-9a-f]{2} ){9}).*yes").fullmatch
 _READING = re.compile(r"((?:[0-9a-f]{2} ){9})?t=(-?[0-9]{1,9})").fullmatch
@@ -64,16 +63,13 @@ class OneWireThermometer:
         if found is None or scratchpad is None:
             self._last_c = None
             raise SensorError(
-                f"w1/{self._name}: invalid checksum or no answer: check wiring and pull-up resistor"
-                f"{shown_raw(' / '.join(lines))}"
+                f"w1/{self._name}: invalid checksum or no answer{shown_raw(' / '.join(lines))}: check wiring and"
+                " pull-up resistor"
             )
         data, temperature_c = bytes.fromhex(scratchpad[1]), int(found[2]) / 1000
-        try:
-            if found[1] and bytes.fromhex(found[1]) != data:
-                raise ImpossibleValue(f"the two lines of w1_slave contradict each other{shown_raw(' / '.join(lines))}")
-            self._check(data, temperature_c, lines[1])
-        except ImpossibleValue as error:
-            raise ImpossibleValue(f"w1/{self._name}: {error}") from None
+        if found[1] and bytes.fromhex(found[1]) != data:
+            raise ImpossibleValue(f"the two lines of w1_slave contradict each other{shown_raw(' / '.join(lines))}")
+        self._check(data, temperature_c, lines[1])
         if self._family != _DS18S20 and (data[6] != 0x0C or data[0] & 0x0F != 4):
             self._shows_conversions = 0 < data[6] <= 0x10 and (data[0] + data[6]) & 0x0F == 0
         self._last_c = temperature_c
@@ -91,25 +87,23 @@ class OneWireThermometer:
         """
         _THERMOMETER.check(temperature_c, "°C", raw)
         if temperature_c == _POWER_ON_C and not self._was_near(_POWER_ON_C):
-            raise ImpossibleValue(_POWER_ON.format(temperature_c) + shown_raw(raw))
+            raise _power_on(temperature_c, raw)
         self._last_c = temperature_c
 
     def _check(self, data: bytes, temperature_c: float, raw: str) -> None:
         """Raise ImpossibleValue if the scratchpad `data` shows that the chip has not measured `temperature_c`."""
         if len(set(data)) == 1 and data[0] in (0x00, 0xFF):
             line = "short-circuited or the sensor has no supply" if data[0] == 0 else "open"
-            raise ImpossibleValue(f"all bytes are {data[0]:02x}: the data line is {line}{shown_raw(raw)}")
+            raise ImpossibleValue(f"all bytes are {data[0]:02x}{shown_raw(raw)}: the data line is {line}")
         is_thermocouple = self._family == _DS1825 and data[4] & 0x80
         if is_thermocouple and data[0] & 1:
             raise ImpossibleValue(f"the thermocouple is open or short-circuited{shown_raw(raw)}")
         (_THERMOCOUPLE if is_thermocouple else _THERMOMETER).check(temperature_c, "°C", raw)
         computed_c, tolerance_c = _computed_c(self._family, data)
         if abs(computed_c - temperature_c) > tolerance_c:
-            raise ImpossibleValue(
-                f"the temperature contradicts the scratchpad, which contains {computed_c:g} °C{shown_raw(raw)}"
-            )
+            raise ImpossibleValue(f"t= contradicts the scratchpad{shown_raw(raw)}: it contains {computed_c:g} °C")
         if self._is_power_on_value(data):
-            raise ImpossibleValue(_POWER_ON.format(temperature_c) + shown_raw(raw))
+            raise _power_on(temperature_c, raw)
 
     def _is_power_on_value(self, data: bytes) -> bool:
         """Return True if the scratchpad is that of a chip which has not measured since it got power.
@@ -132,6 +126,11 @@ class OneWireThermometer:
 
     def _was_near(self, temperature_c: float) -> bool:
         return self._last_c is not None and abs(self._last_c - temperature_c) <= _NEAR_C
+
+
+def _power_on(temperature_c: float, raw: str) -> ImpossibleValue:
+    reason = "the sensor's supply fails during the measurement"
+    return ImpossibleValue(f"power-on value {temperature_c:g} °C{shown_raw(raw)}: {reason}")
 
 
 def _computed_c(family: int, data: Sequence[int]) -> tuple[float, float]:

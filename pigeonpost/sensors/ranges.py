@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 ABSOLUTE_ZERO_C = -273.15
 LONGEST_RAW = 80  # characters of a raw text in an error
+# The outbox shortens the error texts of a sample in which several channels fail, to 20 characters if necessary. So the
+# most important part of a text is its beginning.
+_SHORT_RAW = 12
 _TOLERANCE = 1e-9  # for rounding errors of the conversion to the unit
 
 
@@ -68,14 +71,17 @@ class Range(NamedTuple):
             possible = f"at least {self.low:g}{unit}"
         else:
             possible = f"{self.low:g} to {self.high:g}{unit}"
-        raise ImpossibleValue(f"{value:.10g}{unit} is impossible ({self.about}: {possible}){shown_raw(raw)}")
+        shown = f"{value:.10g}{unit}"
+        if 0 < len(raw) <= _SHORT_RAW:
+            what = f"impossible {raw!r}: {shown}"
+        else:
+            what = f"impossible: {shown}{shown_raw(raw)}"
+        raise ImpossibleValue(f"{what} ({self.about}: {possible})")
 
 
 def shown_raw(raw: str) -> str:
-    """Return `raw` as the last part of an error message, cut to LONGEST_RAW characters; empty if it is empty."""
-    if not raw:
-        return ""
-    return f"; read: {raw[:LONGEST_RAW]!r}" + "..." * (len(raw) > LONGEST_RAW)
+    """Return `raw` as part of an error message, cut to LONGEST_RAW characters; empty if it is empty."""
+    return f"; read {raw[:LONGEST_RAW]!r}" + "..." * (len(raw) > LONGEST_RAW) if raw else ""
 
 
 HUMIDITY = Range(0.0, 100.0, "relative humidity")

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors import chips
-from pigeonpost.sensors.ranges import ImpossibleValue
 
 _CAUSES = {
     errno.EIO: "the response is invalid, or nothing is connected: check wiring and pull-up resistor",
@@ -123,10 +122,7 @@ class Device:
         """
         possible = chips.possible(self._subsystem, self.aliases, kind, channel)
         if possible is not None:
-            try:
-                possible.check(value, unit, raw)
-            except ImpossibleValue as error:
-                raise ImpossibleValue(f"{self._shown}/{channel}: {error}") from None
+            possible.check(value, unit, raw)
 
     def _with_path(self, operation: Callable[[str], Result], file: str) -> Result:
         """Return the result of `operation`, called with the path of the device. `file` is for error messages."""

@@ -101,7 +101,7 @@ class Listing(Case):
             ("bme680_resistance", "82986 Ω"), ("bh1750_illuminance", "200 lx"), ("sht3x_temp1", "23.482 °C"),
             ("sht3x_humidity1", "51.32 %"), ("ina219_in0", "0.032 V"), ("ina219_in1", "12.004 V"),
             ("ina219_curr1", "-0.32 A"), ("ina219_power1", "3.84 W"), ("dht11_4_temp", "21 °C"),
-            ("dht11_4_humidityrelative", "cannot be read now: iio/dht11@4/humidityrelative: 3304.3 % is impossible"),
+            ("dht11_4_humidityrelative", "cannot be read now: impossible '3304300': 3304.3 %"),
         ):  # fmt: skip
             self.assertRegex(text, rf"\[sensor.channels.{name}\] +# {shown}")
         self.assertEqual(self.readings(lines)["bme680_pressure"], 98.735)

@@ -238,6 +238,16 @@ class SlotSizes(unittest.TestCase):
                 for name, text in body.get("errors", {}).items():
                     self.assertTrue(errors[name].startswith(text))
 
+    def test_errors_of_the_first_sensors_are_kept_if_not_all_fit(self):
+        names = [f"sensor_{n}" for n in range(12)]
+        ring = open_ring(MemoryDisk(), slot_bytes=slot_bytes_for(names))
+        errors = {name: f"{name} is impossible; read '-3274500'" for name in names}
+        ring.append(EPOCH, 1, BOOT, [taken(values=dict.fromkeys(names), errors=errors)])
+        body = json.loads("{" + ring.read(1, 1)[0].body + "}")
+        self.assertEqual(body["values"], dict.fromkeys(names))
+        self.assertIn(len(body["errors"]), (6, 12))
+        self.assertEqual(body["errors"]["sensor_0"], errors["sensor_0"][:20])
+
     def test_error_texts_are_shortened_in_steps(self):
         seen = set()
         for count, digits, slot_bytes in itertools.product((1, 2, 3), range(1, 32), (256, 512)):

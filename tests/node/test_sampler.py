@@ -275,8 +275,8 @@ class Failures(SamplerCase):
             sampler.sample()
         self.assertEqual(taken[0].values, {"cold": None, "rh": None, "fog": 102, "level": 120})
         self.assertEqual(taken[0].errors, {
-            "cold": "-300 °C is impossible (absolute zero: at least -273.15 °C)",
-            "rh": "3304.3 % is impossible (relative humidity: 0 to 100 %)",
+            "cold": "impossible: -300 °C (absolute zero: at least -273.15 °C)",
+            "rh": "impossible: 3304.3 % (relative humidity: 0 to 100 %)",
         })  # fmt: skip
         self.assertEqual(sampler.failed, 2)
         self.assertAlmostEqual(source.patience_s, 0.08)

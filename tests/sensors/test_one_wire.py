@@ -41,14 +41,14 @@ class OneWire(unittest.TestCase):
                 self.assertEqual(self.thermometer.temperature(content), milli / 1000)
 
     def test_equal_bytes_are_no_measurement(self):
-        self.assert_impossible(w1_slave("00 00 00 00 00 00 00 00", 0), "all bytes are 00", "read: '00 00 00")
+        self.assert_impossible(w1_slave("00 00 00 00 00 00 00 00", 0), "all bytes are 00", "read '00 00 00")
         ones = "ff ff ff ff ff ff ff ff ff"
         self.assert_impossible(f"{ones} : crc=ff YES\n{ones} t=-62\n", "all bytes are ff", "open")
 
     def test_temperature_that_contradicts_the_scratchpad_is_refused(self):
         for milli in (26_000, 0, 85_000, -26_187, 26_250):
             content = w1_slave("a3 01 4b 46 7f ff 0d 10", milli)
-            self.assert_impossible(content, "contradicts the scratchpad, which contains 26.1875 °C", f"t={milli}'")
+            self.assert_impossible(content, "contradicts the scratchpad", "it contains 26.1875 °C", f"t={milli}'")
         first = w1_slave("a3 01 4b 46 7f ff 0d 10", 26_187).splitlines()[0]
         second = w1_slave("a4 01 4b 46 7f ff 0d 10", 26_250).splitlines()[1]
         self.assert_impossible(f"{first}\n{second}\n", "the two lines of w1_slave contradict each other", "a4 01")
@@ -63,7 +63,7 @@ class OneWire(unittest.TestCase):
             ("50 05 00 00 1f ff 0c 10", 85_000), ("50 05 ff ff 7f ff ff ff", 85_000),
             ("90 01 55 05 7f 7e 81 66", 25_000), ("90 01 55 05 7f 12 34 66", 25_000),
         ):  # fmt: skip
-            self.assert_impossible(w1_slave(data, milli), "is the power-on value", f"t={milli}'")
+            self.assert_impossible(w1_slave(data, milli), "power-on value", f"t={milli}'")
         old = OneWireThermometer("10-000802b4ff12")
         self.assert_impossible(w1_slave("aa 00 4b 46 ff ff 0c 10", 85_000), "power-on", thermometer=old)
 

@@ -75,8 +75,8 @@ class StoreTest(Real):
         (point,) = self.points("attic")
         self.assertEqual(point.values, {**values, "temperature": None, "humidity": None})
         self.assertEqual(self.unnumbered_sources._batch([reading]).samples.errors, {
-            "temperature": {0: "-3276.7 °C is impossible (absolute zero: at least -273.15 °C)"},
-            "humidity": {0: "3304.3 % is impossible (relative humidity: 0 to 100 %)"}, "pressure": {0: "kept"},
+            "temperature": {0: "impossible: -3276.7 °C (absolute zero: at least -273.15 °C)"},
+            "humidity": {0: "impossible: 3304.3 % (relative humidity: 0 to 100 %)"}, "pressure": {0: "kept"},
         })  # fmt: skip
         self.assertEqual(values["humidity"], 3304.3)
 

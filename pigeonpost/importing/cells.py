@@ -131,6 +131,19 @@ def sensor_name(heading: str) -> tuple[str, str]:
     return name[:32].rstrip("_"), unit if UNIT(unit) else ""
 
 
+def node_name(value: object) -> str:
+    """Return a valid node name derived from `value`, the name in another program: `Living room` gives `Living_room`.
+
+    Raises:
+        RowError: The name contains no letters or digits. This is a ValueError.
+    """
+    ascii_ = unicodedata.normalize("NFKD", str("" if value is None else value)[:200]).encode("ascii", "ignore").decode()
+    name = _NOT_IN_NODE_NAMES("_", ascii_).strip("._-")[:63]
+    if not name:
+        raise RowError(f"{value!r:.60} is not a valid node name; name the node with --node")
+    return name
+
+
 def preview(value: object) -> str:
     """Return the repr of `value` for an error message, shortened to 40 characters."""
     text = repr(value)
@@ -151,6 +164,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[e
 _NO_VALUES = ("", "-", "na", "n/a", "nan", "null", "none")
 _WITH_UNIT = re.compile(r"([^(\[]{1,200})(?:\(([^()]{0,40})\)|\[([^\[\]]{0,40})\])").fullmatch
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
+_NOT_IN_NODE_NAMES = re.compile(r"[^A-Za-z0-9._-]+").sub
 
 
 # ------------------------------------------------------------------------------------------------- columns of cells
@@ -166,7 +180,7 @@ def read_times(cells: Sequence[str]) -> list[int] | None:
         if text.isascii() and text.isdigit():
             counts = list(map(int, cells)) if all(map(_NUMERIC_TIME, cells)) else []
             times = [count if count >= 10**11 else count * 1000 for count in counts]
-        elif " " in text or "," in text or not all(map(_DATE_TIME, cells)):
+        elif "," in text or not all(map(_DATE_TIME, cells)):
             return None
         else:
             seconds = map(datetime.timestamp, map(datetime.fromisoformat, cells))

@@ -28,7 +28,7 @@ def place(url: str) -> str:
     return f"postgresql://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def postgres_lines(url: str, table: str, query: str, options: ForeignColumns) -> Iterator[str]:
+def postgres_lines(url: str, table: str, query: str, options: ForeignColumns, notes: list[str]) -> Iterator[str]:
     """Yield the rows of a table in a PostgreSQL database as lines of the CSV log. The database is only read.
 
     Args:
@@ -36,6 +36,7 @@ def postgres_lines(url: str, table: str, query: str, options: ForeignColumns) ->
         table: Name of the table, also as SCHEMA.TABLE.
         query: SELECT statement that is used instead of a table. The module foreign_sqlite must recognise its columns.
         options: Information that the table does not contain.
+        notes: List to which notes for the user are added.
 
     Raises:
         SettingsError: psycopg is missing.
@@ -50,6 +51,7 @@ def postgres_lines(url: str, table: str, query: str, options: ForeignColumns) ->
         raise BadTable("name the table with the readings with --table, or use --query")
     if not query:
         options = options.for_table(table)
+    notes.append(f"{'the query' if query else f'the table {table}'} of a PostgreSQL database")
     chosen = sql.SQL(query) if query else sql.SQL("SELECT * FROM {}").format(sql.Identifier(*table.split(".")))
     try:
         with psycopg.connect(url, connect_timeout=10) as db:

@@ -14,14 +14,17 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
-from pigeonpost.importing.cells import read_time, read_value, sensor_name
+from pigeonpost.importing.cells import node_name, read_value, sensor_name
+from pigeonpost.importing.numbers import read_number
+from pigeonpost.importing.options import ImportOptions
+from pigeonpost.importing.times import LocalTimes
+from pigeonpost.importing.units import conversion
 from pigeonpost.storage.csv.format import HEADER, cell
 from protocol import UNIT
 
@@ -33,7 +36,6 @@ _VALUES = ("value", "reading", "val", "measurement")
 _UNITS = ("unit", "units", "symbol")
 _NAMES = ("name", "label", "title", "codifier", "shortname", "node", "sensor")  # in a referenced table
 _IGNORED = re.compile(r"id|rowid|oid|pk|uuid|seq|token|test|.+_id", re.IGNORECASE).fullmatch
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+").sub
 
 
 class BadTable(PigeonpostError, ValueError):
@@ -60,16 +62,12 @@ class ForeignColumns(NamedTuple):
     Attributes:
         node: Node of all readings, or an empty string if the table names it.
         sensor: Sensor of the column `value`, if no other column names it.
-        unit: Unit of the values, if the table does not contain it.
-        scale: Factor for all values.
-        is_utc: True if times without an offset from UTC are in UTC, False if they are local time.
+        options: Options of the user for times and values.
     """
 
     node: str = ""
     sensor: str = "value"
-    unit: str = ""
-    scale: float = 1.0
-    is_utc: bool = False
+    options: ImportOptions = ImportOptions()
 
     def for_table(self, table: str) -> ForeignColumns:
         """Return a copy with the name of the `table` as the sensor, unless the user has named a sensor."""
@@ -102,7 +100,7 @@ def find_columns(names: Sequence[str], options: ForeignColumns) -> Columns:
     others = [(at, *sensor_name(name)) for at, name in enumerate(names) if at not in taken and not _IGNORED(name)]
     if not others:
         raise BadTable(f"there is no column with values; the columns are: {', '.join(names)}")
-    return Columns(time, node, -1, -1, unit, [(at, name, found or options.unit) for at, name, found in others])
+    return Columns(time, node, -1, -1, unit, others)
 
 
 def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], options: ForeignColumns) -> Iterator[str]:
@@ -116,58 +114,43 @@ def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], options: Fore
     Raises:
         BadTable: The columns cannot be recognised, or a row is invalid.
     """
-    columns = find_columns(names, options)
+    columns, times = find_columns(names, options), LocalTimes(options.options)
     yield HEADER
     for number, row in enumerate(rows, 1):
         try:
-            yield from _row_lines(row, columns, options)
+            yield from _row_lines(row, columns, options, times)
         except ValueError as error:
             raise BadTable(f"row {number}: {error}") from None
 
 
-def _row_lines(row: Sequence[Any], columns: Columns, options: ForeignColumns) -> Iterator[str]:
-    time_ms = read_time(_time(row[columns.time], options.is_utc))
+def _row_lines(row: Sequence[Any], columns: Columns, options: ForeignColumns, times: LocalTimes) -> Iterator[str]:
+    time_ms = times.read(row[columns.time], _series(row, columns))
     if not 0 <= time_ms < 253_402_300_800_000:
         raise ValueError(f"{row[columns.time]!r:.60} is not between 1970 and 9999")
-    start = f"{rfc3339(time_ms)},{options.node or _node_name(row[columns.node])}"
+    start = f"{rfc3339(time_ms)},{options.node or node_name(row[columns.node])}"
     if columns.value >= 0:
         name = sensor_name(str(row[columns.sensor]))[0] if columns.sensor >= 0 else options.sensor
-        unit = str(row[columns.unit] or "") if columns.unit >= 0 else options.unit
+        unit = str(row[columns.unit] or "") if columns.unit >= 0 else ""
         found: Iterable[tuple[int, str, str]] = [(columns.value, name, unit if UNIT(unit) else "")]
     else:
         found = columns.sensors
     for at, name, unit in found:
         if not name:
             raise ValueError(f"{row[columns.sensor]!r:.60} is not a valid sensor name")
-        value = read_value(row[at], name)
-        if value is not None and options.scale != 1.0:
-            value = read_value(float(f"{value * options.scale:.12g}"), name)
+        value = row[at]
+        value = read_number(value, name) if isinstance(value, str) else read_value(value, name)
+        converted = conversion(name, unit, options.options)
+        value = read_value(converted.apply(value), name)
         # An empty cell in the column of a sensor means that the sensor was not read; in a column `value`, it failed.
         if value is not None or columns.value >= 0:
-            yield f"{start},{name},{'' if value is None else repr(value)},{cell(unit)}\n"
+            yield f"{start},{name},{'' if value is None else repr(value)},{cell(converted.unit)}\n"
 
 
-def _time(value: Any, is_utc: bool) -> Any:
-    """Return a time of the database in a form that read_time accepts. PostgreSQL returns times as datetime."""
-    text = value.isoformat(" ") if hasattr(value, "isoformat") else value
-    if is_utc and isinstance(text, str) and not _WITH_OFFSET(text) and not text.strip().replace(".", "").isdigit():
-        text = f"{text.strip()}Z"
-    return text
+def _series(row: Sequence[Any], columns: Columns) -> str:
+    return "\0".join(str(row[at]) for at in (columns.node, columns.sensor) if at >= 0)
 
 
-_WITH_OFFSET = re.compile(r".*(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})\s*", re.DOTALL).fullmatch
-
-
-def _node_name(value: Any) -> str:
-    """Return a valid node name derived from the name in another program: `Living room` becomes `Living_room`."""
-    ascii_ = unicodedata.normalize("NFKD", str("" if value is None else value)[:200]).encode("ascii", "ignore").decode()
-    name = _NOT_IN_NAMES("_", ascii_).strip("._-")[:63]
-    if not name:
-        raise ValueError(f"{value!r:.60} is not a valid node name; name the node with --node")
-    return name
-
-
-def sqlite_lines(path: str, table: str, query: str, options: ForeignColumns) -> Iterator[str]:
+def sqlite_lines(path: str, table: str, query: str, options: ForeignColumns, notes: list[str]) -> Iterator[str]:
     """Yield the rows of a table in an SQLite file as lines of the CSV log. The file is only read.
 
     Args:
@@ -175,6 +158,7 @@ def sqlite_lines(path: str, table: str, query: str, options: ForeignColumns) -> 
         table: Name of the table, or an empty string to use the only table with readings.
         query: SELECT statement that is used instead of a table. Its columns must have names that are recognised here.
         options: Information that the table does not contain.
+        notes: List to which notes for the user are added.
 
     Raises:
         BadTable: The columns cannot be recognised, or a row is invalid.

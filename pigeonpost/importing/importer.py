@@ -15,8 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from pigeonpost.core.errors import BeyondLimit, NotStored, PigeonpostError, WireError
-from pigeonpost.importing.cells import LAST_MS, Fault, ImportedReading, ReadingColumns
-from pigeonpost.importing.readers import readings
+from pigeonpost.importing.cells import LAST_MS, Fault, ImportedReading, ReadingColumns, RowError
+from pigeonpost.importing.options import NO_OPTIONS, ImportOptions
+from pigeonpost.importing.readers import is_json, readings
+from pigeonpost.importing.survey import Plan
+from pigeonpost.importing.tables import fault
+from pigeonpost.importing.times import UnknownFold
 from pigeonpost.link.samples import Sample, SampleBatch, batches_of
 from pigeonpost.server.commit_waiter import CommitWaiter
 from protocol import BATCH_SAMPLES, IMPORTED, Batch
@@ -61,6 +65,26 @@ class ImportSummary(NamedTuple):
     last_ms: int
 
 
+class Inspection(NamedTuple):
+    """Result of the inspection of a file.
+
+    Attributes:
+        summary: Summary of its content.
+        options: Options of the user.
+        plan: How a CSV file is understood; None for JSON.
+        counts: Number of values, and of readings without a value, by node and sensor.
+        skipped: The first invalid rows, if they are left out.
+        skipped_count: Number of all invalid rows.
+    """
+
+    summary: ImportSummary
+    options: ImportOptions
+    plan: Plan | None
+    counts: dict[tuple[str, str], list[int]]
+    skipped: list[Fault]
+    skipped_count: int
+
+
 def inspect_readings(file: BinaryIO, name: str) -> ImportSummary:
     """Check a file of readings, and return a summary of its content.
 
@@ -71,30 +95,74 @@ def inspect_readings(file: BinaryIO, name: str) -> ImportSummary:
     Raises:
         BadFile: The file contains no readings, or has invalid rows.
     """
+    return inspect_file(file, name).summary
+
+
+def inspect_file(file: BinaryIO, name: str, options: ImportOptions = NO_OPTIONS) -> Inspection:
+    """Check a file of readings, and find out how it is to be understood.
+
+    Args:
+        file: The open file.
+        name: Its name, whose extension determines the format.
+        options: Options of the user.
+
+    Returns:
+        A summary of the content, with what `import_readings` needs.
+
+    Raises:
+        BadFile: The file contains no readings, or has invalid rows that are not to be left out.
+    """
+    plan = None
+    try:
+        if not is_json(file, name):
+            plan = Plan(file, options)
+        while True:
+            try:
+                found = _inspect(file, name, options, plan)
+            except UnknownFold:
+                assert plan is not None
+                plan.find_folds()
+                continue
+            if plan is None or plan.is_whole or not found.skipped:
+                break
+            plan.survey(is_whole=True)
+    except RowError as error:
+        raise BadFile([fault(error)], 1) from None
+    if (found.skipped_count and not options.skip_bad) or not found.summary.samples:
+        faults = found.skipped or [Fault("the file", "it contains no readings")]
+        raise BadFile(faults, max(found.skipped_count, 1))
+    return found
+
+
+def _inspect(file: BinaryIO, name: str, options: ImportOptions, plan: Plan | None) -> Inspection:
     faults: list[Fault] = []
     samples = invalid = 0
     nodes: dict[str, None] = {}
+    counts: dict[tuple[str, str], list[int]] = {}
     first_ms, last_ms = LAST_MS, 0
-    for item in readings(file, name):
-        count, low_ms, high_ms = 1, 0, 0
-        if isinstance(item, ReadingColumns):
-            count, low_ms, high_ms = len(item.times), min(item.times), max(item.times)
-        elif isinstance(item, ImportedReading):
-            low_ms = high_ms = item.time_ms
-        if not isinstance(item, Fault) and not 0 <= low_ms <= high_ms < LAST_MS:
-            item = Fault(item.where, "the time is not between 1970 and 9999")
-        if not isinstance(item, Fault) and item.node not in nodes and len(nodes) >= MOST_NODES:
-            item = Fault(item.where, f"the file has readings of more than {MOST_NODES} nodes, which is the maximum")
+    for item in readings(file, name, options, plan):
         if isinstance(item, Fault):
-            invalid += count
+            invalid += 1
             faults += [item] if len(faults) < FAULTS_SHOWN else []
             continue
+        if item.node not in nodes and len(nodes) >= MOST_NODES:
+            raise RowError(f"{item.where}: the file has readings of more than {MOST_NODES} nodes, which is the maximum")
+        times = item.times if isinstance(item, ReadingColumns) else [item.time_ms]
+        count, low_ms, high_ms = len(times), min(times), max(times)
         samples += count
         nodes[item.node] = None
+        _count(item, counts)
         first_ms, last_ms = min(first_ms, low_ms), max(last_ms, high_ms)
-    if invalid or not samples:
-        raise BadFile(faults or [Fault("the file", "it contains no readings")], invalid or 1)
-    return ImportSummary(samples, list(nodes), first_ms, last_ms)
+    return Inspection(ImportSummary(samples, list(nodes), first_ms, last_ms), options, plan, counts, faults, invalid)
+
+
+def _count(item: ImportedReading | ReadingColumns, counts: dict[tuple[str, str], list[int]]) -> None:
+    for sensor, values in item.values.items():
+        of = counts.setdefault((item.node, sensor), [0, 0])
+        column = values if isinstance(values, list) else [values]
+        missing = column.count(None)
+        of[0] += len(column) - missing
+        of[1] += missing
 
 
 class _NodeBatcher:
@@ -157,8 +225,9 @@ def import_readings(
     ingestor: Ingestor,
     node: str = "",
     known_units: Mapping[str, Mapping[str, str]] = NO_UNITS,
+    inspection: Inspection | None = None,
 ) -> tuple[int, int]:
-    """Store the readings of a file that `inspect_readings` has checked.
+    """Store the readings of a file that `inspect_file` has checked.
 
     Args:
         file: The open file.
@@ -167,6 +236,7 @@ def import_readings(
         ingestor: Ingestor that stores the readings.
         node: Node of all readings, or an empty string to use the nodes that the file names.
         known_units: Units by node and sensor, for sensors that have no unit in the file.
+        inspection: Result of `inspect_file`, or None to survey the file again.
 
     Returns:
         The number of readings in the file, and the number of those that were not stored before.
@@ -183,7 +253,8 @@ def import_readings(
             if not waiter.submit(batch, limit_s=STORE_S):
                 raise NotStored(ingestor.fault or "the server is stopping")
 
-    for item in readings(file, name):
+    options, plan = (inspection.options, inspection.plan) if inspection else (NO_OPTIONS, None)
+    for item in readings(file, name, options, plan):
         if not isinstance(item, Fault):
             of_node = node or item.node
             if of_node not in batchers:

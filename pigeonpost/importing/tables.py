@@ -1,140 +1,85 @@
 """Readers of CSV files with readings: Pigeonpost's own log, and tables of other programs.
 
     time,node,sensor,value,unit          own log: one row per value; rows with the same time and node are one reading
-    time,temperature (°C),humidity [%]   table: the first column is the time, and each other column is a sensor
+    time,temperature (°C),humidity [%]   wide table: each column except that of the time is a sensor
+    entity_id,state,last_changed         long table: one row per value; it is converted to rows of the log
 
-A column `node` of a table contains the node of each row. The file is read in blocks of rows. A block is decoded by
+The module `survey` finds out what the columns of a table are. The file is read in blocks of rows. A block is decoded by
 column if all its cells have the usual format. Otherwise it is decoded row by row, which finds the faults. Both ways
 give the same readings in the same order for each node. This matters because readings are numbered in this order, and a
-repeated import is recognised by the numbers. No errors are raised: an invalid row is a Fault among the readings.
+repeated import is recognised by the numbers. An invalid row is a Fault among the readings. Errors: UnknownFold.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, compress, islice, repeat
+from itertools import compress, repeat
 from operator import ne
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from pigeonpost.core.format import counted
+from pigeonpost.importing.blocks import Block
 from pigeonpost.importing.cells import (
-    LINE_BYTES,
-    MOST_COLUMNS,
     Fault,
     ImportedReading,
     ReadingColumns,
     RowError,
     preview,
-    read_time,
-    read_times,
     read_value,
     read_values,
-    sensor_name,
     unguarded,
 )
+from pigeonpost.importing.columns import LOG_COLUMNS
+from pigeonpost.importing.long_tables import check_row, is_head, log_block
+from pigeonpost.importing.numbers import read_number
+from pigeonpost.importing.survey import Plan, node_of
+from pigeonpost.importing.text import zero_bytes
+from pigeonpost.importing.times import Clock
+from pigeonpost.importing.units import Conversion
 from protocol import NODE_NAME, SENSOR_NAME, UNIT, Number, Values
-
-BLOCK_ROWS = 4096
-_STEP_ROWS = 16  # rows that are read before the size of a block is checked again
-_BLOCK_SIZE = 1 << 20  # maximum number of characters and cells in a block
-_LOG_COLUMNS = ["time", "node", "sensor", "value", "unit"]
 
 Item = ReadingColumns | ImportedReading | Fault
 
 
 class _Table(NamedTuple):
-    """Description of a table, from its first line.
+    """Description of a wide table.
 
     Attributes:
+        plan: How the file is understood.
         width: Number of cells in a row.
-        node_at: Index of the cell with the node, or 0 if there is none.
-        sensors: Sensors of the other cells, except the first, which is the time.
+        node_at: Index of the cell with the node, or -1 if there is none.
+        columns: Index, sensor, decimal character and conversion of each other cell.
         units: Units by sensor.
-        decimal_comma: True if numbers have a decimal comma, because semicolons separate the cells.
     """
 
+    plan: Plan
     width: int
     node_at: int
-    sensors: list[str]
+    columns: list[tuple[int, str, str, Conversion]]
     units: dict[str, str]
-    decimal_comma: bool
 
 
-def csv_readings(file: BinaryIO) -> Iterator[Item]:
-    """Yield all readings and faults of a CSV `file`, from its beginning."""
-    first = file.readline(LINE_BYTES)
-    file.seek(0)
-    # The separator is the most frequent one in the first line, or a comma if the line has none.
-    separator = max(";\t,", key=_text(first).count)
-    separator = separator if _text(first).count(separator) else ","
-    rows = csv.reader(_lines(file), delimiter=separator, strict=True)
+def csv_readings(plan: Plan) -> Iterator[Item]:
+    """Yield all readings and faults of the CSV file that a `plan` describes, from its beginning."""
     try:
-        headings = [cell.strip() for cell in next(rows, [])]
-        if [heading.lower() for heading in headings] == _LOG_COLUMNS:
-            yield from _log_readings(rows)
+        if plan.is_log:
+            yield from _log_readings(plan.blocks(), plan.clock)
+        elif plan.layout.names:
+            yield from _log_readings(map(log_block, plan.blocks(), repeat(plan)), Clock(plan.options, "", {}))
         else:
-            yield from _table_readings(rows, headings, separator == ";")
-    except (csv.Error, RowError) as error:
-        yield Fault(f"line {max(rows.line_num, 1)}", str(error))
+            yield from _table_readings(plan)
+    except RowError as error:
+        yield fault(error)
 
 
-def _lines(file: BinaryIO) -> Iterator[str]:
-    while line := file.readline(LINE_BYTES):
-        if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-            raise RowError(f"the line is longer than {LINE_BYTES:,} bytes, which is the maximum")
-        yield _text(line)
+def fault(error: RowError) -> Fault:
+    """Return the Fault for an `error` whose message may begin with a line."""
+    found = _WHERE(str(error))
+    return Fault(found[1], found[2]) if found else Fault("the file", str(error))
 
 
-def _text(line: bytes) -> str:
-    """Return a line as text, decoded as UTF-8, or as Latin-1 if it is not valid UTF-8."""
-    try:
-        return line.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
-
-
-class _Block(NamedTuple):
-    """Consecutive rows. `line` is the number of the line before the first row."""
-
-    line: int
-    rows: list[list[str]]
-
-    @property
-    def end(self) -> int:
-        """The number of the last line of the block."""
-        return self.line + len(self.rows) + "".join(chain.from_iterable(self.rows)).count("\n")
-
-    def numbered(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield each row with the number of its last line. A quoted cell may contain several lines."""
-        line = self.line
-        for cells in self.rows:
-            line += 1 + "".join(cells).count("\n")
-            yield line, cells
-
-    def where(self, index: int) -> str:
-        """Return the position of the row at `index`: "line 5"."""
-        return f"line {_Block(self.line, self.rows[: index + 1]).end}"
-
-
-def _blocks(reader: Any) -> Iterator[_Block]:
-    """Yield the rows of a csv.reader in blocks. Before an error is raised, all valid rows are yielded."""
-    block, size = _Block(reader.line_num, []), 0
-    try:
-        while True:
-            before = len(block.rows)
-            block.rows.extend(islice(reader, _STEP_ROWS))  # on an error, the rows before it have been added
-            if len(block.rows) == before:
-                break
-            new = block.rows[before:]
-            size += sum(map(len, new)) + sum(map(len, chain.from_iterable(new)))
-            if len(block.rows) >= BLOCK_ROWS or size >= _BLOCK_SIZE:
-                yield block
-                block, size = _Block(reader.line_num, []), 0
-    except (csv.Error, RowError):
-        yield block
-        raise
-    yield block
+_WHERE = re.compile(r"(line [0-9]+): (.*)", re.DOTALL).fullmatch
 
 
 def _runs(nodes: Iterable[str], shapes: Iterable[Any]) -> list[tuple[str, Any, list[int]]]:
@@ -156,20 +101,19 @@ def _runs(nodes: Iterable[str], shapes: Iterable[Any]) -> list[tuple[str, Any, l
 # ----------------------------------------------------------------------------------------------------------- own log
 
 
-def _log_readings(reader: Any) -> Iterator[Item]:
-    pending: list[list[str]] = []  # rows of a reading that may continue in the next block
-    end = reader.line_num
+def _log_readings(blocks: Iterable[Block], clock: Clock) -> Iterator[Item]:
+    pending = Block((), [])  # rows of a reading that may continue in the next block
     try:
-        for block in _blocks(reader):
-            rows = pending + block.rows
+        for block in blocks:
+            yield from block.faults
+            rows, lines = pending.rows + block.rows, [*pending.lines, *block.lines]
             stop = _last_reading(rows)
-            done = _Block(end, rows[:stop])
-            yield from _log_block(done)
-            pending, end = rows[stop:], done.end
-    except (csv.Error, RowError):
-        yield from _log_block(_Block(end, pending))
+            yield from _log_block(Block(lines[:stop], rows[:stop], (), block.may_lack_node), clock)
+            pending = Block(lines[stop:], rows[stop:], (), block.may_lack_node)
+    except RowError:
+        yield from _log_block(pending, clock)
         raise
-    yield from _log_block(_Block(end, pending))
+    yield from _log_block(pending, clock)
 
 
 def _last_reading(rows: Sequence[list[str]]) -> int:
@@ -178,7 +122,7 @@ def _last_reading(rows: Sequence[list[str]]) -> int:
     start = 0
     for index in range(len(rows) - 1, -1, -1):
         cells = rows[index]
-        if len(cells) == len(_LOG_COLUMNS) and not _is_gap(cells[2], cells[4]):
+        if len(cells) == len(LOG_COLUMNS) and not _is_gap(cells[2], cells[4]):
             if time_and_node and cells[:2] != time_and_node:
                 start = index + 1
                 break
@@ -193,25 +137,29 @@ def _last_reading(rows: Sequence[list[str]]) -> int:
     return start
 
 
-def _log_block(block: _Block) -> Iterator[Item]:
+def _log_block(block: Block, clock: Clock) -> Iterator[Item]:
     """Yield the readings of a block that ends with a complete reading."""
-    readings = _log_columns(block) if block.rows else []
-    yield from _log_rows(block) if readings is None else readings
+    readings = _log_columns(block, clock) if block.rows else []
+    yield from _log_rows(block, clock) if readings is None else readings
 
 
-def _log_columns(block: _Block) -> list[ReadingColumns] | None:
+def _log_columns(block: Block, clock: Clock) -> list[ReadingColumns] | None:
     """Return the readings by column, or None if the block has a cell or row of an unusual format."""
-    if set(map(len, block.rows)) != {len(_LOG_COLUMNS)}:
+    if set(map(len, block.rows)) != {len(LOG_COLUMNS)}:
         return None
     times, nodes, sensors, cells, units = zip(*block.rows)
     plain = {unit: unguarded(unit) for unit in set(units)}
     names = set(sensors)
-    if "gap" in names or not all(map(SENSOR_NAME, names)) or not all(map(NODE_NAME, set(nodes))):
+    if (
+        "gap" in names
+        or not all(map(SENSOR_NAME, names))
+        or not all(map(NODE_NAME, set(nodes) - {""} if block.may_lack_node else set(nodes)))
+    ):
         return None
     keys = list(zip(times, nodes))
     starts = [0, *compress(range(1, len(times)), map(ne, keys[1:], keys))]
     values = read_values(cells)
-    times_ms = read_times([times[start] for start in starts])
+    times_ms = clock.read([times[start] for start in starts], starts, nodes)
     if values is None or times_ms is None or not all(map(UNIT, plain.values())):
         return None
     shapes = [(sensors[start:end], units[start:end]) for start, end in zip(starts, [*starts[1:], len(times)])]
@@ -226,20 +174,22 @@ def _log_columns(block: _Block) -> list[ReadingColumns] | None:
     return readings
 
 
-def _log_rows(block: _Block) -> Iterator[ImportedReading | Fault]:
+def _log_rows(block: Block, clock: Clock) -> Iterator[ImportedReading | Fault]:
     """Yield the readings of the own log. Consecutive rows with the same time and node are one reading."""
     current: tuple[str, str] | None = None
     reading = ImportedReading("", "", 0, {}, {})
-    for line, row in block.numbered():
+    for line, row in zip(block.lines, block.rows):
         where = f"line {line}"
+        if row == LOG_COLUMNS:  # the head line again, where files were joined
+            continue
         try:
-            time, node, sensor, value, unit = _log_row(row)
+            time, node, sensor, value, unit = _log_row(row, block.may_lack_node)
             if _is_gap(sensor, unit):
                 continue
             if current != (time, node) or sensor in reading.values:
                 if reading.values:
                     yield reading
-                current, reading = (time, node), ImportedReading(where, node, read_time(time), {}, {})
+                current, reading = (time, node), ImportedReading(where, node, clock.read_one(time, line, node), {}, {})
             reading.values[sensor] = read_value(value, sensor)
             reading.units[sensor] = unit
         except RowError as error:
@@ -248,14 +198,16 @@ def _log_rows(block: _Block) -> Iterator[ImportedReading | Fault]:
         yield reading
 
 
-def _log_row(row: list[str]) -> tuple[str, str, str, str, str]:
-    if len(row) != len(_LOG_COLUMNS):
+def _log_row(row: list[str], may_lack_node: bool) -> tuple[str, str, str, str, str]:
+    if any("\0" in cell for cell in row):
+        raise RowError(zero_bytes("".join(row)))
+    if len(row) != len(LOG_COLUMNS):
         raise RowError(
-            f"the row has {counted(len(row), 'cell')} instead of {len(_LOG_COLUMNS)} ({','.join(_LOG_COLUMNS)})"
+            f"the row has {counted(len(row), 'cell')} instead of {len(LOG_COLUMNS)} ({','.join(LOG_COLUMNS)})"
         )
     time, node, sensor, value, unit = row
     unit = unguarded(unit)
-    if not NODE_NAME(node):
+    if not NODE_NAME(node) and not (may_lack_node and not node):
         raise RowError(f"{preview(node)} is not a valid node name")
     if not SENSOR_NAME(sensor):
         raise RowError(f"{preview(sensor)} is not a valid sensor name")
@@ -272,31 +224,41 @@ def _is_gap(sensor: str, unit: str) -> bool:
 # ------------------------------------------------------------------------------------------------------ other tables
 
 
-def _table_readings(rows: Any, headings: list[str], decimal_comma: bool) -> Iterator[Item]:
-    node_at = next((index for index, heading in enumerate(headings) if index and heading.lower() == "node"), 0)
-    columns = _columns(headings[:node_at] + headings[node_at + 1 :] if node_at else headings)
-    units = {name: unit for name, unit in columns if unit}
-    table = _Table(len(headings), node_at, [name for name, _ in columns], units, decimal_comma)
-    for block in _blocks(rows):
+def _table_readings(plan: Plan) -> Iterator[Item]:
+    layout = plan.layout
+    columns = [
+        (column.at, column.name, plan.decimals[column.at], plan.conversions[column.name])
+        for column in layout.sensors
+        if column.name in plan.conversions
+    ]
+    units = {name: found.unit for _, name, _, found in columns if found.unit}
+    table = _Table(plan, len(layout.headings), layout.node, columns, units)
+    for block in plan.blocks():
+        yield from block.faults
         readings = _table_columns(block, table) if block.rows else []
         yield from _table_rows(block, table) if readings is None else readings
 
 
-def _table_columns(block: _Block, table: _Table) -> list[ReadingColumns] | None:
+def _table_columns(block: Block, table: _Table) -> list[ReadingColumns] | None:
     """Return the readings by column, or None if the block has a cell or row of an unusual format."""
     if set(map(len, block.rows)) != {table.width}:
         return None
+    layout, plan = table.plan.layout, table.plan
     columns = list(zip(*block.rows))
-    nodes = [cell.strip() for cell in columns.pop(table.node_at)] if table.node_at else [""] * len(block.rows)
-    times_ms = read_times(columns.pop(0))
-    if times_ms is None or (table.node_at and not all(map(NODE_NAME, set(nodes)))):
+    series = columns[layout.node] if layout.node >= 0 else [""] * len(block.rows)
+    times = columns[layout.times[0]] if len(layout.times) == 1 else [plan.time_cell(row) for row in block.rows]
+    times_ms = plan.clock.read(times, block.lines, series)
+    nodes = _nodes(series, layout.headings[layout.node]) if layout.node >= 0 else series
+    if times_ms is None or nodes is None:
         return None
     numbers: dict[str, list[Number | None]] = {}
-    for name, cells in zip(table.sensors, columns):
-        column = read_values([cell.replace(",", ".") for cell in cells] if table.decimal_comma else cells)
+    for at, name, decimal, conversion in table.columns:
+        column = _column(columns[at], name, decimal)
         if column is None:
             return None
-        numbers[name] = column
+        numbers[name] = [conversion.apply(value) for value in column] if conversion.text else column
+    if layout.node < 0 and numbers and not any(None in column for column in numbers.values()):
+        return [ReadingColumns(block.where(0), "", times_ms, numbers, table.units)]
     sensors = [
         [name if value is not None else "" for value in column] if None in column else repeat(name)
         for name, column in numbers.items()
@@ -310,46 +272,50 @@ def _table_columns(block: _Block, table: _Table) -> list[ReadingColumns] | None:
     return readings
 
 
-def _table_rows(block: _Block, table: _Table) -> Iterator[ImportedReading | Fault]:
-    for line, row in block.numbered():
-        if not any(cell.strip() for cell in row):
+def _nodes(cells: Sequence[str], heading: str) -> list[str] | None:
+    """Return the node names in `cells`, or None if one is invalid."""
+    try:
+        names = {cell: node_of(cell, heading) for cell in set(cells)}
+    except RowError:
+        return None
+    return [names[cell] for cell in cells] if all(map(NODE_NAME, names.values())) else None
+
+
+def _column(cells: Sequence[str], name: str, decimal: str) -> list[Number | None] | None:
+    """Return the values in the cells of a column, or None if one is invalid."""
+    if decimal == ".":
+        values = read_values(cells)
+    else:
+        text = "".join(cells)
+        is_mixed = "." in text and (decimal == "," or "," in text)
+        values = None if is_mixed else read_values([cell.replace(",", ".") for cell in cells])
+    if values is not None:
+        return values
+    try:
+        return [read_number(cell, name, decimal) for cell in cells]
+    except RowError:
+        return None
+
+
+def _table_rows(block: Block, table: _Table) -> Iterator[ImportedReading | Fault]:
+    plan, layout = table.plan, table.plan.layout
+    for line, row in zip(block.lines, block.rows):
+        if not "".join(row).strip() or row[0].startswith("#") or is_head(row, layout.headings):
             continue
         where = f"line {line}"
         try:
-            if len(row) != table.width:
-                raise RowError(f"the row has {counted(len(row), 'cell')}, but the first line has {table.width}")
-            node = row.pop(table.node_at).strip() if table.node_at else ""
-            if table.node_at and not NODE_NAME(node):
+            check_row(row, table.width)
+            node = node_of(row[layout.node], layout.headings[layout.node]) if layout.node >= 0 else ""
+            if layout.node >= 0 and not NODE_NAME(node):
                 raise RowError(f"{preview(node)} is not a valid node name")
-            cells = [cell.replace(",", ".") if table.decimal_comma else cell for cell in row[1:]]
-            values = {name: read_value(cell, name) for name, cell in zip(table.sensors, cells)}
-            time_ms = read_time(row[0])
+            values = {
+                name: conversion.apply(read_number(row[at], name, decimal))
+                for at, name, decimal, conversion in table.columns
+            }
+            time_ms = plan.clock.read_one(plan.time_cell(row), line, plan.series_of(row))
         except RowError as error:
             yield Fault(where, str(error))
             continue
         present: Values = {name: value for name, value in values.items() if value is not None}
         if present:
             yield ImportedReading(where, node, time_ms, present, table.units)
-
-
-def _columns(headings: list[str]) -> list[tuple[str, str]]:
-    """Return the sensor and the unit of each column except the first."""
-    if not 2 <= len(headings) <= MOST_COLUMNS:
-        raise RowError(
-            f"the table has {counted(len(headings), 'column')}; it must have 2 to {MOST_COLUMNS}, and the first must be"
-            " the time"
-        )
-    try:
-        read_time(headings[0])
-    except RowError:
-        pass
-    else:
-        raise RowError("the first line must contain the names of the columns: time, then the sensors")
-    columns = [sensor_name(heading) for heading in headings[1:]]
-    names = [name for name, _ in columns]
-    for heading, name in zip(headings[1:], names):
-        if not name:
-            raise RowError(f"{preview(heading)} is not a valid sensor name")
-        if names.count(name) > 1:
-            raise RowError(f"two columns have the name {name}")
-    return columns

@@ -1197,7 +1197,7 @@ class Import(DataCase):
         fill(self.data, batch(51, 60))
         self.assert_sound(61)
 
-    @mock.patch("pigeonpost.importing.tables.BLOCK_ROWS", 64)
+    @mock.patch("pigeonpost.importing.blocks.BLOCK_ROWS", 64)
     def test_import_continues_after_a_full_disk(self):
         rows = "".join(f"{1_700_000_000 + n},{n % 50}\n" for n in range(1500))
         path = self.write("long.csv", f"time,t\n{rows}")
@@ -1215,9 +1215,9 @@ class Import(DataCase):
             "long.csv", "time,t,u\n" + "".join(f"{1_700_000_000 + n},{n % 50},{n}\n" for n in range(rows))
         )
         code = (
-            "import signal, sys, control; from pigeonpost.importing import tables\n"
+            "import signal, sys, control; from pigeonpost.importing import blocks\n"
             "from pigeonpost.server.ingest import Ingestor\n"
-            "tables.BLOCK_ROWS = 512\n"
+            "blocks.BLOCK_ROWS = 512\n"
             "real, count = Ingestor.submit, 0\n"
             "def submit(intake, batch, **more):\n"
             "    global count\n"

@@ -1,0 +1,92 @@
+"""Conversion of long tables, with one row per value, to rows of Pigeonpost's own log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.format import counted
+from pigeonpost.importing.blocks import Block
+from pigeonpost.importing.cells import Fault, RowError
+from pigeonpost.importing.numbers import has_no_value, read_number
+from pigeonpost.importing.options import BadOption, ImportOptions
+from pigeonpost.importing.survey import Plan, node_of
+from pigeonpost.importing.text import zero_bytes
+from pigeonpost.importing.units import Conversion, conversion, known_unit
+from protocol import NODE_NAME
+
+
+def is_head(row: Sequence[str], headings: Sequence[str]) -> bool:
+    """Return True if a `row` contains the `headings`: loggers write them again when they start."""
+    return [cell.strip() for cell in row[: len(headings)]] == headings
+
+
+def check_row(row: list[str], width: int) -> None:
+    """Remove empty cells at the end of a `row` that are beyond its `width`.
+
+    Raises:
+        RowError: The row has too few or too many cells, or zero bytes.
+    """
+    text = "".join(row)
+    if "\0" in text:
+        raise RowError(zero_bytes(text))
+    if len(row) > width and not "".join(row[width:]).strip():
+        del row[width:]
+    if len(row) != width:
+        raise RowError(f"the row has {counted(len(row), 'cell')}, but the first line has {width}")
+
+
+def log_block(block: Block, plan: Plan) -> Block:
+    """Return a `block` of a long table as rows of the log. Rows of sensors that are left out have no row.
+
+    Args:
+        block: Rows of the table.
+        plan: How the file is understood.
+    """
+    faults, rows, lines = list(block.faults), [], []
+    for line, row in zip(block.lines, block.rows):
+        if not "".join(row).strip() or row[0].startswith("#") or is_head(row, plan.layout.headings):
+            continue
+        try:
+            check_row(row, len(plan.layout.headings))
+            converted = _row(line, row, plan)
+        except RowError as error:
+            faults.append(Fault(f"line {line}", str(error)))
+            continue
+        if converted:
+            rows.append(converted)
+            lines.append(line)
+    return Block(lines, rows, faults, True)
+
+
+def _row(line: int, row: list[str], plan: Plan) -> list[str] | None:
+    layout = plan.layout
+    series = plan.series.get(tuple([row[at] for at in layout.names]))
+    if series is None or not series.facts.numbers:
+        return None
+    node = ""
+    if layout.node >= 0 and (row[layout.node].strip() or layout.headings[layout.node].lower() == "node"):
+        node = node_of(row[layout.node], "")
+        if not NODE_NAME(node):
+            raise RowError(f"{node!r:.60} is not a valid node name")
+    time_ms = plan.clock.read_one(plan.time_cell(row), line, plan.series_of(row))
+    decimal = (series.facts.decimals & {".", ","} or {plan.usual_decimal}).copy()
+    cell = row[layout.value]
+    value = None if has_no_value(cell) else read_number(cell, series.name, decimal.pop() if len(decimal) == 1 else "?")
+    found = plan.conversions[series.name]
+    if layout.unit >= 0 and (unit := known_unit(row[layout.unit])) != series.unit and unit:
+        if plan.options.units or plan.options.scales or plan.options.offsets:
+            found = conversion(series.name, unit, plan.options)
+        else:
+            found = _to_first_unit(series.name, unit, series.unit, plan.options)
+    value = found.apply(value)
+    # Numbers with 13 digits are read fast. Others may be understood as seconds, or as a date.
+    time = str(time_ms) if 10**12 <= time_ms < 10**13 else rfc3339(time_ms)
+    return [time, node, series.name, "" if value is None else repr(value), found.unit]
+
+
+def _to_first_unit(name: str, unit: str, first: str, options: ImportOptions) -> Conversion:
+    try:
+        return conversion(name, unit, options._replace(units={name: first}))
+    except BadOption:
+        return conversion(name, unit, options)

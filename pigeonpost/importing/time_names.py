@@ -1,0 +1,49 @@
+"""Names that columns with times have in people's files."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_NAMES = (
+    "time", "_time", "timestamp", "datetime", "date_time", "time_stamp", "last_updated", "last_changed",
+    "last_updated_ts",
+    "last_changed_ts", "created_at", "ts", "date", "date_time_utc", "utc", "recorded_at", "received_at", "measured_at",
+    "observed_at", "sampled_at", "taken", "taken_at", "time_taken", "created", "added", "added_at", "dtimestamp",
+    "start",
+    "start_ts", "tmstamp", "epoch", "unixtime", "unix_time", "unix", "datum", "zeit", "zeitpunkt", "zeitstempel",
+    "datum_zeit",
+    "datum_uhrzeit", "messzeit", "uhrzeit", "fecha", "fecha_hora", "hora", "date_heure", "horodatage", "heure", "tijd",
+    "tijdstip", "datum_tijd", "dato", "tid", "tidspunkt", "data_ora", "ora", "czas", "cas", "date_and_time", "when",
+    "at",
+)  # fmt: skip
+_RANKS = {name: rank for rank, name in enumerate(_NAMES)}
+_ALIKE = re.compile(
+    r"(?:time|timestamp|date|datetime|datum|zeit|zeitstempel|zeitpunkt)_.+"
+    r"|.+_(?:time|timestamp|date|datetime|zeit|datum|zeitstempel|ts|at)|datetime.*|(?:utc|local)_?time"
+).fullmatch
+_NOT_ALIKE = re.compile(
+    r"(?:up|run|on|off|response|elapsed|delta|lead|down|boot|real|loop)_?time.*|time_(?:since|to|on|left).*"
+).fullmatch
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
+_UNIT = re.compile(r"[(\[][^()\[\]]*[)\]]\s*$").sub
+
+
+def plain(heading: str) -> str:
+    """Return a `heading` in lower case, with underscores for other characters and without a unit in brackets."""
+    text = _UNIT("", heading.strip()[:200]) or heading
+    ascii_ = unicodedata.normalize("NFKD", text[:200]).encode("ascii", "ignore").decode().lower()
+    return _NOT_IN_NAMES("_", ascii_).strip("_")
+
+
+def time_rank(heading: str) -> int:
+    """Return how usual a `heading` is for a column with times: 0 is the most usual, -1 is not usual."""
+    name = plain(heading)
+    if name in _RANKS:
+        return _RANKS[name]
+    return len(_RANKS) if _ALIKE(name) and not _NOT_ALIKE(name) else -1
+
+
+def is_time_name(heading: str) -> bool:
+    """Return True if a `heading` is usual for a column with times."""
+    return time_rank(heading) >= 0

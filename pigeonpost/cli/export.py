@@ -119,7 +119,9 @@ def _export(context: Context) -> int:
             bar.end()
         if out is not None:
             print(f"{out}: {counted(size, 'byte')}", file=sys.stderr)
-    if chosen.format in _LOCAL and not chosen.utc and len(selection.offsets) > 1:
+    # A script that captures both outputs of an export without --out must not read the hint as a row.
+    is_seen = out is not None or sys.stderr.isatty()
+    if is_seen and chosen.format in _LOCAL and not chosen.utc and len(selection.offsets) > 1:
         print(_LOCAL[chosen.format], file=sys.stderr)
     for node, from_ms, to_ms in lost:
         print(f"node {node}: {stamp(from_ms)} to {stamp(to_ms)} cannot be read", file=sys.stderr)

@@ -64,6 +64,7 @@ from pigeonpost.server.damage_check import (
 from pigeonpost.server.demo_node import DemoNode
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
+from pigeonpost.server.known_clients import KnownClients
 from pigeonpost.server.limit_warnings import LimitWarnings
 from pigeonpost.server.node_admin import NodeAdmin
 from pigeonpost.server.node_limits import NodeLimits
@@ -252,7 +253,7 @@ class Server:
         # announce themselves.
         self._links: list[TcpServerTransport] = []
         self._clients = unnumbered_sources = UnnumberedSources(
-            ingestor, links, clock, tokens, faults, throttle, register.current
+            ingestor, links, clock, tokens, faults, throttle, register.current, KnownClients(data, faults)
         )
         names, pins = NodeNames(links, register.current), ByPresentName(read_nodes(settings)[1], register.current)
         register.on_rename += [names.on_rename, unnumbered_sources.on_rename]
@@ -268,6 +269,7 @@ class Server:
         self._collecting = False
         for expected, address in nodes:
             collect(expected, address)
+        unnumbered_sources.expect_known()
         context = ServerContext(
             name, data, clock, settings, shown, ingestor, tokens, unnumbered_sources, links, collect, faults, throttle,
             register, self._api_tokens,
@@ -344,7 +346,12 @@ class Server:
 
     def _report_ready(self, demo: DemoNode | None) -> None:
         app = self.app
-        log.info("server %s: collects from %s; data folder %s", app.name, counted(len(app.links), "node"), app.data)
+        log.info(
+            "server %s: collects from %s; data folder %s",
+            app.name,
+            counted(sum(not link.state.calls_in for link in app.links), "node"),
+            app.data,
+        )
         if demo is not None:
             log.info("demonstration: node `demo` has simulated readings of a chip and real readings of this computer")
         for scheme, host, port in self.web.urls:

@@ -67,7 +67,7 @@ def _check(context: Context) -> int:
 def describe(node: dict[str, Any]) -> str:
     """Return a line with the state of `node`, an object from /api/v1/nodes."""
     if not node["connected"]:
-        state = node["fault"] or "not connected"
+        state = node["fault"] or ("reporting" if node.get("state") == "reporting" else "not connected")
     else:
         state = {True: "on", False: "OFF", None: "connected"}[node["on"]]
     if node["connected"] and node.get("state") == "late":

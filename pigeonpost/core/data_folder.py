@@ -21,6 +21,7 @@ REPLACED_TOKENS = "replaced_tokens.json"  # tokens before `control.py rotate`, w
 USERS = "users.json"  # users of the web page
 API_TOKENS = "api_tokens.json"  # tokens of programs that use the pages and the JSON API
 API_TOKEN_USES = "api_token_uses.json"  # time of the last use of each API token
+CLIENTS = "clients.json"  # clients that connect to the server, which are missed if they stay silent after a restart
 COMMANDS = "orders.json"  # pending ON and OFF commands for nodes that connect to the server
 SAVED_CHARTS = "graphs.json"
 PREFERENCES = "preferences.json"  # units and order of charts of each user

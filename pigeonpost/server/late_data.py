@@ -111,7 +111,8 @@ class LateDataTracker:
 
     def _shift_ms(self, node: str) -> int:
         """Return the node's clock minus the server's in ms; 0 if it is unknown."""
-        return next((link.state.offset_ms or 0 for link in self._links if link.state.name == node), 0)
+        states = (link.state for link in self._links if link.state.name == node)  # a node may have two links
+        return next((state.offset_ms for state in states if state.offset_ms is not None), 0)
 
     def _add(self, node: str, span: LateRange) -> None:
         with self._lock:

@@ -58,8 +58,9 @@ class UsualInterval:
     that returns, for example every night, does. Before, it is the longest interval if that exceeds UNKNOWN_EVERY_S.
     """
 
-    def __init__(self) -> None:
-        """Initialise without visits."""
+    def __init__(self, former_s: float | None = None) -> None:
+        """Initialise without visits. `former_s` is the interval in an earlier run in seconds, or None."""
+        self._former_s = former_s
         self._began_s: float | None = None  # start of the current visit
         self._recent: deque[float] = deque(maxlen=_RECENT_VISITS)
         self._long: list[tuple[float, float]] = []  # the longest intervals that are not in `_recent`, and their ends
@@ -82,4 +83,5 @@ class UsualInterval:
         intervals = sorted([*self._recent, *(interval_s for interval_s, _ in self._long)])
         if self._count >= LEARNED_VISITS:
             return max(FLOOR_S, intervals[-2])
-        return intervals[-1] if intervals and intervals[-1] > UNKNOWN_EVERY_S else None
+        longest_s = intervals[-1] if intervals else 0.0
+        return longest_s if longest_s > max(UNKNOWN_EVERY_S, self._former_s or 0.0) else self._former_s

@@ -31,6 +31,7 @@ from pigeonpost.link.samples import SampleBatch
 from pigeonpost.sensors.contract import Channel
 from pigeonpost.sensors.ranges import checked, ranges_of
 from pigeonpost.server.commit_waiter import CommitWaiter
+from pigeonpost.server.known_clients import KnownClient, KnownClients
 from pigeonpost.server.liveness import UsualInterval
 from pigeonpost.server.node_status import AskNode, NodeLink, NodeState
 from protocol import Batch, Number
@@ -93,14 +94,20 @@ class ExternalClient:
         ask: Function that sends a command to the node; it returns False if the transport does not support commands.
     """
 
-    def __init__(self, claim: Claim) -> None:
-        """Initialise a client that has not sent anything yet. `claim` is its identity."""
+    def __init__(self, claim: Claim, every_s: float | None = None) -> None:
+        """Initialise a client that has not sent anything yet.
+
+        Args:
+            claim: Identity of the client.
+            every_s: Its interval in earlier runs in seconds, or None.
+        """
         self.claim = claim
         self.sensors: set[str] = set()
         self.epoch = os.urandom(8).hex()
         self.state = NodeState("", claim.node)
         self.state.calls_in = True
-        self._interval = UsualInterval()
+        self.state.every_s = every_s
+        self._interval = UsualInterval(every_s)
         self.ask: AskNode = _no_answer
 
     def record_call(self, now_s: float, now_ms: int) -> None:
@@ -129,6 +136,7 @@ class UnnumberedSources:
         faults: Faults,
         throttle: LoginThrottle,
         current: Callable[[str], str] = lambda name: name,
+        known: KnownClients | None = None,
     ) -> None:
         """Initialise without clients.
 
@@ -140,6 +148,7 @@ class UnnumberedSources:
             faults: Receives a fault if too many unknown clients connect.
             throttle: Limits the log lines about refused clients.
             current: Function that returns the current name of the node that reports a name: see NodeRegister.
+            known: The clients of earlier runs; None if there is no file of them.
         """
         self._ingestor = ingestor
         self._links = links
@@ -151,6 +160,18 @@ class UnnumberedSources:
         self._lock = threading.Lock()
         self._callers: dict[str, ExternalClient] = {}
         self._unproven_sensors: Counter[str] = Counter()  # by transport
+        self._known = known
+
+    def expect_known(self) -> None:
+        """Add the clients of earlier runs to the links, unless another link already has the name of their node."""
+        collected = {link.state.name for link in self._links}
+        for name, client in self._known.all().items() if self._known else ():
+            node = self._current(name)
+            with self._lock:
+                if node not in collected and node not in self._callers:
+                    claim = Claim(node, client.transport, client.is_proven, client.is_listed)
+                    state = self._add(claim, client.every_s).state
+                    state.on, state.fault = client.on, "has not connected since the server's start"
 
     def store(self, reading: ExternalReading) -> None:
         """Make `reading` durable.
@@ -224,11 +245,15 @@ class UnnumberedSources:
             if caller is not None and caller.claim.is_proven and caller.state.connected and node not in self._tokens:
                 caller.state.connected, caller.state.since_ms = False, self._clock.wall_ms()
                 caller.state.fault = f"its token was revoked: `control.py token {node}` creates a new one"
+                if self._known is not None:
+                    self._known.remove(node)
 
     def on_rename(self, node: str, new: str) -> None:
         """Assign the client of `node` to its new name `new`."""
         with self._lock:
             caller = self._callers.pop(node, None)
+            if self._known is not None:
+                self._known.on_rename(node, new)
             if caller is not None:
                 caller.claim, caller.state.name = caller.claim._replace(node=new), new
                 caller.ask, caller.state.takes_orders = _no_answer, False  # until its next call
@@ -249,6 +274,16 @@ class UnnumberedSources:
     def _caller(self, claim: Claim, sensors: Iterable[str]) -> ExternalClient:
         self.check(claim)
         claim = claim._replace(node=self._current(claim.node))
+        caller = self._admitted(claim, sensors)
+        if self._known is not None and (claim.is_proven or claim.is_listed):  # not the names that any client can invent
+            client = KnownClient(
+                claim.transport, claim.is_proven, claim.is_listed, caller.state.every_s, caller.state.on
+            )
+            self._known.record(claim.node, client)
+        return caller
+
+    def _admitted(self, claim: Claim, sensors: Iterable[str]) -> ExternalClient:
+        """Return the client, which is created at its first call. Raise NotStored if a limit is exceeded."""
         with self._lock:
             caller = self._callers.get(claim.node)
             if claim.is_proven or claim.is_listed:
@@ -263,8 +298,8 @@ class UnnumberedSources:
             self._unproven_sensors[claim.transport] += len(new)
             return caller
 
-    def _add(self, claim: Claim) -> ExternalClient:
-        caller = self._callers[claim.node] = ExternalClient(claim)
+    def _add(self, claim: Claim, every_s: float | None = None) -> ExternalClient:
+        caller = self._callers[claim.node] = ExternalClient(claim, every_s)
         self._links.append(caller)
         return caller
 

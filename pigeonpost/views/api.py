@@ -61,9 +61,10 @@ def one_node(context: RequestContext) -> Response:
 
 
 def _node(context: RequestContext, node: NodeView) -> dict[str, Any]:
+    is_well = node.connected or node.state == "reporting"
     return {
         "name": node.name, "address": node.address, "state": node.state, "connected": node.connected,
-        "fault": "" if node.connected else node.words, "on": node.on, "every": node.every_s,
+        "fault": "" if is_well else node.words, "on": node.on, "every": node.every_s,
         "since": _time(node.since_ms), "last_sample": _last_sample(context, node), "samples": node.samples,
         "missing": node.missing, "held": node.held, "slots": node.slots, "clock_offset_ms": node.shift_ms,
         "round_trip_ms": node.round_trip_ms, "version": node.version, "warnings": list(node.warnings),

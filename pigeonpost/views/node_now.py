@@ -108,14 +108,16 @@ def _condition(now: NodeNow, now_ms: int, is_new: bool) -> tuple[NodeStatus, str
     state = now.state
     if state is None:
         return "past", "this server no longer collects from it", now.last_ms
-    if not state.connected and state.since_ms is None:
+    is_expected = state.calls_in and state.since_ms is None  # a client of an earlier run, which has not connected yet
+    if not state.connected and state.since_ms is None and not is_expected:
         return "waiting", "not reached yet", None
-    if not state.connected:
+    if not state.connected and not is_expected:
         return "lost", state.fault or "not connected", state.since_ms
     if state.on is False:
         return "off", "switched off", now.last_ms
     if now.last_ms is None or (now.is_late and is_new):
         words = "has connected; waiting for a sample" if state.calls_in else "connected; waiting for a sample"
+        words = state.fault if is_expected and not state.connected else words
         return "waiting", words, state.since_ms
     if not now.is_late:
         return "reporting", "reporting", state.since_ms

@@ -30,7 +30,9 @@ class Times(ControlCase):
             ({"state": "late"}, f"{late}2026-10-25 00:30:02+00:00{shown}"),
             ({"state": "late", "last_sample": sample | {"received": None}}, f"{late}the server's start{shown}"),
             ({"state": "late", "last_sample": None}, f"{late}the server's start\n"),
-            ({"state": "reporting"}, f"a: on{shown}"), ({}, f"a: on{shown}"),
+            ({"state": "reporting"}, f"a: on{shown}"),
+            ({"state": "reporting", "connected": False, "fault": ""}, f"a: reporting{shown}"),
+            ({"state": "lost", "connected": False, "fault": ""}, f"a: not connected{shown}"), ({}, f"a: on{shown}"),
             ({"state": "late", "connected": False, "fault": "has sent nothing since 5:00"},
              f"a: has sent nothing since 5:00{shown}"),
         ):  # fmt: skip

@@ -111,6 +111,17 @@ class LearnedIntervalTest(unittest.TestCase):
             client.call(pause_s)
             self.assertIsNone(client.state.every_s)
 
+    def test_interval_of_an_earlier_run_is_used_until_another_is_learned(self):
+        for former_s, pauses, expected in (
+            (DAY, (0, 0.1, 60), DAY), (DAY, [HOUR] * 8, DAY), (DAY, [HOUR] * 9, HOUR),
+            (300.0, (0, 300, 300), 300.0), (300.0, (0, DAY), DAY), (None, (0, 300), None),
+        ):  # fmt: skip
+            client = Client()
+            client.interval = UsualInterval(former_s)
+            for pause_s in pauses:
+                client.call(pause_s)
+            self.assertEqual(client.state.every_s, expected, (former_s, pauses))
+
     def test_shorter_interval_is_learned_after_a_week(self):
         client = Client()
         client.bursts(20, DAY, 1)

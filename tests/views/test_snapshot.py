@@ -343,6 +343,24 @@ class Liveness(SnapshotCase):
         self.send()
         self.assert_says("good", "Node basement is reporting")
 
+    def test_client_that_does_not_return_after_a_restart_is_late(self):
+        for every_s, wait_s in ((300.0, 905), (None, 10_805), (86_400.0, 259_205)):
+            with self.subTest(every_s=every_s):
+                self.links.clear()
+                state = self.node(connected=False, ago_s=None, calls_in=True, every_s=every_s)
+                state.fault = "has not connected since the server's start"
+                self.overview = SnapshotBuilder(self.house, self.book.day)
+                self.put(ago_s=10, received=False)
+                self.assert_says("good", "Node basement is reporting")
+                self.clock.sleep(wait_s - 5)
+                self.assert_says("wait", "Waiting for the first sample of basement")
+                self.assertEqual(self.view().words, "has not connected since the server's start")
+                self.clock.sleep(6)
+                self.assert_says("bad", "Node basement has sent nothing since the server's start")
+                self.assertEqual((self.view().state, self.card().is_stale), ("late", True))
+                state.on = False
+                self.assert_says("wait", "Node basement is switched off")
+
     def test_stored_sample_with_a_date_in_the_future_is_no_sign_of_life(self):
         self.node(ago_s=0)
         for ahead_s in (40, 86_400, 366 * 86_400):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pigeonpost.server.event_log import EventLog
 
 SHOWN = 20  # recent messages on the page
+_SHORT = 12  # a cell with up to this number of characters is not wrapped
 
 _NO_CHANNEL = (
     "No alerts are sent: there is no recipient. Set [mail] to or [webhook] url in the settings of the server, and"
@@ -235,7 +236,7 @@ def _page(context: RequestContext, text: str, fault: str = "", status: int = 200
     notifier = context.app.notifier
     body = Html("<h1>Alerts</h1>\n{}{}{}{}{}").format(
         key_notice(context),
-        _fault_notice(_NO_CHANNEL) if notifier is None else "",
+        _fault_notice(_NO_CHANNEL if notifier is None else f"The rules were not saved. {fault}" if fault else ""),
         _active_table(context),
         _delivery(context, notifier) if notifier is not None else "",
         _rule_section(context, text, fault) if context.app.alerts is not None else "",
@@ -342,7 +343,9 @@ def _rule_section(context: RequestContext, text: str, fault: str) -> Html:
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Html:
     body = join_html(
         Html("<tr>{}</tr>\n").format(join_html(
-            Html('<td data-label="{}">{}</td>').format(label, value) for label, value in zip(head, row)
+            Html('<td data-label="{}"{}>{}</td>').format(
+                label, Html(' class="short"') if not label or len(str(value)) <= _SHORT else "", value
+            ) for label, value in zip(head, row)
         ))
         for row in rows
     )  # fmt: skip

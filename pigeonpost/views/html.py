@@ -35,7 +35,7 @@ _MENU = (
     ("/graphs", "Graphs", "/chart"),
     ("/logs", "Logs", "/log"),
     ("/files", "Files"),
-    ("/alerts", "Alerts"),
+    ("/alerts", "Alerts", "/alerts/rules"),
     ("/gaps", "Gaps"),
     ("/happenings", "Events"),
     ("/settings", "Preferences"),

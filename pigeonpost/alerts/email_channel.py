@@ -124,10 +124,14 @@ class EmailChannel(AlertChannel):
 
     def _mail(self, message: AlertMessage) -> EmailMessage:
         from email.message import EmailMessage
+        from email.policy import SMTP
         from email.utils import formatdate, make_msgid
 
-        mail = EmailMessage()
-        mail["From"], mail["To"], mail["Subject"] = self._server.sender, self._to, _one_line(message.subject)
+        subject = _one_line(message.subject)
+        # A long subject in ASCII stays on one line. If it were folded, the first line could be empty, which some spam
+        # filters reject. Encoded words must be folded (RFC 2047, section 2).
+        mail = EmailMessage(SMTP.clone(max_line_length=_LINE) if subject.isascii() else SMTP)
+        mail["From"], mail["To"], mail["Subject"] = self._server.sender, self._to, subject
         mail["Date"] = formatdate(localtime=True)
         # The same id in each attempt, so that the recipient's mail program can recognise a mail that arrives twice.
         mail["Message-ID"] = f"<{message.id}@pigeonpost.invalid>" if message.id else make_msgid("", _DOMAIN)
@@ -139,6 +143,7 @@ class EmailChannel(AlertChannel):
 
 
 _DOMAIN = "pigeonpost.invalid"
+_LINE = 998  # characters in a line (RFC 5322, section 2.1.1)
 
 
 def _answer(code: int, text: bytes | str) -> str:

@@ -97,6 +97,7 @@ class Notifier:
         self._deliveries = [_Delivery(channel) for channel in channels]
         self._look, self._queue, self._clock, self._reporter, self._close = look, queue, clock, reporter, close
         self._lock, self._testing = threading.Lock(), threading.Lock()
+        self._internal = ""
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(self._check,), name="watch", daemon=True)]
         for place in dict.fromkeys(channel.place for channel in channels):
@@ -109,7 +110,7 @@ class Notifier:
     def fault(self) -> str:
         """Reason why messages could not be sent yet, were refused, or cannot be stored; empty if there is none."""
         now_s = self._clock.monotonic()
-        texts = [self._queue.fault, *(one.fault for one in self._deliveries)]
+        texts = [self._internal, self._queue.fault, *(one.fault for one in self._deliveries)]
         texts += [one.refusal for one in self._deliveries if one.refusal and now_s - one.refused_s < REFUSED_S]
         return "; ".join(dict.fromkeys(text for text in texts if text))
 
@@ -257,10 +258,16 @@ class Notifier:
         while not self._stopping.wait(LOOK_S):
             try:
                 step(*arguments)
-                logged = ""
+                if logged:
+                    logged = self._internal = ""
             except DiskError:
                 return  # the program ends
             except NotStored as error:
                 if logged != str(error):
                     log.warning("alerts and reports are delayed: %s", error)
                 logged = str(error)
+            except Exception as error:  # an internal error must not end all alerts
+                if logged != repr(error):
+                    log.exception("alerts and reports: internal error")
+                logged = repr(error)
+                self._internal = f"alerts and reports: internal error: {type(error).__name__}, see the log"

@@ -76,9 +76,9 @@ class Hook(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def serve(test, handler, **info):
-    """Start a server until the end of `test`. Return it and its port."""
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
+def serve(test, handler, port=0, **info):
+    """Start a server on `port` (0: a free one) until the end of `test`. Return it and its port."""
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", port), handler)
     server.daemon_threads, server.received = True, []
     for name, value in info.items():
         setattr(server, name, value)

@@ -1,5 +1,7 @@
 """Tests of the channels: mails, webhooks, and which refusals are permanent."""
 
+import email
+import email.policy
 import unittest
 import unittest.mock
 from email.utils import formatdate
@@ -59,6 +61,14 @@ class Mail(unittest.TestCase):
         mail_to(port).send(HELLO._replace(subject="a\r\nBcc: all@example.org"))
         self.assertIn("Subject: a Bcc: all@example.org", server.received)
         self.assertFalse([line for line in server.received if line.startswith("Bcc:")])
+
+    def test_long_subjects_arrive_unchanged_and_their_first_line_is_not_empty(self):
+        subjects = [f"Alert: {'of node ' * n}{letter}" for n in (1, 8, 9, 10, 20) for letter in ("x", "é")]
+        for subject in subjects:
+            mail_to(self.port).send(HELLO._replace(subject=subject))
+        for subject, (_, text) in zip(subjects, self.server.mails):
+            self.assertEqual(email.message_from_string(text, policy=email.policy.default)["Subject"], subject)
+            self.assertNotIn("Subject:\n", text)
 
     def test_text_that_cannot_be_encoded_is_sent_without_it(self):
         server, port = self.server, self.port

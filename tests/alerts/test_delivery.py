@@ -198,13 +198,14 @@ class Delivery(DeliveryCase):
         self.watch.look()
         self.assertEqual(self.channel.tried, ["one"])
 
-    def test_thread_continues_after_a_busy_store_and_ends_with_a_broken_one(self):
-        failures = [NotStored("locked"), DiskError("broken")]
+    def test_thread_continues_after_a_busy_store_or_an_internal_error_and_ends_with_a_broken_store(self):
+        failures = [NotStored("locked"), ValueError("internal"), DiskError("broken")]
         self.watch._look = lambda: (_ for _ in ()).throw(failures.pop(0))
         with unittest.mock.patch.object(notifier, "LOOK_S", 0.01):
             self.watch.start()
             self.watch._threads[0].join(LIMIT_S)
         self.assertEqual((failures, self.watch._threads[0].is_alive()), ([], False))
+        self.assertIn("internal error: ValueError", self.watch.fault)
         self.assertIsNone(self.watch.stop(LIMIT_S))
 
     def test_test_message_reports_the_answer_of_each_channel(self):

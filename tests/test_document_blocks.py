@@ -17,7 +17,7 @@ from typing import NamedTuple
 import control
 import node
 import server
-from pigeonpost.alerts.registry import alert_channels, alert_rules
+from pigeonpost.alerts.registry import alert_channels, alert_rules, report_plans
 from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import read_options
 from pigeonpost.core.errors import PigeonpostError
@@ -256,6 +256,7 @@ def check_server(settings):
     """Create the objects that a server creates from its tables."""
     read_nodes(settings)
     read_rules(settings.tables.get("limits", ()), settings.file)
+    report_plans(settings)
     if alert_rules(settings) or settings["report", "every"]:
         alert_channels(settings)
     for table in settings.tables.get("location", ()):

@@ -119,17 +119,22 @@ def _calibrated(
     calibrations: Calibrations, node: str, sensor: str, body: dict[str, Any], now_ms: int
 ) -> tuple[str, dict[str, Any]]:
     """Change the calibrations of a sensor. Return a description for the event log, and fields of the answer."""
-    if body.get("clear") is True:
+    is_clear, points = body.get("clear", False), body.get("points", [])
+    if type(is_clear) is not bool:
+        raise HTTPError(400, "`clear` must be true or false.", "clear")
+    if not isinstance(points, list) or not all(map(_is_point, points)):
+        raise HTTPError(400, "`points` must be a list of pairs of numbers, [[RAW, TRUE], ...].", "points")
+    if sum((is_clear, "remove" in body, "points" in body)) != 1:
+        raise HTTPError(400, "The body must contain one of `points`, `remove` and `clear`.", "points")
+    unit, note = _text({"unit": "", **body}, "unit"), _text({"note": "", **body}, "note")
+    from_ms = _from({"from": BEGINNING, **body}, "from")
+    if is_clear:
         count = calibrations.clear(node, sensor)
         return f"{counted(count, 'calibration')} removed", {"cleared": count}
     if "remove" in body:
         removed = calibrations.remove(node, sensor, _from(body, "remove"))
         return f"calibration from {from_text(removed.from_ms)} removed", {"removed": as_json(removed)}
-    points = body.get("points")
-    if not isinstance(points, list) or not all(map(_is_point, points)):
-        raise HTTPError(400, "`points` must be a list of pairs of numbers, [[RAW, TRUE], ...].", "points")
-    unit, note = _text({"unit": "", **body}, "unit"), _text({"note": "", **body}, "note")
-    new = Calibration(_from({"from": BEGINNING, **body}, "from"), [tuple(point) for point in points], unit, note)
+    new = Calibration(from_ms, [tuple(point) for point in points], unit, note)
     replaced = calibrations.add(node, sensor, new, now_ms, is_dated="from" in body)
     words = f"calibrated from {from_text(new.from_ms)}: {points_text(new.points)}"
     return words, {"replaced": as_json(replaced) if replaced is not None else None}

@@ -114,7 +114,10 @@ class Requests(CalibrationCase):
         one = [[0, 1]]
         for content, status, text in (
             ({}, 400, "`sensor` must be a string"),
-            ({"sensor": "temperature"}, 400, "`points` must be a list of pairs"),
+            ({"sensor": "temperature"}, 400, "one of `points`, `remove` and `clear`"),
+            ({"sensor": "temperature", "points": one, "clear": True}, 400, "one of `points`, `remove` and `clear`"),
+            ({"sensor": "temperature", "clear": {}}, 400, "`clear` must be true or false"),
+            ({"sensor": "temperature", "points": {"0": 1}}, 400, "`points` must be a list of pairs"),
             ({"sensor": "temperature", "points": [[1]]}, 400, "`points` must be a list of pairs"),
             ({"sensor": "temperature", "points": [["1", 2]]}, 400, "`points` must be a list of pairs"),
             ({"sensor": "temperature", "points": [[True, 2]]}, 400, "`points` must be a list of pairs"),

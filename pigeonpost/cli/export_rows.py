@@ -199,8 +199,9 @@ def _with_none_as(text: str, batch: SampleBatch) -> list[list[str]]:
 def as_influx(node: str, sensors: Sequence[str], units: Units, as_texts: Times) -> Rows:
     """Return a function that writes one line of the InfluxDB line protocol per sample, without values that are missing.
 
-    The names of nodes and sensors contain no characters that the protocol would require to be escaped. All numbers are
-    floats (21 instead of 21i), since InfluxDB rejects a field that is an integer in one line and a float in another.
+    The names of nodes and sensors contain no characters that the protocol would require to be escaped. InfluxDB rejects
+    a field named `time`, so it becomes `time_`. All numbers are floats (21 instead of 21i), since InfluxDB rejects a
+    field that is an integer in one line and a float in another.
 
     Args:
         node: Name of the node.
@@ -211,7 +212,7 @@ def as_influx(node: str, sensors: Sequence[str], units: Units, as_texts: Times) 
     head = f"readings,node={node} "
 
     def rows(batch: SampleBatch) -> bytes:
-        fields = [[f"{name}={text}" if text != "None" else "" for text in texts]
+        fields = [[f"{'time_' if name == 'time' else name}={text}" if text != "None" else "" for text in texts]
                   for name, texts in zip(batch.values, batch.texts, strict=True)]  # fmt: skip
         lines = [f"{head}{','.join(filter(None, some))} {time_ms}000000\n"
                  for time_ms, *some in zip(batch.times, *fields) if any(some)]  # fmt: skip

@@ -220,7 +220,7 @@ def rules_text(rules: Sequence[AlertRule]) -> str:
 def alerts_page(context: RequestContext) -> Response:
     """Return the page for `context`: `GET /alerts`."""
     if not context.request.wants_html:
-        return text_page("\n".join(_text(context)) + "\n")
+        return text_page("\n".join(_text(context)) + "\n", context=context)
     return _page(context, rules_text([one for one in _rules(context) if one.origin == "page"]))
 
 

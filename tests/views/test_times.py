@@ -13,7 +13,7 @@ import server
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from protocol import Batch, Gap, Sample
 from tests.page_support import set_zone, use_memory_disk
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 from tests.web.support import FakeLink, WebHouse
 
 UNITS = {"temperature": "°C"}
@@ -26,6 +26,23 @@ OF_DAY = re.compile(r"(?<![0-9:])([0-2][0-9]:[0-5][0-9])(?![0-9])")
 ISO = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?"
 )
+
+
+# Modules that write times without core.format and core.clock, with the reason.
+WRITERS = {
+    "cli/backup.py": "names of files",
+    "cli/calibrate.py": "arguments that can be copied, with their offset",
+    "compat/file_drop/cli.py": "name of a folder",
+    "core/format.py": "the rule",
+    "alerts/report.py": "reports, which name their zone",
+    "importing/foreign_sqlite.py": "values of another program",
+    "node/ring_file.py": "names of files",
+    "server/scheduled_backup.py": "names of files, in UTC",
+    "storage/csv/excel.py": "spreadsheets",
+    "storage/csv/format.py": "names of logs",
+    "transports/tcp_node_session.py": "a word of the link: local time of the node",
+    "views/chart_page.py": "fields for dates",
+}
 
 
 def setUpModule():
@@ -41,6 +58,21 @@ class SetClock(Clock):
 
     def wall_ms(self):
         return super().wall_ms() + self._ahead_ms
+
+
+class Sources(unittest.TestCase):
+    def test_no_other_module_writes_times(self):
+        found = set()
+        for folder, _, names in os.walk(os.path.join(ROOT, "pigeonpost")):
+            for name in names:
+                if name.endswith(".py"):
+                    path = os.path.join(folder, name)
+                    with open(path, encoding="utf-8") as file:
+                        if re.search(
+                            r"\bstrftime\((?!'%Y-%m-%dT%H:%M:)|\.isoformat\(|\bctime\(|\basctime\(", file.read()
+                        ):
+                            found.add(os.path.relpath(path, os.path.join(ROOT, "pigeonpost")))
+        self.assertLessEqual(found, set(WRITERS), "write times with pigeonpost.core.format, or add the reason here")
 
 
 class EveryPage(unittest.TestCase):

@@ -266,7 +266,15 @@ def channel_tables(
         yield name, read_options(entry, options, channel_where), channel_where
 
 
-def _pair(value: Any) -> tuple[float, float]:
+def pair(value: Any) -> tuple[float, float]:
+    """Return the two ends of a scale, lower end first.
+
+    Args:
+        value: The value of the setting.
+
+    Raises:
+        ValueError: `value` is not a list of two increasing numbers.
+    """
     parse = number(-1e15, 1e15)
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("takes the two ends of a scale, such as [0, 1023]")
@@ -284,7 +292,7 @@ LIMITS = (
     Option(
         "stuck", number(1, 864_000), None, "quality limit: seconds without any change, after which the sensor is stuck"
     ),
-    Option("rail", _pair, None, "quality limit: the ends of the sensor's scale, [low, high], before calibration"),
+    Option("rail", pair, None, "quality limit: the ends of the sensor's scale, [low, high], before calibration"),
     Option("raw", switch, False, "add a channel NAME_raw with the value before calibration"),
 )
 _SENT = ("low", "high", "jump", "stuck")

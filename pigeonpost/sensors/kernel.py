@@ -38,9 +38,10 @@ from pigeonpost.sensors.contract import (
     calibrated,
     channel_tables,
     name_of,
+    pair,
 )
 from pigeonpost.sensors.one_wire import OneWireThermometer
-from pigeonpost.sensors.ranges import ImpossibleValue, shown_raw
+from pigeonpost.sensors.ranges import ImpossibleValue, Range, shown_raw
 from pigeonpost.sensors.sysfs import Device
 from protocol import UNIT, Number
 
@@ -52,6 +53,9 @@ CHANNEL_OPTIONS = (
     Option("from", text, None, 'device and channel, such as "iio/bme280/temp" or "w1/28-0316a2794bff"'),
     Option(
         "unit", matching(UNIT, "a text up to 32 characters"), None, "unit, instead of the default unit of the channel"
+    ),
+    Option(
+        "possible", pair, None, "lowest and highest possible value before calibration, instead of those of the chip"
     ),
     *CALIBRATION,
 )
@@ -123,7 +127,8 @@ def _iio(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read,
         value, raw = found or _scaled(device, kind, channel, is_converted=bool(unit) and is_plain)
         value *= factor
         # Settings that correct what the driver reports remain valid: a gain of 1000 for percent, a unit for hPa.
-        if is_plain or (kind != "pressure" and chosen["gain"] < 100):
+        is_corrected = not is_plain if kind == "pressure" else kind == "humidityrelative" and chosen["gain"] >= 100
+        if not is_corrected:
             value *= chips.abi_factor(device.aliases, kind, value / factor)
         if kind == "pressure" and not is_plain:
             shown = conversion(unit, {unit: chosen["unit"] or unit})
@@ -179,7 +184,7 @@ def _hwmon(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Rea
         """Return the temperature from the file of the 1-Wire driver, which contains the scratchpad, if it exists."""
         files = device.files()
         name = next((alias for alias in device.aliases if _W1_ID(alias)), "28-000000000000")
-        thermometer = one_wire.setdefault(name, OneWireThermometer(name))
+        thermometer = one_wire.setdefault(name, OneWireThermometer(name, device.possible))
         if "device" in files:
             return thermometer.temperature(device.text("device/w1_slave"))
         raw = device.text(f"{channel}_input")
@@ -224,7 +229,7 @@ _W1_ID = re.compile(r"[0-9a-f]{2}-[0-9a-f]{12}").fullmatch
 def _w1(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
     if channel or not _W1_ID(device.name):
         raise ValueError('takes the id of a 1-Wire sensor, as in "w1/28-0316a2794bff"')
-    thermometer = OneWireThermometer(device.name)
+    thermometer = OneWireThermometer(device.name, device.possible)
     return (lambda: thermometer.temperature(device.text("w1_slave"))), "°C"
 
 
@@ -261,7 +266,7 @@ def make(settings: Mapping[str, Any], where: str) -> KernelSource:
             raise SettingsError(f"{channel_where}: from {error}, not {chosen['from']!r}") from None
         readers[name] = functools.partial(_calibrated, read, chosen)
         channels.append(
-            Channel(name, unit if chosen["unit"] is None else chosen["unit"], possible=_possible(chosen["from"], unit))
+            Channel(name, unit if chosen["unit"] is None else chosen["unit"], possible=_possible(chosen, unit))
         )
     return KernelSource(channels, readers)
 
@@ -271,14 +276,19 @@ def _reader(root: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
     name, _, channel = rest.partition("/")
     if subsystem not in _SUBSYSTEMS or not name:
         raise ValueError(f'takes {", ".join(_SUBSYSTEMS)}, a device and its channel, as in "iio/bme280/temp"')
-    return _SUBSYSTEMS[subsystem](Device(root, subsystem, name), channel, chosen)
+    low, high = chosen["possible"] or (None, None)
+    possible = None if low is None else Range(low, high, "settings")
+    return _SUBSYSTEMS[subsystem](Device(root, subsystem, name, possible), channel, chosen)
 
 
-def _possible(source: str, unit: str) -> tuple[float, float] | None:
-    """Return the possible values of a relative humidity, if the chip can be one that exceeds 0 to 100 %."""
-    subsystem, name, channel = (source.split("/", 2) + ["", ""])[:3]
+def _possible(chosen: Mapping[str, Any], unit: str) -> tuple[float, float] | None:
+    """Return the possible values of a relative humidity, if they can exceed 0 to 100 %."""
+    subsystem, name, channel = (chosen["from"].split("/", 2) + ["", ""])[:3]
     if unit != "%" or not channel.startswith("humidity"):
         return None
+    if chosen["possible"] is not None:
+        low, high = sorted(calibrated(end, chosen) for end in chosen["possible"])
+        return low, high
     if re.fullmatch(r"[0-9]+-[0-9a-f]{4}", name):  # a bus address: each reading is checked for the chip that is found
         return chips.OVERSHOOT_RH
     found = chips.possible(subsystem, (name,), "humidity", channel)

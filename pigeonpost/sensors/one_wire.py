@@ -39,10 +39,12 @@ class OneWireThermometer:
 
     Args:
         name: Id of the thermometer, such as "28-0316a2794bff", for error messages.
+        possible: Possible values, instead of those of the chip.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, possible: Range | None = None) -> None:
         self._name = name
+        self._possible = possible
         self._family = int(name[:2], 16)
         self._last_c: float | None = None
         self._shows_conversions = False  # byte 6 has changed with the temperature, as in a chip of Maxim
@@ -85,7 +87,7 @@ class OneWireThermometer:
         Raises:
             ImpossibleValue: It is out of range, or it is 85 °C and the one before was not near.
         """
-        _THERMOMETER.check(temperature_c, "°C", raw)
+        (self._possible or _THERMOMETER).check(temperature_c, "°C", raw)
         if temperature_c == _POWER_ON_C and not self._was_near(_POWER_ON_C):
             raise _power_on(temperature_c, raw)
         self._last_c = temperature_c
@@ -98,7 +100,7 @@ class OneWireThermometer:
         is_thermocouple = self._family == _DS1825 and data[4] & 0x80
         if is_thermocouple and data[0] & 1:
             raise ImpossibleValue(f"the thermocouple is open or short-circuited{shown_raw(raw)}")
-        (_THERMOCOUPLE if is_thermocouple else _THERMOMETER).check(temperature_c, "°C", raw)
+        (self._possible or (_THERMOCOUPLE if is_thermocouple else _THERMOMETER)).check(temperature_c, "°C", raw)
         computed_c, tolerance_c = _computed_c(self._family, data)
         if abs(computed_c - temperature_c) > tolerance_c:
             raise ImpossibleValue(f"t= contradicts the scratchpad{shown_raw(raw)}: it contains {computed_c:g} °C")

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors import chips
+from pigeonpost.sensors.ranges import Range
 
 _CAUSES = {
     errno.EIO: "the response is invalid, or nothing is connected: check wiring and pull-up resistor",
@@ -28,18 +29,21 @@ class Device:
 
     Attributes:
         name: Name, label, type or bus address by which it is searched for.
+        possible: Possible values of its channel, if the settings replace those of the chip.
         aliases: After a reading, all its names, including those of its driver and in the device tree.
     """
 
-    def __init__(self, root: str, subsystem: str, name: str) -> None:
+    def __init__(self, root: str, subsystem: str, name: str, possible: Range | None = None) -> None:
         """Create the device without searching for it.
 
         Args:
             root: Folder that contains sys.
             subsystem: A key of _FOLDERS.
             name: Name, label, type or bus address of the device.
+            possible: Possible values of its channel, instead of those of the chip.
         """
         self.name = name
+        self.possible = possible
         self.aliases: tuple[str, ...] = (name,)
         self._subsystem = subsystem
         self._folder = os.path.join(root, _FOLDERS[subsystem])
@@ -120,7 +124,7 @@ class Device:
         Raises:
             ImpossibleValue: The chip cannot have this value.
         """
-        possible = chips.possible(self._subsystem, self.aliases, kind, channel)
+        possible = self.possible or chips.possible(self._subsystem, self.aliases, kind, channel)
         if possible is not None:
             possible.check(value, unit, raw)
 

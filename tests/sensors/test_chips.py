@@ -231,6 +231,24 @@ class Settings(ChipCase):
         self.put(IIO, in_temp_input=21_500)
         self.assertEqual(self.read("iio/dht11@4/temp", gain=1.8, offset=32, unit="°F"), 70.7)
 
+    def test_range_of_the_settings_replaces_that_of_the_chip(self):
+        self.put(IIO, name="bme280", in_temp_input=95_000, in_humidityrelative_input=103_000)
+        self.assert_impossible("iio/bme280/temp", "-40 to 85 °C")
+        self.assertEqual(self.read("iio/bme280/temp", possible=[-40, 110]), 95)
+        self.assert_impossible("iio/bme280/temp", "settings: -40 to 90 °C", possible=[-40, 90], offset=-10)
+        self.assertEqual(self.read("iio/bme280/humidityrelative", possible=[0, 105]), 103)
+        source = self.source("iio/bme280/humidityrelative", possible=[0, 105], offset=-1)
+        self.assertEqual(source.channels[0].possible, (-1, 104))
+        self.put("sys/bus/w1/devices/28-0316a2794bff", name="28-0316a2794bff", w1_slave=GOOD)
+        self.assert_impossible("w1/28-0316a2794bff", "settings: 0 to 25 °C", possible=[0, 25])
+        self.assertEqual(self.read("w1/28-0316a2794bff", possible=[0, 30]), 26.187)
+        error = self.refused({"from": "iio/bme280/temp", "possible": [5, -5]})
+        self.assertIn("possible takes the lower end first", error)
+
+    def test_gain_of_a_driver_in_volts_is_not_limited(self):
+        self.put(IIO, name="mcp3424", in_voltage0_raw=1000, in_voltage0_scale="0.000015625")
+        self.assertEqual(self.read("iio/mcp3424/voltage0", gain=200), 3.125)
+
     def test_raw_channel_has_the_range_of_its_chip(self):
         table = {
             "root": self.root,

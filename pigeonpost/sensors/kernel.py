@@ -276,8 +276,8 @@ def _reader(root: str, chosen: Mapping[str, Any]) -> tuple[Read, str]:
     name, _, channel = rest.partition("/")
     if subsystem not in _SUBSYSTEMS or not name:
         raise ValueError(f'takes {", ".join(_SUBSYSTEMS)}, a device and its channel, as in "iio/bme280/temp"')
-    low, high = chosen["possible"] or (None, None)
-    possible = None if low is None else Range(low, high, "settings")
+    ends: tuple[float, float] | None = chosen["possible"]
+    possible = None if ends is None else Range(ends[0], ends[1], "settings")
     return _SUBSYSTEMS[subsystem](Device(root, subsystem, name, possible), channel, chosen)
 
 

@@ -72,6 +72,21 @@ class Charts(ChartCase):
         page.mouse.move(5, 5)
         expect(page.locator(".hair")).to_be_hidden()
 
+    def test_browser_in_another_zone_shows_the_time_of_the_server(self):
+        fixed = "from=2026-11-20T10:00:00Z&to=2026-11-20T12:00:00Z"  # so that the chart does not move on
+        page = self.chart(f"series={SERIES}&{fixed}", timezone_id="Pacific/Auckland")
+        frame = page.evaluate(
+            "fetch('/chart.json' + new URL(document.querySelector('.plot img').currentSrc).search + '&units=shown')"
+            ".then(a => a.json())"
+        )
+        page.mouse.move(*self.place(page, 0.5))
+        told = page.locator("output.readout b")
+        expect(told).to_have_text(re.compile(r"^20\d\d-\d\d-\d\d \d\d:\d\d:\d\d$"))
+        self.assertIn(told.text_content(), frame["shown_times"])
+        shown = page.evaluate("new Date().getTimezoneOffset()")
+        self.assertIn(shown, (-720, -780))  # the browser is really in another zone
+        expect(page.locator("footer")).to_contain_text("Time zone: ")
+
     def test_dragging_selects_a_time_range(self):
         page = self.chart()
         page.mouse.move(*self.place(page, 0.3))

@@ -32,8 +32,8 @@ def calibration_table(timeline: CalibrationTimeline | None, now_ms: int) -> Html
     rows = join_html(
         Html('<tr><th>{}</th><td data-label="raw = true">{}</td><td data-label="entered">{}</td>'
              '<td data-label="note">{}</td></tr>').format(
-            _validity(one, now_ms) + (", now" if one is present else ""), _points(one), clock(one.entered_ms, now_ms),
-            one.note or "–")
+            f"{_validity(one, now_ms)}{' (valid now)' if one is present else ''}", _points(one),
+            clock(one.entered_ms, now_ms), one.note or "–")
         for one in reversed(timeline.calibrations)
     )  # fmt: skip
     return Html(

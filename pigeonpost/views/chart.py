@@ -93,6 +93,7 @@ class Charts:
         self.late = LateDataTracker(clock, links, late_path)
         self._lock = threading.Lock()
         self._kept: dict[object, tuple[float, object]] = {}
+        self._calibrations = 0  # number of their changes
         self._drawing = threading.BoundedSemaphore(2)
         digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
         policy = SAFE_HEADERS["Content-Security-Policy"].replace("style-src 'self'", f"style-src 'sha256-{digest}'")
@@ -148,6 +149,7 @@ class Charts:
     def forget(self, node: str) -> None:
         """Remove all cached charts: the calibrations of `node` have changed."""
         with self._lock:
+            self._calibrations += 1
             self._kept.clear()
 
     def _made(
@@ -175,8 +177,11 @@ class Charts:
             made_s, made = self._kept.get(key, (-1.0, None))
         if made is not None and 0 <= now_s - made_s < keep_s:
             return cast("T", made)
+        calibrations = self._calibrations
         found = make()
         with self._lock:
+            if calibrations != self._calibrations:
+                return found
             self._kept.pop(key, None)
             self._kept[key] = now_s, found
             while len(self._kept) > _KEPT:

@@ -84,6 +84,7 @@ class StatisticsReader:
         self._lock = threading.Lock()
         self._working = threading.BoundedSemaphore(2)
         self._kept: dict[object, tuple[float, Statistics | None]] = {}
+        self._calibrations = 0  # number of their changes
 
     def of(self, node: str, sensor: str, from_ms: int, to_ms: int) -> Statistics | None:
         """Return the statistics of one range; None if it has no value, or is longer than LONGEST_MS.
@@ -111,13 +112,18 @@ class StatisticsReader:
             )
         try:
             kept = self._fresh(key)  # calculated by another thread in the meantime
-            return kept[1] if kept else self._keep(key, self._calculated(node, sensor, from_ms, to_ms))
+            if kept:
+                return kept[1]
+            calibrations = self._calibrations
+            found = self._calculated(node, sensor, from_ms, to_ms)
+            return self._keep(key, found) if calibrations == self._calibrations else found
         finally:
             self._working.release()
 
     def forget(self, node: str) -> None:
         """Remove the cached statistics of all nodes: the calibrations of `node` have changed."""
         with self._lock:
+            self._calibrations += 1
             self._kept.clear()
 
     def _fresh(self, key: object) -> tuple[float, Statistics | None] | None:

@@ -2,8 +2,11 @@
 
 import json
 import unittest
+from unittest import mock
 
-from pigeonpost.core.clock import rfc3339
+from pigeonpost.core.clock import FakeClock, rfc3339
+from pigeonpost.views.chart import Charts
+from pigeonpost.views.statistics import StatisticsReader
 from protocol import Sample
 from tests.page_support import set_zone, use_memory_disk
 from tests.web.support import FakeLink, WebHouse
@@ -56,7 +59,7 @@ class EveryAnswer(CalibrationCase):
         self.assertEqual((given["from"], given["points"], given["unit"]), ("beginning", points, "°C"))
         self.assertIn("temperature: calibrated from beginning: 1=20 2=30", self.get("/happenings.csv"))
         page = self.get("/nodes/basement/temperature", html=True)
-        for text in ("<h2>Calibration</h2>", "from the beginning, now", "1 = 20 °C, 2 = 30 °C", "&lt;i&gt;ice"):
+        for text in ("<h2>Calibration</h2>", "from the beginning (valid now)", "1 = 20 °C, 2 = 30 °C", "&lt;i&gt;ice"):
             self.assertIn(text, page)
         self.assertIn("calibration from the beginning: 1 = 20 °C, 2 = 30 °C (", self.get("/nodes/basement/temperature"))
         self.assertIn("newest first, without calibration", self.get("/log", html=True))
@@ -142,6 +145,25 @@ class Requests(CalibrationCase):
         headers = {"Content-Type": "application/json", "Authorization": "Bearer wrong"}
         status, _, _ = self.web.request("POST", "/api/v1/nodes/basement/calibrate", headers, b"{}")
         self.assertIn(status, (401, 403))
+
+
+class CachedAnswers(unittest.TestCase):
+    def test_statistics_made_during_a_change_are_not_cached(self):
+        reader = StatisticsReader(None, FakeClock())
+        with mock.patch.object(reader, "_calculated") as calculated:
+            calculated.side_effect = lambda *_: reader.forget("a")
+            reader.of("a", "t", 0, 1000)
+            calculated.side_effect = None
+            reader.of("a", "t", 0, 1000)
+            reader.of("a", "t", 0, 1000)
+        self.assertEqual(calculated.call_count, 2)
+
+    def test_chart_made_during_a_change_is_not_cached(self):
+        clock = FakeClock()
+        charts, context = Charts(clock), mock.Mock(**{"app.clock": clock})
+        asked = mock.Mock(names=(), from_ms=0, to_ms=1000), mock.Mock(columns=10)
+        for made, change in ((1, charts.forget), (2, lambda node: None), (2, lambda node: None)):
+            self.assertEqual(charts._once(context, "svg", *asked, lambda: (change("a"), made)[1]), made)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _LAG_SLACK_MS = 5000.0
 _SAME_MS = 2.0  # ages that differ by less are equal, since both clocks are read in whole milliseconds
 _AHEAD_MS = 60_000  # a sender whose dates are further in the future than this has a clock that is ahead
 _STEP_MS = 1000  # a smaller change of this server's clock is not a step
-_MOST_PARTS = 256  # messages of a node with different sensors whose values are kept; the oldest ones are removed
+_MOST_PARTS = 1024  # messages of a node with different sensors whose values are kept; the oldest ones are removed
 
 
 class LatestSample(NamedTuple):
@@ -116,10 +116,12 @@ class _Part(NamedTuple):
     def without(self, names: Collection[str]) -> _Part | None:
         """Return this part without the sensors `names`, or None if nothing remains."""
         sample = self.latest.sample
-        values = {name: value for name, value in sample.values.items() if name not in names}
-        if len(values) == len(sample.values):
+        if sample.values.keys().isdisjoint(names):
             return self
-        return self._replace(latest=self.latest._replace(sample=sample._replace(values=values))) if values else None
+        values = {name: value for name, value in sample.values.items() if name not in names}
+        errors = {name: text for name, text in sample.errors.items() if name in values}
+        kept = self.latest._replace(sample=sample._replace(values=values, errors=errors))
+        return self._replace(latest=kept) if values else None
 
 
 class _Lag(NamedTuple):
@@ -182,10 +184,16 @@ class LatestSamples:
         move_key(self._lags, node, new)
 
     def _add(self, node: str, new: _Part, now_s: float) -> None:
-        parts = self._parts.get(node, [])
+        """Add a sample that has just arrived. The parts of a node have different sensors, the newest one first."""
+        parts, names = self._parts.get(node, []), new.latest.sample.values.keys()
         if new.outbox:
             parts = [part for part in parts if part.outbox != new.outbox]
-        newer = [part for part in parts if not part.is_replaced_by(new, now_s)]
+            if not parts:  # almost always: only one sender has the name of the node
+                self._parts[node] = [new]
+                self.show_again(node)
+                return
+        same = [part for part in parts if not names.isdisjoint(part.latest.sample.values)]
+        newer = [part for part in same if not part.is_replaced_by(new, now_s)]
         is_late = not new.outbox and new.latest.sample.time_ms < self._stored_ms.get(node, FIRST_MS) <= (
             new.latest.committed_ms
         )
@@ -198,15 +206,18 @@ class LatestSamples:
         kept = None if is_late else new.without(taken)
         if kept is None:
             return
-        names = kept.latest.sample.values
-        rest = (part.without(names) for part in parts if part not in newer)
-        self._parts[node] = [*newer, kept, *(part for part in rest if part is not None)][:_MOST_PARTS]
+        names = kept.latest.sample.values.keys()
+        if same:
+            parts = [rest for part in parts if (rest := part.without(names)) is not None]
+        place = next((n for n, part in enumerate(parts) if part.is_replaced_by(new, now_s)), len(parts))
+        self._parts[node] = [*parts[:place], kept, *parts[place:]][:_MOST_PARTS]
         self.show_again(node)
 
     def show_again(self, node: str) -> None:
         """Convert the newest values of `node` again, because they or its calibrations have changed."""
-        if node in self._parts:
-            self.samples[node] = _merged([self.calibrated(node, part.latest) for part in self._parts[node]])
+        parts = self._parts.get(node)
+        if parts:
+            self.samples[node] = _merged([self.calibrated(node, part.latest) for part in parts])
 
     def _is_clock_behind(self, node: str, new: _Part, now_s: float) -> bool:
         """Return True if the sender of a sample that seems to be late has a clock that was set back."""
@@ -227,10 +238,12 @@ def _merged(parts: Sequence[LatestSample]) -> LatestSample:
     first = parts[0]
     if len(parts) == 1:
         return first
-    older = {name: part for part in parts[1:] for name in part.sample.values}
-    sample = first.sample._replace(
-        values={name: value for part in parts for name, value in part.sample.values.items()},
-        errors={name: text for part in reversed(parts) for name, text in part.sample.errors.items()},
-    )
-    units = {name: unit for part in reversed(parts) for name, unit in part.units.items()}
-    return first._replace(sample=sample, units=units, older=older)
+    older: dict[str, LatestSample] = {}
+    values, errors, units = dict(first.sample.values), dict(first.sample.errors), dict(first.units)
+    for part in parts[1:]:
+        older.update(dict.fromkeys(part.sample.values, part))
+        values.update(part.sample.values)
+        errors.update(part.sample.errors)
+        for name, unit in part.units.items():
+            units.setdefault(name, unit)
+    return first._replace(sample=first.sample._replace(values=values, errors=errors), units=units, older=older)

@@ -162,8 +162,9 @@ class CachedAnswers(unittest.TestCase):
         clock = FakeClock()
         charts, context = Charts(clock), mock.Mock(**{"app.clock": clock})
         asked = mock.Mock(names=(), from_ms=0, to_ms=1000), mock.Mock(columns=10)
-        for made, change in ((1, charts.forget), (2, lambda node: None), (2, lambda node: None)):
-            self.assertEqual(charts._once(context, "svg", *asked, lambda: (change("a"), made)[1]), made)
+        first = mock.Mock(side_effect=lambda: charts.forget("a") or 1)
+        found = [charts._once(context, "svg", *asked, make) for make in (first, lambda: 2, lambda: 3)]
+        self.assertEqual(found, [1, 2, 2])
 
 
 if __name__ == "__main__":

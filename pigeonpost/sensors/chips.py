@@ -50,7 +50,7 @@ _CHIPS = (
          {"temp": (-55, 125), "pressure": _AIR_PRESSURE_KPA}),
     Chip("SHT3x", r"sht3x|sht30|sht31|sht35|sts3x", {"temp": (-40, 125), "humidity": (0, 100)}),
     Chip("SHT4x", r"sht4x|sht40|sht41|sht45", {"temp": (-40, 125), "humidity": OVERSHOOT_RH}),
-    Chip("HTU21, Si70xx or SHT2x", r"htu[23]1d?|si70(05|06|13|20|21)|sht2[0-9x]|ms8607-humidity|hts221",
+    Chip("HTU21, Si70xx, SHT1x or SHT2x", r"htu[23]1d?|si70(05|06|13|20|21)|sht[127][0-9x]|ms8607-humidity|hts221",
          {"temp": (-40, 125), "humidity": OVERSHOOT_RH}),
     Chip("SHTC1 or SHTC3", r"shtc[13]|shtw1", {"temp": (-40, 125), "humidity": (0, 100)}),
     Chip("HDC", r"hdc(100[0-9x]|10[0-9]+|20[0-9]+|30[0-9]+)", {"temp": (-40, 125), "humidity": (0, 100)}),

@@ -105,7 +105,7 @@ _HUMIDITY_NAME = re.compile(
 ).search
 # With one of these words the channel is a difference or a setting, or is the moisture of something other than air.
 _OTHER_NAME = re.compile(
-    r"delta|diff|spread|spreiz|change|trend|gradient|deviation|offset|correction|hysteres|soil|boden|erd|wood|holz|moist"
+    r"delta|diff|spread|spreiz|change|trend|gradient|deviation|offset|correction|hysteres|setback|lift|shift|adjust|soil|boden|erd|wood|holz|moist"
     r"|(?<![a-z])(dt|rate|rise|drop|error|drift|range|span|wall|wand|grain|plant|pot|abs|absolute|specific)(?![a-z])"
 ).search
 

@@ -255,6 +255,9 @@ class Settings(ChipCase):
             "channels": {"rh": {"from": "iio/si7020/humidityrelative", "raw": True, "offset": 1}},
         }
         source = with_limits(table, "here", lambda plain: kernel.make(plain, "here"))
+        source.patience_s = 0.25
+        source.read()
+        self.assertEqual(source._source.patience_s, 0.25)
         self.assertEqual(source.channels, [Channel("rh", "%", possible=(-4, 106)),
                                            Channel("rh_raw", "%", possible=(-5, 105))])  # fmt: skip
 

@@ -32,8 +32,8 @@ class Temperature(unittest.TestCase):
     def test_quantity_with_the_same_unit_is_not_checked(self):
         for name, unit, value in (
             ("spread", "K", -5), ("temp_difference", "K", -5), ("delta_temperature", "K", -0.1), ("charge", "C", -900),
-            ("flow", "K", -3), ("capacity", "F", -1000), ("temperature_trend", "K", -2), ("x", "°C/h", -400),
-            ("x", "", -400), ("x", "V", -300),
+            ("flow", "K", -3), ("capacity", "F", -1000), ("temperature_trend", "K", -2), ("temp_setback", "K", -3),
+            ("x", "°C/h", -400), ("x", "", -400), ("x", "V", -300),
         ):  # fmt: skip
             with self.subTest(name):
                 self.assertTrue(is_possible(name, unit, value))

@@ -285,7 +285,7 @@ _OPTIONS: Sequence[tuple[str, dict[str, Any]]] = [
     ("--dates", {"choices": ("dmy", "mdy", "ymd"),
                  "help": "order of day, month and year in dates such as 05/06/2023 (default: found in the file)"}),
     ("--timezone", {"metavar": "ZONE", "help": "time zone of times without an offset: Europe/Berlin, UTC, +01:00"
-                    " (default: that of this machine)"}),
+                    " (default: that in the heading, such as `time (UTC)`, else that of this machine)"}),
     ("--utc", {"action": "store_true", "help": "times without an offset are in UTC (as --timezone UTC)"}),
     ("--skip-bad", {"action": "store_true", "help": "leave out invalid rows, and print them"}),
     ("--check", {"action": "store_true", "help": "show how the files are understood, and store nothing"}),

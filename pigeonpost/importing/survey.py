@@ -20,8 +20,10 @@ from pigeonpost.importing.numbers import decimal_in, has_no_value, is_number, un
 from pigeonpost.importing.options import BadOption, ImportOptions
 from pigeonpost.importing.text import TextLines
 from pigeonpost.importing.time_forms import DateOrder, joined
+from pigeonpost.importing.time_names import heading_zone
 from pigeonpost.importing.times import Clock, FoldFinder
 from pigeonpost.importing.units import Conversion, conversion, known_unit
+from pigeonpost.importing.zones import Zone
 
 _MOST_SERIES = 5000
 _FIRST_LOOK = 2048  # rows that are surveyed first
@@ -106,6 +108,9 @@ class Plan:
         self.head: Head = find_head(list(islice(iter(text), HEAD_LINES)), options)
         self.encoding, self.not_utf8 = text.encoding, text.not_utf8
         self.layout: Layout = find_layout(self.head, options.time_format)
+        zone = next(filter(None, (heading_zone(self.layout.headings[at]) for at in self.layout.times)), "")
+        if zone and not options.zone.name:
+            options = self.options = options._replace(zone=Zone(zone))
         self.series: dict[Key, Series] = {}
         self.decimals: dict[int, str] = {}
         self.conversions: dict[str, Conversion] = {}

@@ -25,6 +25,7 @@ _ALIKE = re.compile(
 _NOT_ALIKE = re.compile(
     r"(?:up|run|on|off|response|elapsed|delta|lead|down|boot|real|loop)_?time.*|time_(?:since|to|on|left).*"
 ).fullmatch
+_ZONE = re.compile(r"(?<![a-z])(?:utc|gmt) ?([+-][0-9]{1,2}(?::?[0-9]{2})?)?(?![a-z0-9])", re.IGNORECASE).search
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
 _UNIT = re.compile(r"[(\[][^()\[\]]*[)\]]\s*$").sub
 
@@ -42,6 +43,15 @@ def time_rank(heading: str) -> int:
     if name in _RANKS:
         return _RANKS[name]
     return len(_RANKS) if _ALIKE(name) and not _NOT_ALIKE(name) else -1
+
+
+def heading_zone(heading: str) -> str:
+    """Return the time zone that a `heading` names: `UTC` for `time (UTC)`, `-05:00` for `Date Time, GMT-05:00`.
+
+    The result is empty if it names none.
+    """
+    found = _ZONE(heading.replace("−", "-"))
+    return "" if not found else found[1] or "UTC"
 
 
 def is_time_name(heading: str) -> bool:

@@ -1138,6 +1138,23 @@ class Import(DataCase):
     def stored(self, data=None):
         return sorted(self.done("export", data=data).splitlines()[1:])
 
+    def test_spreadsheets_are_imported_with_the_same_times_although_an_hour_occurs_twice(self):
+        page_support.set_zone(self, "Europe/Berlin")
+        first_ms = parse_rfc3339("2026-10-24T23:30:00Z")
+        made = [test_contract.sample(n, time_ms=first_ms + 900_000 * n) for n in range(12)]
+        with contextlib.closing(SqliteStore(self.data)) as store:
+            for one in batches_of([sample._replace(seq=n) for n, sample in enumerate(made, 1)]):
+                test_contract.file(store, batch(1, 1)._replace(samples=one))
+        wanted = self.done("export", "--utc", "--sensor", "temperature").splitlines()
+        for arguments in ((), ("--utc",), ("--decimal", "comma"), ("--decimal", "comma", "--utc")):
+            with self.subTest(arguments):
+                out, other = os.path.join(self.place, "sheet.csv"), temp_folder(self)
+                self.done("export", "--format", "excel", "--out", out, *arguments)
+                self.done("import", out, data=other)
+                self.assertEqual(
+                    self.done("export", "--utc", "--sensor", "temperature", data=other).splitlines(), wanted
+                )
+
     @mock.patch("pigeonpost.importing.importer.BATCH_SAMPLES", 50)
     def test_exported_readings_are_imported_unchanged(self):
         page_support.set_zone(self, "UTC")

@@ -76,7 +76,7 @@ class EmailChannel(AlertChannel):
         except smtplib.SMTPResponseException as error:
             raise NotSent(f"{self.place}: {_answer(error.smtp_code, error.smtp_error)}") from None
         except (OSError, smtplib.SMTPException) as error:
-            raise error if isinstance(error, NotSent) else NotSent(f"{self.place}: {error}") from None
+            raise error if isinstance(error, NotSent) else NotSent(f"{self.place}: {_reason(error)}") from None
         except ValueError as error:  # headers that the module email cannot write
             raise Refused(f"{self.place}: the message cannot be written as a mail: {error}") from None
 
@@ -96,6 +96,13 @@ class EmailChannel(AlertChannel):
                 connection.starttls(context=context)
             if self._server.user:
                 connection.login(self._server.user, self._server.password)
+        except smtplib.SMTPNotSupportedError as error:
+            connection.close()
+            raise NotSent(f'{self.place}: {error} Set [mail] tls = "tls" or "none", or remove [mail] user') from None
+        except smtplib.SMTPAuthenticationError as error:
+            connection.close()
+            said = _answer(error.smtp_code, error.smtp_error)
+            raise NotSent(f"{self.place}: {said}: check [mail] user and the password") from None
         except BaseException:
             connection.close()
             raise
@@ -149,6 +156,11 @@ _LINE = 998  # characters in a line (RFC 5322, section 2.1.1)
 def _answer(code: int, text: bytes | str) -> str:
     """Return the response of a mail server as one line: `550 no such user`."""
     return f"{code} {_one_line(_bytes(text).decode('utf-8', 'replace'))}"
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of an error in one line, without the number of the error."""
+    return _one_line(str(getattr(error, "strerror", None) or error) or type(error).__name__)
 
 
 def _bytes(text: bytes | str) -> bytes:

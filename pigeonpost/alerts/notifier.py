@@ -7,7 +7,8 @@ web server sends the messages, so a server that does not respond delays nothing 
 the last report, are stored before the report is sent.
 
 Errors: none. If a message cannot be sent, the next attempt is made after one minute, or after the time in Retry-After.
-This time doubles with each attempt, up to one hour. `fault` contains the reason. A message that is refused permanently
+This time doubles with each attempt, up to one hour. `fault` contains the reason. Messages stay in order, unless a
+server answers that it does not accept one of them yet, but accepts others. A message that is refused permanently
 is removed from the queue of that channel, and is a fault for a day. A message is removed only once it was accepted. If
 the program is killed in the moment between, it is sent again with the same id.
 """
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 2.0  # interval of the checks
 RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0  # time before the first retry, and the longest time between two retries
 REFUSED_S = 86_400.0  # time for which a refused message is reported as a fault
-PATIENCE = 3  # attempts after which a message that the server does not accept yet lets later ones go first
+PATIENCE = 3  # attempts after which later messages no longer wait for one that the server does not accept yet
+FAILED_AT_ONCE = 5  # such messages that are tried before the channel pauses
 GIVE_UP_MS = 5 * 86_400_000  # age at which such a message is given up (RFC 5321, section 4.5.4.1: 4 to 5 days)
 
 
@@ -44,22 +46,48 @@ class _Delivery:
 
     def __init__(self, channel: AlertChannel) -> None:
         self.channel = channel
-        self.again_s, self.pause_s = 0.0, RETRY_S
         self.fault = self.refusal = ""
         self.refused_s = 0.0
         self.sent = 0
-        self.attempts: dict[int, int] = {}  # failed attempts by number of the message
+        self.again_s, self.pause_s = 0.0, RETRY_S  # time of the next attempt, and the pause after it
+        self.is_answered = False  # True if the server is reached, but did not accept the last message
+        self.newest = 0  # number of the newest message when the last attempt began
+        self.attempts: dict[int, int] = {}  # number of answers that did not accept a message, by its number
+        self.held_s: dict[int, float] = {}  # time of the next attempt, if the server accepts other messages
         self.finished: set[int] = set()  # never sent again, even if they cannot be removed from the queue
 
-    def order(self, waiting: QueuedMessage) -> tuple[int, int]:
-        """Return the sort key of a message. Messages that failed often let the others go first."""
-        return self.attempts.get(waiting.number, 0) // PATIENCE, waiting.number
+    def is_due(self, waiting: Sequence[QueuedMessage], now_s: float) -> bool:
+        """Return True if messages may be sent now. A new message is tried at once, unless the server is not reached."""
+        return now_s >= self.again_s or (self.is_answered and waiting[-1].number > self.newest)
 
-    def failed(self, now_s: float, error: NotSent) -> None:
-        """Plan the next attempt."""
-        self.fault = f"messages are not sent yet: {hide_secrets(str(error))}"
-        self.again_s = now_s + (self.pause_s if error.pause_s is None else error.pause_s)
+    def count(self, number: int) -> int:
+        """Return the number of answers that did not accept a message, including the one that has just arrived."""
+        self.attempts[number] = self.attempts.get(number, 0) + 1
+        return self.attempts[number]
+
+    def hold(self, numbers: Sequence[int], now_s: float) -> None:
+        """Plan the next attempts to send messages that the server does not accept, although it accepts others."""
+        for number in numbers:
+            doublings = min(self.attempts[number] - 1, 20)
+            self.held_s[number] = now_s + min(RETRY_S * 2**doublings, LONGEST_RETRY_S)
+
+    def pause(self, now_s: float, pause_s: float | None, is_answered: bool) -> None:
+        """Plan the next attempt on this channel, after `pause_s` seconds or, if that is None, after the usual pause."""
+        self.again_s, self.is_answered = now_s + (self.pause_s if pause_s is None else pause_s), is_answered
         self.pause_s = min(2 * self.pause_s, LONGEST_RETRY_S)
+
+    def next_s(self, now_s: float) -> int | None:
+        """Return the seconds until the next attempt after a failed one; None if none has failed."""
+        if not self.fault:
+            return None
+        times = [self.again_s, *self.held_s.values()] if self.again_s > now_s else list(self.held_s.values())
+        return max(0, round(min(times, default=now_s) - now_s))
+
+    def works(self) -> None:
+        """Record that the server accepts messages. The fault remains if it did not accept an earlier one."""
+        self.again_s, self.pause_s, self.is_answered = 0.0, RETRY_S, False
+        if not self.attempts:
+            self.fault = ""
 
 
 class Notifier:
@@ -131,7 +159,7 @@ class Notifier:
                 "channel": one.channel.key, "place": one.channel.place, "sent": one.sent,
                 "waiting": len(self._waiting(one)), "fault": one.fault,
                 "refused": one.refusal if now_s - one.refused_s < REFUSED_S else "",
-                "next_attempt_s": max(0, round(one.again_s - now_s)) if one.fault else None,
+                "next_attempt_s": one.next_s(now_s),
             }
             for one in self._deliveries
         ]  # fmt: skip
@@ -192,62 +220,80 @@ class Notifier:
 
     def _deliver(self, deliveries: Sequence[_Delivery]) -> None:
         for one in deliveries:
-            if self._clock.monotonic() < one.again_s:
+            waiting = self._waiting(one)
+            if waiting and one.is_due(waiting, self._clock.monotonic()):
+                one.newest = waiting[-1].number
+                self._deliver_waiting(one, waiting)
+
+    def _deliver_waiting(self, one: _Delivery, waiting: Sequence[QueuedMessage]) -> None:
+        """Send the messages that wait, in order. The channel pauses if the server accepts none of them."""
+        failed: list[int] = []
+        accepted = False
+        for queued in waiting:
+            number, now_s = queued.number, self._clock.monotonic()
+            if self._stopping.is_set():
+                return
+            if now_s < one.held_s.get(number, 0.0):
                 continue
-            for queued in sorted(self._waiting(one), key=one.order):
-                if self._stopping.is_set() or not self._attempt(one, queued):
-                    break
+            error = self._attempt(one, queued)
+            if error is None:
+                accepted = True
+                one.works()
+                continue
+            self._show(one, error)
+            if not error.is_answer:
+                one.pause(now_s, error.pause_s, is_answered=False)
+                return
+            failed.append(number)
+            if one.count(number) < PATIENCE or len(failed) == FAILED_AT_ONCE:
+                break
+        if accepted:
+            one.hold(failed, self._clock.monotonic())
+        elif failed:
+            one.pause(self._clock.monotonic(), None, is_answered=True)
 
     def _waiting(self, one: _Delivery) -> list[QueuedMessage]:
         with self._lock:
             return [queued for queued in self._queue.waiting(one.channel.key) if queued.number not in one.finished]
 
-    def _attempt(self, one: _Delivery, queued: QueuedMessage) -> bool:
-        """Send a message. Return False if the channel must pause."""
-        message, number = queued.message, queued.number
-        if not one.channel.wants(message):
+    def _attempt(self, one: _Delivery, queued: QueuedMessage) -> NotSent | None:
+        """Send a message. Return the error if it must be sent again, or None if it is finished."""
+        if not one.channel.wants(queued.message):
             self._finish(one, queued)
-            return True
+            return None
         try:
-            one.channel.send(message)
+            one.channel.send(queued.message)
         except Refused as error:
             self._refuse(one, queued, str(error))
-            return True
+            return None
         except NotSent as error:
-            return self._failed(one, queued, error)
+            if error.is_answer and self._clock.wall_ms() - queued.queued_ms > GIVE_UP_MS:
+                self._refuse(one, queued, f"{error}; it was given up after {GIVE_UP_MS // 86_400_000} days")
+                return None
+            return error
         except Exception as error:  # an internal error about one message must not end all alerts
             log.exception("a message could not be sent to the %s", one.channel.place)
-            text = f"{one.channel.place}: internal error: {type(error).__name__}"
-            return self._failed(one, queued, NotSent(text, is_answer=True))
+            return NotSent(f"{one.channel.place}: internal error: {type(error).__name__}", is_answer=True)
         one.sent += 1
-        one.pause_s = RETRY_S
-        if not any(one.attempts.get(other, 0) for other in one.attempts if other != number):
-            one.fault = ""
         self._finish(one, queued, "sent")
-        return True
+        return None
 
-    def _failed(self, one: _Delivery, queued: QueuedMessage, error: NotSent) -> bool:
-        if error.is_answer:
-            one.attempts[queued.number] = one.attempts.get(queued.number, 0) + 1
-            if self._clock.wall_ms() - queued.queued_ms > GIVE_UP_MS:
-                self._refuse(one, queued, f"{error}; it was given up after {GIVE_UP_MS // 86_400_000} days")
-                return True
+    def _show(self, one: _Delivery, error: NotSent) -> None:
+        text = hide_secrets(str(error))
         if not one.fault:
-            log.error("%s; the message is kept, and sending will be retried", hide_secrets(str(error)))
-        one.failed(self._clock.monotonic(), error)
-        return False
+            log.error("%s; the message is kept, and sending will be retried", text)
+        one.fault = f"messages are not sent yet: {text}"
 
     def _refuse(self, one: _Delivery, queued: QueuedMessage, reason: str) -> None:
         reason = hide_secrets(reason)
         one.refusal = f"a message was refused and is not sent again: {reason} ({queued.message.subject[:80]})"
         one.refused_s = self._clock.monotonic()
         log.error("%s", one.refusal)
-        if not any(number != queued.number for number in one.attempts):
-            one.fault = ""
         self._finish(one, queued, "refused", reason)
 
     def _finish(self, one: _Delivery, queued: QueuedMessage, result: str = "", reason: str = "") -> None:
         one.attempts.pop(queued.number, None)
+        one.held_s.pop(queued.number, None)
         one.finished.add(queued.number)
         self._queue.remove(one.channel.key, queued.number)
         if result:

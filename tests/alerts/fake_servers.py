@@ -1,5 +1,6 @@
 """Mail server and web server for tests, in threads, and an AlertQueue in memory."""
 
+import contextlib
 import http.server
 import json
 import socketserver
@@ -17,6 +18,10 @@ class MailServer(socketserver.StreamRequestHandler):
     """
 
     def handle(self):
+        with contextlib.suppress(ConnectionError):  # a client that gives up closes the connection
+            self.converse()
+
+    def converse(self):
         self.server.connections = getattr(self.server, "connections", 0) + 1
         if not self.answer("", b"220 mail"):
             return

@@ -130,6 +130,52 @@ class Delivery(DeliveryCase):
             self.watch.look()
             self.assertEqual((self.channel.taken.pop(), self.watch.fault), ("bad", ""))
 
+    def test_messages_stay_in_order_while_the_server_accepts_none(self):
+        for minutes in (1, 4, 20, 200, 2000):
+            self.channel.taken.clear()
+            self.channel.errors[""] = BUSY
+            self.bring("alert")
+            for _ in range(minutes):
+                self.clock.sleep(30)
+                self.bring("over")
+                self.clock.sleep(30)
+                self.watch.look()
+            self.channel.errors.clear()
+            self.clock.sleep(notifier.LONGEST_RETRY_S)
+            self.watch.look()
+            self.assertEqual(self.channel.taken, ["alert", "over"], minutes)
+            self.assertEqual(self.watch.fault, "")
+
+    def test_order_is_kept_when_the_server_accepts_messages_again(self):
+        """At any time: the earlier message is tried first."""
+        for recovers_s in (61, 181, 200, 425, 1000, 5000, 50_000):
+            self.channel.taken.clear()
+            self.channel.errors[""] = BUSY
+            self.bring("alert")
+            self.clock.sleep(recovers_s / 2)
+            self.bring("over")
+            for _ in range(50):
+                self.clock.sleep(recovers_s / 100)
+                self.watch.look()
+            self.channel.errors.clear()
+            for _ in range(400):
+                self.clock.sleep(10)
+                self.watch.look()
+            self.assertEqual(self.channel.taken, ["alert", "over"], recovers_s)
+
+    def test_new_message_does_not_wait_for_one_that_is_never_accepted(self):
+        self.channel.errors["bad"] = BUSY
+        self.bring("bad", "good")
+        for _ in range(10):
+            self.clock.sleep(notifier.LONGEST_RETRY_S)
+            self.watch.look()
+        self.bring("new")
+        tried = self.channel.tried.count("bad")
+        for n in range(5):
+            self.bring(f"new {n}")
+            self.assertEqual(self.channel.taken[-2:], [f"new {n - 1}" if n else "new", f"new {n}"])
+        self.assertEqual(self.channel.tried.count("bad"), tried)
+
     def test_message_that_is_not_accepted_for_days_is_given_up(self):
         self.channel.errors["bad"] = BUSY
         self.bring("bad")

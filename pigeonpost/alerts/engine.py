@@ -95,7 +95,7 @@ class Alerts:
         self._written: dict[str, Any] = {}  # stored form of what is in `queue`, by its key there
         self._former: list[str] = []  # keys in `queue` that contain the former name of a node
         self._signatures: dict[str, object] = {}
-        self._known_sensors = 0
+        self._known_sensors = self._known_nodes = 0
         self._gaps_ms = now.ms
         self._kept_s = now.s
         self._apply_rules()
@@ -310,12 +310,19 @@ class Alerts:
         known = len(self._samples.latest)
         if is_due or nodes or known != self._known_sensors:
             self._known_sensors = known
-            for (node, sensor), time_ms in self._samples.latest_ms(now).items():
-                row = ["latest", node, sensor]
-                if is_due or node in nodes or json.dumps(row) not in self._written:
-                    self._change(changes, row, time_ms)
+            latest = self._samples.latest_ms(now)
+            nodes |= {node for node, sensor in latest if json.dumps(["latest", node, sensor]) not in self._written}
+            for (node, sensor), time_ms in latest.items():
+                if is_due or node in nodes:  # all sensors of a node together: see _replay
+                    self._change(changes, ["latest", node, sensor], time_ms)
         for node in self._silence.known:
             self._change(changes, ["node", node], self._silence.stored(node))
+        if len(self._silence.known) < self._known_nodes:
+            names = {json.dumps(["node", node]) for node in self._silence.known}
+            self._former += [name for name in self._written if name.startswith('["node", ') and name not in names]
+            for name in self._former:
+                self._written.pop(name, None)
+        self._known_nodes = len(self._silence.known)
         changes |= dict.fromkeys(self._former)
         self._former = []
         return changes, {_GAPS: self._gaps_note()} if changes else {}
@@ -351,6 +358,7 @@ class Alerts:
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 log.warning("a stored state of an alert cannot be read: %s", error)
                 dropped[name] = None
+        self._known_nodes = len(self._silence.known)
         self._apply_rules()
         gaps_ms = int(queue.noted(_GAPS) or now.ms)
         try:
@@ -365,7 +373,9 @@ class Alerts:
         """Check the samples and gaps again that were stored just before a crash."""
         for (node, sensor), latest_ms in latest.items():
             self._samples.resume(node, sensor, latest_ms, now)
-        nodes = {node: min(ms for (name, _), ms in latest.items() if name == node) for node, _ in latest}
+        nodes: dict[str, int] = {}  # the time up to which all values of a node were checked
+        for (node, _), latest_ms in latest.items():
+            nodes[node] = max(latest_ms, nodes.get(node, latest_ms))
         for about in store.nodes() if nodes else ():
             if about["name"] in nodes and (about["last_ms"] or 0) > nodes[about["name"]]:
                 self._replay_samples(store, about["name"], nodes[about["name"]], about["sensors"], now)

@@ -5,6 +5,7 @@ People read local times with their offset from UTC (`core.format.stamp`), progra
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 200  # alerts in the text of one message
 _IN_SUBJECT = 3
+_TIMES = re.compile(r" at [0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}[+-][0-9:]{5}").sub  # with `stamp`, in a subject with one
 _TITLES = {"info": "Notice", "warning": "Alert", "critical": "Critical alert"}
 _REMEDIES = {
     "failed": "Check the sensor and its wiring; the page of the node shows the reason.",
@@ -78,7 +80,7 @@ def _group(
                     for state in states[:_IN_SUBJECT])  # fmt: skip
     more = f"; and {len(states) - _IN_SUBJECT} more" if len(states) > _IN_SUBJECT else ""
     what = counted(len(states), "alert")
-    subject = f"{title}: {what} at {stamp(now_ms)}: {few}{more}"
+    subject = f"{title}: {what} at {stamp(now_ms)}: {_TIMES('', few)}{more}"
     first = f"{what} {'have ended' if kind == 'over' else 'within a short time'}, {stamp(now_ms)}:"
     listed = [f"- {line}" for line in lines[:MOST_LINES]]
     listed += [f"- and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RESTART_S = 600.0  # time after a restart in which an alert of the earlier run continues, until it is confirmed
 _OF_NODE = re.compile(r"node (?P<node>\S+) \((?P<transport>\w+)\)").fullmatch  # subject of transports.refusals
 
+_OF_CLIENTS = " clients"  # end of the subject of server.unnumbered_sources: too many unknown clients
+
 
 class _Found(NamedTuple):
     """Condition that is met now.
@@ -196,7 +198,7 @@ class Polls:
 
     def _store_faults(self, rule: Rule, now: Now) -> Iterator[_Found]:
         for subject, text in (self.faults() if self.faults else {}).items():
-            if text and not _OF_NODE(subject):
+            if text and not _OF_NODE(subject) and not subject.endswith(_OF_CLIENTS):
                 yield _Found("", "", subject, f"fault of this server: {subject}: {text}", f"{subject}: works again")
 
     def _refused(self, rule: Rule, now: Now) -> Iterator[_Found]:
@@ -204,6 +206,8 @@ class Polls:
             about = _OF_NODE(subject)
             if text and about and self._table.is_about(rule, about["node"]):
                 yield self._refusal(about["node"], about["transport"], text)
+            elif text and subject.endswith(_OF_CLIENTS) and not rule.node:
+                yield _Found("", "", subject, f"{subject}: {text}", f"{subject}: no longer refused")
         for node, state in self._states(rule):
             if state.fault and is_refusal(state.fault):
                 yield self._refusal(node, "tcp", f"node {node} {state.fault}")

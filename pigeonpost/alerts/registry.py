@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Settings
 from pigeonpost.core.data_folder import ALERT_RULES, ALERTS
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,7 +71,16 @@ def make_alerts(context: ServerContext, csv: CsvLog, quality: QualityChecks) -> 
     context.ingestor.subscribe(alerts.on_commit)
 
     def look() -> None:
-        for message in alerts.look():
+        try:
+            messages = alerts.look()
+        except (NotStored, DiskError):
+            raise
+        except Exception as error:  # an internal error about one alert must not end all alerts
+            context.faults.set("alerts", f"internal error, see the log: {type(error).__name__}: {error}")
+            log.debug("alerts", exc_info=True)
+            return
+        context.faults.set("alerts", "")
+        for message in messages:
             log.warning("%s", message.subject)
 
     def close() -> None:

@@ -16,6 +16,7 @@ from pigeonpost.alerts.rules import VOLTAGE, Rule
 from pigeonpost.alerts.states import AlertState, StateTable
 from pigeonpost.core.format import counted, stamp, with_unit
 from pigeonpost.link.samples import Gap, Number, SampleBatch
+from pigeonpost.server.node_register import move_key
 
 GAP_S = 3600.0  # a gap alert ends after this time without further gaps
 _STEP_MS = 60_000  # a sample that follows the last one, but is older by more than this, was taken after a clock step
@@ -29,11 +30,13 @@ class _Latest(NamedTuple):
         taken_ms: Time at which it was taken, in ms of the server's monotonic clock; never later than its arrival.
         epoch: Epoch of its sample.
         seq: Sequence number of its sample.
+        arrived_s: Time of its arrival, by the server's monotonic clock.
     """
 
     taken_ms: int
     epoch: str
     seq: int
+    arrived_s: float
 
 
 class _Readings(NamedTuple):
@@ -65,6 +68,7 @@ class SampleWatch:
         self._failed: list[Rule] = []
         self._gaps: list[Rule] = []
         self.latest: dict[tuple[str, str], _Latest] = {}
+        self._arrived_s: dict[str, float] = {}  # time of the last samples, by node
         self._gap_s: dict[tuple[str, str], float] = {}  # time of the last gap, by Rule.key and node
 
     def set_rules(self, rules: Sequence[Rule]) -> None:
@@ -88,6 +92,7 @@ class SampleWatch:
         """Assign what is known about `node` to its new name `new`."""
         latest = self.latest.items()
         self.latest = {(new if name == node else name, sensor): one for (name, sensor), one in latest}
+        move_key(self._arrived_s, node, new)
         self._gap_s = {(key, new if name == node else name): at_s for (key, name), at_s in self._gap_s.items()}
 
     def latest_ms(self, now: Now) -> dict[tuple[str, str], int]:
@@ -103,7 +108,7 @@ class SampleWatch:
             latest_ms: Time of the value in ms since 1970 (UTC).
             now: Current time.
         """
-        self.latest[node, sensor] = _Latest(_taken_ms(latest_ms, now), "", 0)
+        self.latest[node, sensor] = _Latest(_taken_ms(latest_ms, now), "", 0, now.s)
 
     @staticmethod
     def _wall_ms(latest: _Latest, now: Now) -> int:
@@ -126,6 +131,7 @@ class SampleWatch:
         """
         if not self._failed and self._by_sensor.keys().isdisjoint(samples.values):
             return
+        self._arrived_s[node] = now.s
         for sensor, column in samples.values.items():
             rules = [rule for rule in self._by_sensor.get(sensor, ()) if self._table.is_about(rule, node)]
             failed = [r for r in self._failed if r.sensor in ("", sensor) and self._table.is_about(r, node)]
@@ -139,7 +145,7 @@ class SampleWatch:
                 latest_ms = samples.times[0]
             newer = _newer(samples.times, column, latest_ms, now.ms)
             if newer.values:
-                self.latest[node, sensor] = _Latest(_taken_ms(newer.times[-1], now), epoch, samples.last)
+                self.latest[node, sensor] = _Latest(_taken_ms(newer.times[-1], now), epoch, samples.last, now.s)
                 for rule in rules:
                     self._judge(rule, node, sensor, newer, units.get(sensor, ""), now)
             is_failed = column[-1] is None and samples.times[-1] >= (newer.times[-1] if newer.values else latest_ms)
@@ -216,7 +222,10 @@ class SampleWatch:
             self._gap_s[rule.key, node] = now.s
 
     def look(self, now: Now) -> None:
-        """End the alerts about gaps that are over at the time `now`."""
+        """End the alerts about gaps that are over at the time `now`, and find sensors that are no longer sent."""
+        for rule in self._failed:
+            if rule.sensor:
+                self._find_missing(rule, now)
         for rule in self._gaps:
             for state in self._table.of_rule(rule):
                 since_s = self._gap_s.setdefault((rule.key, state.key.node), now.s)
@@ -224,6 +233,22 @@ class SampleWatch:
                     lost = counted(int(state.value), "sample")
                     state.end_text = f"{state.key.node} has lost no further samples for 60 min ({lost} in total)"
                     state.end()
+
+    def _find_missing(self, rule: Rule, now: Now) -> None:
+        """Find the nodes that send samples, but without the sensor of `rule`.
+
+        A rule without a sensor ignores this: some devices send a sensor much less often than others.
+        """
+        for (node, sensor), latest in self.latest.items():
+            if sensor != rule.sensor or not self._table.is_about(rule, node):
+                continue
+            silent_s = self._arrived_s.get(node, 0.0) - latest.arrived_s
+            state = self._table.find(rule, node, sensor)
+            if silent_s >= max(rule.for_s, 1.0) and (state is None or state.since_s is None):
+                state = self._table.of(rule, node, sensor)
+                since_ms = self._wall_ms(latest, now)
+                state.text = f"{sensor} of {node} is not in its samples since {stamp(since_ms)}"
+                state.meet(latest.arrived_s, since_ms)
 
 
 def _taken_ms(time_ms: int, now: Now) -> int:

@@ -183,7 +183,10 @@ class SilenceWatch:
         if self._store is None:
             return
         try:
-            for about in self._store.nodes():
+            stored = self._store.nodes()
+            for name in self.known.keys() - {about["name"] for about in stored} - self._received_s.keys():
+                del self.known[name]  # the database was replaced
+            for about in stored:
                 name, last_ms = about["name"], about["last_ms"]
                 if name not in self.known and last_ms is not None and self._has_sent(self._store, name, last_ms):
                     self.known[name] = KnownNode()

@@ -149,6 +149,19 @@ class Failed(EngineCase):
         self.bring(None)
         self.assertEqual(len(self.look()), 1)
 
+    def test_sensor_that_is_no_longer_in_the_samples_is_reported_if_the_rule_names_it(self):
+        self.tables = [{"kind": "failed", "sensor": "light", "for": 60}, {"kind": "failed", "for": 60}]
+        self.start()
+        self.bring(5, sensor="light")
+        for _ in range(3):
+            self.bring(20)
+            self.assertEqual(self.look(20), [])
+        self.bring(20)
+        self.assert_said(self.look(), "^Alert: light of attic is not in its samples since ")
+        self.assertEqual(self.look(600), [])
+        self.bring(6, sensor="light")
+        self.assert_said(self.look(), "^Resolved: light of attic has a value again: 6")
+
     def test_late_values_do_not_end_the_failure(self):
         self.bring(1)
         self.bring(None)

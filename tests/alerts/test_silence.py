@@ -94,6 +94,16 @@ class DefaultRule(EngineCase):
             self.start()
             self.assertEqual([*self.look(), *self.look(90_000)], [])
 
+    def test_node_that_is_not_in_the_store_is_not_reported(self):
+        self.link("attic", calls_in=True)
+        self.bring(20)
+        self.look()
+        self.links.clear()
+        self.store = type(self.store)()  # the database was deleted
+        self.start()
+        self.assertEqual([*self.look(), *self.look(90_000)], [])
+        self.assertNotIn('["node", "attic"]', self.queue.states())
+
     def test_node_found_by_its_token_is_reported(self):
         self.link("attic")
         self.bring(20)

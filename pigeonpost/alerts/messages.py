@@ -76,8 +76,7 @@ def end_message(states: Sequence[AlertState], server: str, page: str, now_ms: in
 def _group(
     kind: str, title: str, states: Sequence[AlertState], lines: Sequence[str], server: str, page: str, now_ms: int
 ) -> AlertMessage:
-    few = "; ".join(state.end_text or state.text if kind == "over" else state.alert_text
-                    for state in states[:_IN_SUBJECT])  # fmt: skip
+    few = "; ".join(lines[:_IN_SUBJECT])
     more = f"; and {len(states) - _IN_SUBJECT} more" if len(states) > _IN_SUBJECT else ""
     what = counted(len(states), "alert")
     subject = f"{title}: {what} at {stamp(now_ms)}: {_TIMES('', few)}{more}"
@@ -123,8 +122,8 @@ def _limit(state: AlertState) -> str:
     if rule.condition_kind in ("value", "disk"):
         unit = "MiB" if rule.condition_kind == "disk" else state.unit
         limits = (("above", rule.above), ("below", rule.below))
-        return " or ".join(with_unit(f"{name} {one:g}", unit) for name, one in limits if one is not None)
-    return f"limit {rule.silent_s or state.value:g} s" if rule.condition_kind == "silent" else ""
+        return " or ".join(with_unit(f"{name} {one:.10g}", unit) for name, one in limits if one is not None)
+    return f"limit {rule.silent_s or state.value:.10g} s" if rule.condition_kind == "silent" else ""
 
 
 def _line(state: AlertState) -> str:

@@ -118,19 +118,19 @@ class Rule(NamedTuple):
         if kind in ("value", "disk"):
             unit = "MiB" if kind == "disk" else unit
             limits = " or ".join(
-                with_unit(f"{name} {value:g}", unit)
+                with_unit(f"{name} {value:.10g}", unit)
                 for name, value in (("above", self.above), ("below", self.below)) if value is not None
             )  # fmt: skip
             text = f"{self.sensor or 'free disk space'} {limits}"
             if not self.clear:
                 return text
-            return f"{text}, until past {with_unit(' and '.join(f'{one:g}' for one in self.clear), unit)}"
+            return f"{text}, until past {with_unit(' and '.join(f'{one:.10g}' for one in self.clear), unit)}"
         if kind == "failed":
-            return f"{self.sensor or 'a sensor'} without a value for {self.for_s:g} s"
+            return f"{self.sensor or 'a sensor'} without a value for {self.for_s:.10g} s"
         if kind == "flag":
             chosen = f" ({', '.join(self.flags)})" if self.flags else ""
             return f"{self.sensor or 'a sensor'} with a quality flag{chosen}"
-        return f"{self.silent_s:g} s without a sample" if self.silent_s is not None else _CONDITIONS[kind]
+        return f"{self.silent_s:.10g} s without a sample" if self.silent_s is not None else _CONDITIONS[kind]
 
 
 _CONDITIONS = {

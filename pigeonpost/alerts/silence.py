@@ -167,7 +167,7 @@ class SilenceWatch:
             state.text = f"no sample of {name} for {silent_s:.0f} s at {stamp(now.ms)}"
             return
         if now.s - received_s < silent_s:
-            if state is not None:
+            if state is not None and state.since_s is not None:
                 state.end_text = f"{name} sends samples again at {stamp(now.ms)}"
                 state.end()
             return

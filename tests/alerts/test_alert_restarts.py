@@ -104,5 +104,51 @@ class Restarts(EngineCase):
         self.assert_said(self.said(), "^Alert", "^Resolved")
 
 
+class SilentNodes(EngineCase):
+    SHORTEST_S = 600.0
+
+    def test_each_silence_and_its_end_are_queued_exactly_once_over_restarts_and_clock_steps(self):
+        for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 400)):
+            with self.subTest(seed=seed):
+                self.doCleanups()
+                self.setUp()
+                self.run_one(random.Random(seed))
+
+    def run_one(self, dice):
+        """Let nodes send, stop sending and return, and compare the messages with the times of a clock without steps."""
+        nodes, expected = ["a", "b", "c"], dict.fromkeys("abc", 0)
+        for node in nodes:
+            self.link(node, calls_in=node != "a")
+            self.bring(20, node)
+        self.look()
+        received_s, is_silent = dict.fromkeys(nodes, self.clock.monotonic()), dict.fromkeys(nodes, False)
+        for _ in range(60):
+            step = dice.choice(["send", "send", "wait", "restart", "clock", "links"])
+            if step == "send":
+                for node in dice.sample(nodes, dice.randrange(1, 4)):
+                    self.bring(20, node)
+                    received_s[node] = self.clock.monotonic()
+            elif step == "wait":
+                self.clock.sleep(dice.choice([50, 200, 601]))
+            elif step == "clock":
+                self.clock.step(dice.choice([-7e5, -4000, 4000, 7e5]))
+            elif step == "links":  # those that connect to this server have no link until they connect
+                self.links[:] = [link for link in self.links if link.state.name == "a"]
+            else:
+                self.start()
+                for node in nodes:
+                    received_s[node] = received_s[node] if is_silent[node] else self.clock.monotonic()
+            for node in nodes:
+                if (self.clock.monotonic() - received_s[node] >= 600) != is_silent[node]:
+                    is_silent[node] = not is_silent[node]
+                    expected[node] += 1
+            self.look(), self.look()
+        messages = [queued.message for queued in self.queue.waiting("mail")]
+        for node in nodes:
+            kinds = [m.kind for m in messages if node in [alert["node"] for alert in m.info["alerts"]]]
+            count = expected[node]
+            self.assertEqual(kinds, ["alert", "over"] * (count // 2) + ["alert"] * (count % 2), self.said())
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -36,6 +36,7 @@ WRITERS = {
     "core/format.py": "the rule",
     "alerts/report.py": "reports, which name their zone",
     "importing/foreign_sqlite.py": "values of another program",
+    "importing/times.py": "wall times of a file, without a zone",
     "node/ring_file.py": "names of files",
     "server/scheduled_backup.py": "names of files, in UTC",
     "storage/csv/excel.py": "spreadsheets",

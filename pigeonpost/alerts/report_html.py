@@ -28,7 +28,7 @@ from pigeonpost.core.html import Html, join_html
 if TYPE_CHECKING:
     from pigeonpost.alerts.report import NodeStatistics
 
-MOST_SENSORS = 120  # sensors in the HTML: Gmail cuts off messages after 102 kB
+MOST_SENSORS = 70  # sensors in the HTML, each 1.2 kB: Gmail cuts off mails after 102 kB
 
 _FRAME = Html(
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'

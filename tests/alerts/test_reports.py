@@ -219,6 +219,15 @@ class Content(unittest.TestCase):
             widths = [float(width) for width in re.findall(r'width="([0-9.]+)%" ?(?:bgcolor|style)', bar)]
             self.assertAlmostEqual(sum(widths), 100, delta=1.0)
 
+    def test_html_of_many_sensors_is_shorter_than_what_gmail_shows(self):
+        units = {f"temperature_of_rack_{n}": "°C" for n in range(100)}
+        one = sample(1, 0, self.FROM)._replace(values={name: 1234.5 + n for n, name in enumerate(units)})
+        file(self.store, Batch("rack", OUTBOX, E1, 0, SampleBatch.of([one]), None, units, print, print))
+        message = self.report()
+        self.assertLess(len(message.html.encode()), 102_000)
+        self.assertIn("31 more sensors not listed here", message.html)
+        self.assertIn("temperature of rack 99", message.text)
+
     def test_texts_from_nodes_are_escaped(self):
         alert = {"id": "1", "time": "2026-11-20T11:00:00.000Z", "kind": "alert", "severity": "warning",
                  "subject": "<b>x</b>", "results": []}  # fmt: skip

@@ -380,7 +380,8 @@ class Alerts:
             if about["name"] in nodes and (about["last_ms"] or 0) > nodes[about["name"]]:
                 self._replay_samples(store, about["name"], nodes[about["name"]], about["sensors"], now)
         for gap in store.gaps(1000):
-            if gap["noted_ms"] > gaps_ms:
+            is_own = not store.is_shared or gap["node"] in self._silence.known
+            if gap["noted_ms"] > gaps_ms and is_own:
                 self._samples.record_gap(gap["node"], Gap(gap["from"], gap["to"], gap["before"], gap["why"]), now)
 
     def _replay_samples(self, store: Store, node: str, from_ms: int, units: Mapping[str, str], now: Now) -> None:

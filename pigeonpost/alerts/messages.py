@@ -96,7 +96,7 @@ def _message(
     about = [_info(state) for state in states]
     single = about[0] if len(states) == 1 else {"node": "", "sensor": ""}
     info = {**single, "kind": kind, "severity": severity, "server": server, "time": rfc3339(now_ms), "alerts": about}
-    return AlertMessage(subject, "\n".join(lines) + "\n", info, secrets.token_hex(16), severity, kind)
+    return AlertMessage(" ".join(subject.split()), "\n".join(lines) + "\n", info, secrets.token_hex(16), severity, kind)
 
 
 def _info(state: AlertState) -> dict[str, Any]:

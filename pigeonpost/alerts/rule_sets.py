@@ -61,7 +61,7 @@ class RuleSets:
         """Return all rules that apply."""
         rules = [*self._settings, *self._page]
         if self.shortest_s and not any(rule.condition_kind == "silent" and not rule.node for rule in rules):
-            rules.append(default_silence(self.shortest_s))
+            rules.append(default_silence())
         return rules
 
     def listed(self) -> list[AlertRule]:

@@ -216,10 +216,6 @@ def _check_clear(rule: Rule, kind: str, here: str) -> None:
         raise SettingsError(f"{here}: clear must not be less than below ({below:g})")
 
 
-def default_silence(node_s: float) -> Rule:
-    """Return the rule about silent nodes that applies as soon as a channel is set.
-
-    Args:
-        node_s: Shortest time without samples after which a node is reported, in seconds.
-    """
-    return Rule("", "", None, None, None, 0.0, 0.0, "silent", name=f"silent nodes ({node_s:g} s or longer)")
+def default_silence() -> Rule:
+    """Return the rule about silent nodes that applies as soon as a channel is set."""
+    return Rule("", "", None, None, None, 0.0, 0.0, "silent", name="silent nodes (default)")

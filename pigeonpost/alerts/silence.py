@@ -188,6 +188,8 @@ class SilenceWatch:
                 del self.known[name]  # the database was replaced
             for about in stored:
                 name, last_ms = about["name"], about["last_ms"]
+                if self._store.is_shared and name not in self._tokens:
+                    continue  # it may send to another server
                 if name not in self.known and last_ms is not None and self._has_sent(self._store, name, last_ms):
                     self.known[name] = KnownNode()
             self._unread = False

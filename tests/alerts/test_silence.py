@@ -94,6 +94,14 @@ class DefaultRule(EngineCase):
             self.start()
             self.assertEqual([*self.look(), *self.look(90_000)], [])
 
+    def test_node_of_another_server_in_the_same_database_is_not_reported(self):
+        self.file(self.sample(20, "other"), "other", check=False)
+        self.file(self.sample(20, "own"), "own", check=False)
+        self.store.is_shared, self.tokens = True, {"own"}
+        self.start()
+        self.look()
+        self.assert_said(self.look(90_000), "no sample of own")
+
     def test_node_that_is_not_in_the_store_is_not_reported(self):
         self.link("attic", calls_in=True)
         self.bring(20)

@@ -184,8 +184,10 @@ class SilenceWatch:
             return
         try:
             stored = self._store.nodes()
-            for name in self.known.keys() - {about["name"] for about in stored} - self._received_s.keys():
-                del self.known[name]  # the database was replaced
+            names = {about["name"] for about in stored}
+            for name in list(self.known):  # a copy: `record` may add a node meanwhile
+                if name not in names and name not in self._received_s:
+                    self.known.pop(name, None)  # the database was replaced
             for about in stored:
                 name, last_ms = about["name"], about["last_ms"]
                 if self._store.is_shared and name not in self._tokens:

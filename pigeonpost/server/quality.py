@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import compress, islice, repeat
 from operator import ne, sub
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +46,8 @@ from pigeonpost.storage.models import EpochCommit
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number
 
 if TYPE_CHECKING:
+    from pigeonpost.core.clock import Clock
+    from pigeonpost.server.latest_samples import LatestSamples
     from pigeonpost.server.node_status import NodeLink, NodeState
     from pigeonpost.storage.calibration import Timelines
 
@@ -153,6 +155,8 @@ class QualityChecks:
         links: Sequence[NodeLink],
         rules: Rules | None = None,
         timelines_of: Callable[[str], Timelines] = lambda node: {},
+        newest: LatestSamples | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Initialise the checks.
 
@@ -160,7 +164,11 @@ class QualityChecks:
             links: Links to the nodes. The sequence may grow.
             rules: Limits in the settings, for calibrated values.
             timelines_of: Function that returns the calibrated sensors of a node, whose own limits are for raw values.
+            newest: The newest values: late data is counted, but does not change the current flags. None if all data is
+                in order.
+            clock: Clock of the server, by which values become stale; None to use their dates.
         """
+        self._newest, self._clock = newest, clock
         self._links = links
         self._timelines_of = timelines_of
         self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -176,9 +184,21 @@ class QualityChecks:
                 node = self._node(epoch_commit.node)
                 if node is None or not node.tracks:
                     continue
+                now_s = self._clock.monotonic() if self._clock else 0.0
                 for item in epoch_commit.items:
                     if isinstance(item, SampleBatch):
-                        node.check(epoch_commit.epoch, item)
+                        node.check(epoch_commit.epoch, item, now_s, self._late_sensors(epoch_commit.node, item))
+
+    def _late_sensors(self, node: str, samples: SampleBatch) -> Collection[str]:
+        """Return the sensors with newer values from an earlier commit than those of `samples`."""
+        if self._newest is None:
+            return ()
+        latest, received_s = self._newest.samples.get(node), self._newest.received_s.get(node, 0.0)
+        if latest is None:
+            return samples.names
+        if not latest.older and latest.received_s == received_s:
+            return ()
+        return [name for name in samples.names if (latest.of(name).received_s or 0.0) < received_s]
 
     def on_rename(self, node: str, new: str) -> None:
         """Assign the limits and flags of `node` to its new name `new`."""
@@ -200,7 +220,7 @@ class QualityChecks:
         Args:
             node: Name of the node.
             sensor: Name of the sensor.
-            now_ms: Current time by the node's clock, in ms since 1970 (UTC).
+            now_ms: Current time by the node's clock, in ms since 1970 (UTC). It is used without a `clock` only.
             is_expected: False if the node need not send samples now, so that nothing is stale.
         """
         with self._lock:
@@ -208,6 +228,8 @@ class QualityChecks:
             track = entry.tracks.get(sensor) if entry else None
             if entry is None or track is None:
                 return None
+            if self._clock is not None:
+                now_ms = track.time_ms + round(1000 * (self._clock.monotonic() - track.received_s))
             track.update_stale(now_ms, entry.late_s(track) if is_expected else None)
             return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
@@ -269,17 +291,27 @@ class _Node:
         every_s: float | None = track.limits.get("every") or (self.state.every_s if self.state else None)
         return None if every_s is None else LATE_INTERVALS * every_s + LATE_S
 
-    def check(self, epoch: str, samples: SampleBatch) -> None:
+    def check(self, epoch: str, samples: SampleBatch, now_s: float, late: Collection[str]) -> None:
         for name, column in samples.values.items():
             track = self.tracks.get(name)
-            if track is not None:
-                track.check(column, epoch, samples, self.late_s(track))
+            if track is None:
+                continue
+            if name in late:
+                aside = _Track(track.limits)
+                aside.counts = track.counts
+                aside.check(column, epoch, samples, None)
+                continue
+            track.check(column, epoch, samples, self.late_s(track))
+            if any(value is not None for value in reversed(column)):
+                track.received_s = now_s - track.later_ms(samples) / 1000
 
 
 class _Track:
     """Last value and current quality flags of one sensor."""
 
-    __slots__ = ("_bounds", "_limits", "counts", "epoch", "findings", "same_ms", "time_ms", "up_ms", "value")
+    __slots__ = (
+        "_bounds", "_limits", "counts", "epoch", "findings", "received_s", "same_ms", "time_ms", "up_ms", "value"
+    )  # fmt: skip
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
         self.limits = limits
@@ -287,6 +319,7 @@ class _Track:
         self.findings: list[QualityFlag] = []
         self.value: Number | None = None  # last value that is not None
         self.epoch, self.time_ms, self.up_ms = "", 0, 0  # epoch and times of its sample
+        self.received_s = 0.0  # monotonic time at which it was received
         self.same_ms = 0  # time for which the value has not changed, in ms
 
     @property
@@ -316,6 +349,11 @@ class _Track:
             return
         for value, time_ms, up_ms in islice(zip(column, times, ups or repeat(0)), 1, None):
             self._check_value(value, epoch, time_ms, up_ms, late_s)
+
+    def later_ms(self, samples: SampleBatch) -> int:
+        """Return the time from the last value to the last of `samples`, which contain it, in ms."""
+        stamps, stamp = (samples.ups, self.up_ms) if samples.ups else (samples.times, self.time_ms)
+        return max(0, stamps[-1] - stamp)
 
     def _are_in_limits(
         self, column: Sequence[Number | None], times: Sequence[int], ups: Sequence[int], late_s: float | None

@@ -197,10 +197,7 @@ class SnapshotBuilder:
         quality, state = self._app.quality, now.state
         if quality is None:
             return None
-        # The time by the node's clock: as long after its last sample as this server has received nothing.
         node_ms = now_ms + ((state.offset_ms if state else None) or 0)
-        if now.sample is not None and now.silent_s is not None:
-            node_ms = now.sample.time_ms + round(1000 * now.silent_s)
         return quality.of(now.name, sensor, node_ms, state is not None and state.on is not False)
 
     def _title(self, node: str, sensor: str) -> str:

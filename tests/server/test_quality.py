@@ -6,8 +6,10 @@ import random
 import types
 import unittest
 
+from pigeonpost.core.clock import FakeClock
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.link.samples import SampleBatch
+from pigeonpost.server.latest_samples import LatestSamples
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import KINDS, QualityChecks, QualityFlag, read_rules
 from pigeonpost.storage.models import NOTHING, EpochCommit
@@ -171,6 +173,76 @@ class MemoryTest(unittest.TestCase):
             node.state.name = f"n{n}"
             self.assertEqual(node.say(7.0), ["range"])
         self.assertLessEqual(len(node.quality._nodes), 4)
+
+
+class ReceiptTest(unittest.TestCase):
+    """Staleness by the time of receipt, and late data of clients without numbers."""
+
+    def setUp(self):
+        self.clock = FakeClock()
+        self.newest = LatestSamples("")
+        self.state = NodeState("address", "n")
+        self.state.sensors = [{"name": "t", "unit": "", "limits": {"high": 30, "jump": 1}}]
+        self.state.every_s = 10.0
+        links = [types.SimpleNamespace(state=self.state)]
+        self.quality = QualityChecks(links, newest=self.newest, clock=self.clock)
+
+    def commit(self, *samples, outbox="outbox"):
+        """Commit samples, each a value and its age in seconds."""
+        commit = EpochCommit("n", outbox, EPOCH, NOTHING)
+        now_ms, up_ms = self.clock.wall_ms(), self.clock.up_ms() if outbox else 0
+        commit.items.append(SampleBatch.of([
+            Sample(seq, now_ms - int(age_s * 1000), up_ms - int(age_s * 1000) if outbox else 0, {"t": value}, {}, "")
+            for seq, (value, age_s) in enumerate(samples, 1)
+        ]))  # fmt: skip
+        self.newest.record([commit], now_ms, self.clock.monotonic())
+        self.quality.on_commit([commit])
+
+    def kinds(self, now_ms=0):
+        return [finding.kind for finding in self.quality.of("n", "t", now_ms).findings]
+
+    def test_value_becomes_stale_by_the_time_of_its_receipt(self):
+        for age_s in (0, -3600, 3600, -366 * 86_400, 50 * 366 * 86_400):
+            self.commit((20, age_s))
+            self.clock.step(-age_s)
+            self.clock.sleep(34)
+            self.assertEqual(self.kinds(), [])
+            self.clock.sleep(2)
+            self.assertEqual(self.kinds(), ["stale"])
+
+    def test_failed_readings_do_not_prolong_a_value(self):
+        self.commit((20, 0))
+        for _ in range(4):
+            self.clock.sleep(10)
+            self.commit((None, 0))
+        self.assertEqual(self.kinds(), ["stale"])
+        self.commit((20, 40), (None, 30), (None, 20), (None, 0))  # the value is 40 s older than the last sample
+        self.assertEqual(self.kinds(), ["stale"])
+        self.commit((20, 20), (None, 10), (None, 0))
+        self.assertEqual(self.kinds(), [])
+
+    def test_late_data_is_counted_but_does_not_change_the_flags(self):
+        self.commit((20, 0), outbox="")
+        for value, age_s, ranges in ((40, 3600, 1), (10, 7200, 1), (50, 60, 2), (None, 500, 2), (31, 1e9, 3)):
+            self.clock.sleep(2)
+            self.commit((value, age_s), outbox="")
+            self.assertEqual(self.kinds(), [])
+            counts = self.quality.of("n", "t", 0).counts
+            self.assertEqual((counts["range"], counts["jump"]), (ranges, 0))
+        self.commit((31, 0), outbox="")
+        self.assertEqual(self.kinds(), ["range", "jump"])
+        self.clock.sleep(1)
+        self.commit((20, 90), outbox="")
+        self.assertEqual(self.kinds(), ["range", "jump"])
+
+    def test_late_sensor_does_not_affect_the_others_of_its_sample(self):
+        self.commit((20, 0), outbox="")
+        commit = EpochCommit("n", "", EPOCH, NOTHING)
+        commit.items.append(SampleBatch(1, [self.clock.wall_ms() - 50_000], [0], {"t": [99], "h": [1]}))
+        self.clock.sleep(5)
+        self.newest.record([commit], self.clock.wall_ms(), self.clock.monotonic())
+        self.quality.on_commit([commit])
+        self.assertEqual((self.kinds(), self.newest.samples["n"].sample.values), ([], {"t": 20, "h": 1}))
 
 
 class OrderTest(unittest.TestCase):
@@ -423,7 +495,7 @@ class PageTest(unittest.TestCase):
             "basement",
             [Sample(7, self.web.app.clock.wall_ms() - 10_000_000, 99_000_000, {"temperature": 1}, {}, "")],
         )
-        self.web.ingestor.received_s["basement"] -= 100
+        self.web.app.quality._nodes["basement"].tracks["temperature"].received_s -= 100
         self.web.web._snapshots.invalidate()
         self.assertIn('<span class="odd">no value for 100 s</span>', self.get("/", html=True))
         self.link.state.on = False

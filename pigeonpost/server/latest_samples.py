@@ -46,7 +46,7 @@ class LatestSample(NamedTuple):
     Attributes:
         sample: The newest sample. It also contains the values of the sensors in `older`.
         units: Units by channel.
-        committed_ms: Time of the commit, in ms since 1970 (UTC).
+        committed_ms: Time of the commit, in ms since 1970 (UTC); without `received_s`, any time after it.
         received_s: Time of the commit by the monotonic clock, in s; None if it was committed before this run.
         older: The samples with the newest values of sensors that `sample` itself did not contain, by sensor.
     """
@@ -80,7 +80,7 @@ class LatestSample(NamedTuple):
         """
         own_ms = self.sample.time_ms - (0 if self.sample.clock == "server" else offset_ms or 0)
         if self.received_s is None:
-            return min(own_ms, now_ms)
+            return min(own_ms, self.committed_ms, now_ms)
         step_ms = round(now_ms - self.committed_ms - (now_s - self.received_s) * 1000)
         return min(own_ms, self.committed_ms) + (step_ms if abs(step_ms) >= _STEP_MS else 0)
 

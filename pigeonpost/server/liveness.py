@@ -46,7 +46,7 @@ def is_silent(state: NodeState, received_s: float | None, now_s: float, commit_s
         now_s: Current time.
         commit_s: Interval between two commits.
     """
-    times_s = [time_s for time_s in (received_s, state.connected_s) if time_s is not None]
+    times_s = [time_s for time_s in (received_s, state.awaited_s) if time_s is not None]
     return not times_s or now_s - max(times_s) > wait_s(state, commit_s)
 
 

@@ -17,7 +17,8 @@ class NodeState:
         calls_in: True if the node connects to this server, which never connects to it.
         connected: True if the node is connected.
         since_ms: Time at which it was connected or lost, in ms since 1970 (UTC).
-        connected_s: Time at which it was last connected, by the server's monotonic clock in s.
+        awaited_s: Time from which samples are awaited, by the server's monotonic clock in s: it was connected or
+            switched on.
         fault: Reason why the node is not connected; empty if it is.
         fingerprint: SHA-256 of the node's last certificate; empty if the link is in plain text.
         on: True if the node is sampling, False if not, None if it is unknown.
@@ -40,7 +41,7 @@ class NodeState:
         self.calls_in = False
         self.connected = False
         self.since_ms: int | None = None
-        self.connected_s: float | None = None
+        self.awaited_s: float | None = None
         self.fault = "not reached yet"
         self.fingerprint = ""
         self.on: bool | None = None
@@ -61,8 +62,14 @@ class NodeState:
             now_s: Current time by the monotonic clock, in s.
         """
         if not self.connected:
-            self.since_ms, self.connected_s = now_ms, now_s
+            self.since_ms, self.awaited_s = now_ms, now_s
         self.connected, self.fault = True, ""
+
+    def record_sampling(self, on: bool, now_s: float) -> None:
+        """Record that the node has reported its sampling state `on` at `now_s` by the monotonic clock."""
+        if on and self.on is False:
+            self.awaited_s = now_s
+        self.on = on
 
     def warn(self, kind: str, text: str) -> None:
         """Set the warning of a `kind`, for the page of the node and `control.py check`; remove it if `text` is empty.

@@ -109,7 +109,7 @@ class BatchPayload(NamedTuple):
         state.checked_ms = now_ms
         state.every_s, state.sensors = self.every_s or state.every_s, self.sensors or state.sensors
         if type(on := self.fields.get("on")) is bool:
-            state.on = on
+            state.record_sampling(on, clock.monotonic())
         try:
             state.offset_ms = parse_rfc3339(self.fields["time"]) - now_ms
         except (KeyError, TypeError, ValueError, OverflowError):

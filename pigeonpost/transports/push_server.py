@@ -250,7 +250,7 @@ class PushServerTransport(PassiveTransport):
         self._refused_nodes.accepted(node)
         state.record_contact(self._context.clock.wall_ms(), self._context.clock.monotonic())
         if type(on) is bool:
-            state.on = on
+            state.record_sampling(on, self._context.clock.monotonic())
         try:
             self._commands.record(node, on)
         except DiskError as error:

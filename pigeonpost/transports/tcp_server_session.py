@@ -382,7 +382,7 @@ class ServerSession(LinkSession):
         self._out += lines
         self.collecting, self.is_resuming = True, False
         self._state.connected, self._state.fault = True, ""
-        self._state.since_ms, self._state.connected_s = self.clock.wall_ms(), self.clock.monotonic()
+        self._state.since_ms, self._state.awaited_s = self.clock.wall_ms(), self.clock.monotonic()
         log.info(
             "%s: collecting; %s",
             self.peer,
@@ -451,7 +451,8 @@ class ServerSession(LinkSession):
     def _on_status(self, on: bool, last_sent: str | None, details: dict[str, Any]) -> None:
         state = self._state
         self.is_asked = False
-        state.on, state.last_sent, state.checked_ms = on, last_sent, self.clock.wall_ms()
+        state.record_sampling(on, self.clock.monotonic())
+        state.last_sent, state.checked_ms = last_sent, self.clock.wall_ms()
         state.details = details if len(write_json(details)) <= LONGEST_DETAILS else {}
         faults = state.details.get("faults")  # faults of the node's outbox
         texts = [text for text in faults if isinstance(text, str)] if isinstance(faults, list) else []
@@ -465,7 +466,7 @@ class ServerSession(LinkSession):
 
     def _on_sendback(self, on: bool) -> None:
         self.is_asked = False
-        self._state.on = on
+        self._state.record_sampling(on, self.clock.monotonic())
         self._answered("SENDBACK", on)
 
     def _on_error(self, code: str, details: Mapping[str, Any]) -> None:

@@ -63,8 +63,8 @@ def node_now(
     offset_ms = state.offset_ms if state else None
     last_ms = latest.taken_ms(offset_ms, now_ms, moment.now_s) if latest else None
     silent_s = None if received_s is None else moment.now_s - received_s
-    connected_s = state.connected_s if state else None
-    is_new = moment.now_s - (moment.started_s if connected_s is None else connected_s) <= limit_s  # for a first sample
+    awaited_s = state.awaited_s if state else None
+    is_new = moment.now_s - (moment.started_s if awaited_s is None else awaited_s) <= limit_s  # for a first sample
     if silent_s is not None:
         is_late = silent_s > limit_s
     else:  # receive times of earlier runs are not known

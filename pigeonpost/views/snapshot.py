@@ -76,7 +76,7 @@ class SnapshotBuilder:
         self._stored: dict[str, dict[str, Any]] = {}  # counts of each node from the store
         self._stored_s = _NEVER  # time at which these counts were read
         self._last: dict[str, tuple[int, LatestSample]] = {}  # last stored sample of each node without one in this run
-        self._started_s = app.clock.monotonic()
+        self._started_s, self._started_ms = app.clock.monotonic(), app.clock.wall_ms()
         self._known: dict[str, _Known] = {}  # cached states of reporting nodes
         self._failures = FailureTracker(app.store)
         self.changes = 0  # incremented by every change that a snapshot may show
@@ -217,7 +217,8 @@ class SnapshotBuilder:
                 points = self._app.store.points(name, FIRST_MS, now_ms + _AHEAD_MS, 1)
                 for point in points or self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
                     sample = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
-                    self._last[name] = last_ms, LatestSample(sample, {}, point.time_ms)
+                    stored_ms = now_ms if point.time_ms <= now_ms else self._started_ms
+                    self._last[name] = last_ms, LatestSample(sample, {}, stored_ms)
             except (StoreDamaged, DiskError) as error:
                 log.debug("the last sample of %s cannot be read: %s", name, error)
         return self._last[name][1] if name in self._last else None
@@ -299,7 +300,7 @@ def _no_day(now_ms: int) -> RecentColumns:
 def _signature(state: NodeState, latest: LatestSample | None) -> tuple[object, ...]:
     """Return all input from which the state of a node is made, except the time."""
     return (
-        latest, state.connected, state.connected_s, state.since_ms, state.on, state.every_s, state.offset_ms,
+        latest, state.connected, state.awaited_s, state.since_ms, state.on, state.every_s, state.offset_ms,
         state.fault, state.calls_in, state.takes_orders, state.address, state.sensors, state.warnings,
     )  # fmt: skip
 

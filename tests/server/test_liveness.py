@@ -48,12 +48,12 @@ class SilenceTest(unittest.TestCase):
     def test_node_is_silent_after_its_wait(self):
         state = NodeState("address", "a")
         state.every_s = 10.0
-        for connected_s, received_s, now_s, expected in (
+        for awaited_s, received_s, now_s, expected in (
             (None, None, 5.0, True), (100.0, None, 135.0, False), (100.0, None, 136.0, True),
             (100.0, 200.0, 230.0, False), (100.0, 200.0, 236.0, True), (300.0, 200.0, 330.0, False),
             (None, 200.0, 230.0, False), (None, 200.0, 1e6, True),
         ):  # fmt: skip
-            state.connected_s = connected_s
+            state.awaited_s = awaited_s
             self.assertIs(is_silent(state, received_s, now_s), expected)
 
 

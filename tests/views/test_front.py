@@ -174,7 +174,7 @@ class Cards(FrontCase):
     def test_headline_of_a_silent_node_contains_one_age(self):
         state = self.links[0].state
         state.since_ms -= 3_600_000
-        state.connected_s = time.monotonic() - 3600
+        state.awaited_s = time.monotonic() - 3600
         self.web.ingestor.received_s["basement"] -= 600
         page = self.page()
         self.assertRegex(

@@ -44,7 +44,7 @@ class NodePage(unittest.TestCase):
 
     def test_page_of_a_silent_node_contains_a_remedy(self):
         for silent_s, state, remedy in (
-            (0, {}, False), (7200, {"connected_s": 1.0}, True), (7200, {"connected_s": 1.0, "calls_in": True}, True),
+            (0, {}, False), (7200, {"awaited_s": 1.0}, True), (7200, {"awaited_s": 1.0, "calls_in": True}, True),
             (0, {"connected": False, "fault": "cannot be reached: Connection refused"}, True),
             (0, {"connected": False, "fault": "its token was revoked: `control.py token shed` creates one"}, False),
             (0, {"on": False}, False),

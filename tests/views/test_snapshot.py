@@ -67,7 +67,7 @@ class SnapshotCase(unittest.TestCase):
         state.connected, state.on, state.every_s = connected, on if connected else None, 10.0
         state.fault = "" if connected else "cannot be reached: Connection refused"
         state.since_ms = None if ago_s is None else self.clock.wall_ms() - int(ago_s * 1000)
-        state.connected_s = None if ago_s is None else self.clock.monotonic() - ago_s
+        state.awaited_s = None if ago_s is None else self.clock.monotonic() - ago_s
         state.sensors = [{"name": sensor, "unit": "°C"} for sensor in sensors] if connected else []
         for key, value in more.items():
             setattr(state, key, value)
@@ -368,7 +368,7 @@ class Liveness(SnapshotCase):
         self.put(ago_s=50, values={"temperature": 3.0}, received=False)
         self.assertEqual(self.card().value, 21.5)  # 40 s ahead is an ordinary error
         self.clock.sleep(36)
-        self.assertEqual((self.view().state, self.card().is_stale), ("late", True))
+        self.assertEqual((self.view().state, self.card().is_stale, self.view().age_s), ("late", True, 36.0))
 
     def test_stored_sample_that_is_far_in_the_future_is_not_the_newest(self):
         self.put(ago_s=-366 * 86_400, received=False)
@@ -377,6 +377,18 @@ class Liveness(SnapshotCase):
         self.put(ago_s=5, values={"temperature": 3.0}, received=False)
         self.overview = SnapshotBuilder(self.house, self.book.day)
         self.assertEqual(self.card().value, 3.0)
+
+    def test_node_has_its_usual_time_after_it_was_switched_on(self):
+        state = self.node(on=False, ago_s=1e6)
+        self.send()
+        self.clock.sleep(20_000)
+        self.assert_says("wait", "Node basement is switched off")
+        state.record_sampling(True, self.clock.monotonic())
+        self.assert_says("wait", "Waiting for the first sample of basement")
+        self.clock.sleep(20)
+        state.record_sampling(True, self.clock.monotonic())
+        self.clock.sleep(16)
+        self.assert_says("bad", "Node basement is connected, but has sent nothing for 6 h")
 
     def test_interval_between_commits_is_waited_for(self):
         self.ingestor.commit_s = 60.0

@@ -157,7 +157,7 @@ class EveryPage(unittest.TestCase):
 
     def test_hour_that_occurs_twice_is_distinguishable_on_every_page(self):
         self.start("Europe/Berlin", "2026-10-25T01:40:00Z", "2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z")
-        self.web.links[0].state.connected_s = self.web.app.clock.monotonic() - 3600
+        self.web.links[0].state.awaited_s = self.web.app.clock.monotonic() - 3600
         self.web.ingestor.received_s["basement"] -= 600
         path = self.web.csv.whole()[0]
         os.utime(path, (self.web.app.clock.wall_ms() // 1000,) * 2)

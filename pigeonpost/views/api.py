@@ -40,6 +40,7 @@ def nodes(context: RequestContext) -> Response:
     snapshot = context.snapshot()
     return json_answer({
         "server": context.app.name, "time": rfc3339(snapshot.now_ms), "verdict": f"{snapshot.summary}.",
+        "time_zone": zone_name(snapshot.now_ms),
         "nodes": [_node(context, node) for node in snapshot.nodes],
     })  # fmt: skip
 

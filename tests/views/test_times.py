@@ -154,6 +154,8 @@ class EveryPage(unittest.TestCase):
         for time in times:
             self.assertRegex(time, r"[+-]\d\d:\d\d$" if is_local else r"Z$")
         self.assertTrue(times or not is_local)
+        if OF_DAY.search(ISO.sub("", text)):  # in a sentence for people
+            self.assertIn('"time_zone"', text)
 
     def test_hour_that_occurs_twice_is_distinguishable_on_every_page(self):
         self.start("Europe/Berlin", "2026-10-25T01:40:00Z", "2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z")

@@ -90,9 +90,10 @@ def _message(
     kind: str, severity: str, subject: str, lines: Sequence[str], states: Sequence[AlertState], server: str,
     page: str, now_ms: int,
 ) -> AlertMessage:  # fmt: skip
-    node = states[0].key.node if len(states) == 1 else ""
     if page:
-        lines = [*lines, f"{page.rstrip('/')}/{f'nodes/{node}' if node else ''}"]
+        key = states[0].key
+        path = f"nodes/{key.node}{f'/{key.sensor}' if key.sensor else ''}" if len(states) == 1 and key.node else ""
+        lines = [*lines, f"{page.rstrip('/')}/{path}"]
     about = [_info(state) for state in states]
     single = about[0] if len(states) == 1 else {"node": "", "sensor": ""}
     info = {**single, "kind": kind, "severity": severity, "server": server, "time": rfc3339(now_ms), "alerts": about}

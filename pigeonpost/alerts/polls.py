@@ -113,7 +113,7 @@ class Polls:
                     continue
                 met.add(state)
                 state.text, state.end_text, state.unit = found.text, found.end_text, found.unit
-                state.meet(now.s, now.ms)
+                state.meet(now.s)
             for state in self._table.of_rule(rule):
                 if state not in met and self._can_end(rule, state, now):
                     state.end()

@@ -175,7 +175,7 @@ class SampleWatch:
         if not is_on or has_ended:
             state.end()
         if is_on:
-            state.meet(now.s, now.ms)
+            state.meet(now.s)
 
     @staticmethod
     def _holds(state: AlertState, values: Sequence[Number]) -> bool:
@@ -204,7 +204,7 @@ class SampleWatch:
                 state.end()
             if is_failed:
                 state.text = text
-                state.meet(now.s, now.ms)
+                state.meet(now.s)
 
     # ---------------------------------------------------------------------------------------------------- gaps
 
@@ -218,7 +218,7 @@ class SampleWatch:
             state.value = count + (state.value if state.since_s is not None or not state.is_idle else 0)
             why = f": {gap.why}" if gap.why else ""
             state.text = f"{counted(int(state.value), 'sample')} of {node} will never arrive{why}"
-            state.meet(now.s, now.ms)
+            state.meet(now.s)
             self._gap_s[rule.key, node] = now.s
 
     def look(self, now: Now) -> None:
@@ -246,9 +246,8 @@ class SampleWatch:
             state = self._table.find(rule, node, sensor)
             if silent_s >= max(rule.for_s, 1.0) and (state is None or state.since_s is None):
                 state = self._table.of(rule, node, sensor)
-                since_ms = self._wall_ms(latest, now)
-                state.text = f"{sensor} of {node} is not in its samples since {stamp(since_ms)}"
-                state.meet(latest.arrived_s, since_ms)
+                state.text = f"{sensor} of {node} is not in its samples since {stamp(self._wall_ms(latest, now))}"
+                state.meet(latest.arrived_s)
 
 
 def _taken_ms(time_ms: int, now: Now) -> int:

@@ -163,8 +163,7 @@ class SilenceWatch:
         state = self._table.find(rule, name)
         if state is not None and state.is_open and name not in self._received_s:
             # Reported by an earlier run; it ends with the first sample.
-            silent_s = max(0, now.ms - state.since_ms) / 1000
-            state.text = f"no sample of {name} for {silent_s:.0f} s at {stamp(now.ms)}"
+            state.text = f"no sample of {name} for {now.s - state.began_s:.0f} s at {stamp(now.ms)}"
             return
         if now.s - received_s < silent_s:
             if state is not None and state.since_s is not None:
@@ -174,7 +173,7 @@ class SilenceWatch:
         state = state or self._table.of(rule, name)
         state.value = silent_s
         state.text = f"no sample of {name} for {now.s - received_s:.0f} s at {stamp(now.ms)}"
-        state.meet(received_s + silent_s, now.ms - int((now.s - received_s) * 1000))
+        state.meet(received_s + silent_s, received_s)
 
     # ---------------------------------------------------------------------------------------------- in the store
 

@@ -44,7 +44,9 @@ class AlertState:
         rule: The rule.
         key: Identity of the state.
         since_s: Start of the condition, or None if it is not met.
-        since_ms: Start of the condition in ms since 1970 (UTC).
+        began_s: Start of the alert: of its condition, or of the time without samples.
+        ended_s: End of the alert.
+        since_ms: `began_s` in ms since 1970 (UTC), by the clock at the last check: a correction of the date changes it.
         text: Text about the latest value, or about the fault.
         met_text: The last `text` while the condition was met.
         end_text: Text about the end of the condition.
@@ -60,7 +62,7 @@ class AlertState:
         id: Id of the alert; empty if it is not open.
         sent: Number of messages about this alert.
         sent_ms: Time of the last message in ms since 1970 (UTC).
-        ended_ms: Time of the end in ms since 1970 (UTC).
+        ended_ms: `ended_s` in ms since 1970 (UTC).
         by: User who has acknowledged it; empty if no user has.
         by_ms: Time of the acknowledgement in ms since 1970 (UTC), or None.
     """
@@ -73,20 +75,25 @@ class AlertState:
         self.text = self.met_text = self.end_text = self.peak = self.unit = ""
         self.value: float = 0
         self.is_open = self.is_owed = self.is_told = self.is_restored = False
-        self.due_s = self.sent_s = 0.0
+        self.due_s = self.sent_s = self.began_s = self.ended_s = 0.0
         self.id = ""
         self.sent = self.sent_ms = self.ended_ms = 0
         self.by = ""
         self.by_ms: int | None = None
 
-    def meet(self, now_s: float, now_ms: int) -> None:
-        """Record that the condition is met; its start is `now_s` and `now_ms` unless it was met before."""
+    def meet(self, since_s: float, began_s: float | None = None) -> None:
+        """Record that the condition is met.
+
+        Args:
+            since_s: Start of the condition, unless it was met before.
+            began_s: Start of the alert for people, if it is not the same.
+        """
         self.is_restored = False
         self.met_text = self.text
         if self.since_s is None:
-            self.since_s = now_s
+            self.since_s = since_s
             if not self.is_told:  # otherwise it is met again before its end was reported: it is still the same alert
-                self.since_ms = now_ms
+                self.began_s = since_s if began_s is None else began_s
 
     def end(self) -> None:
         """Record that the condition is not met."""
@@ -108,13 +115,15 @@ class AlertState:
                 self.id, self.is_owed, self.due_s = secrets.token_hex(8), True, now_s
                 self.sent, self.by, self.by_ms = 0, "", None
                 if not is_met:
-                    self.since_ms = now_ms
+                    self.began_s = now_s
         if self.is_open and not is_met:
-            self.is_open, self.ended_ms = False, now_ms
+            self.is_open, self.ended_s = False, now_s
             if self.is_owed and is_quiet:  # it has ended in the quiet hours, so it is not reported
                 self.is_owed, self.peak = False, ""
             elif self.is_told:
                 self.due_s, self.peak = now_s, ""
+        self.since_ms = now_ms - round(1000 * (now_s - self.began_s))
+        self.ended_ms = now_ms - round(1000 * (now_s - self.ended_s))
 
     def is_repeat_due(self, now_s: float) -> bool:
         """Return True if the message about the alert is to be repeated at `now_s`."""
@@ -176,6 +185,8 @@ class AlertState:
             setattr(state, name, stored[name])
         state.is_restored = True
         state.due_s = now_s
+        state.began_s = now_s - max(0, now_ms - state.since_ms) / 1000
+        state.ended_s = now_s - max(0, now_ms - state.ended_ms) / 1000
         state.sent_s = now_s - min(max(0.0, (now_ms - state.sent_ms) / 1000), state.rule.again_s)
         if state.is_open:
             state.since_s = now_s

@@ -91,6 +91,17 @@ class Values(EngineCase):
         self.bring(20)
         self.assert_said(self.look(), "^Resolved")
 
+    def test_start_and_duration_are_right_after_the_clock_was_set(self):
+        for step_s in (20 * 365 * 86_400, -3600, 50, -1e8, 86_400):
+            with self.subTest(step_s):
+                self.bring(41)
+                self.look(5)
+                self.clock.step(step_s)
+                self.look(5)
+                self.assertEqual(self.alerts.active()[0].since_ms, self.clock.wall_ms() - 10_000)
+                self.bring(20)
+                self.assert_said(self.look(), r"^Resolved: .* \(after 10 s; above 40 °C\)$")
+
     def test_clock_of_the_node_that_is_set_back_hides_no_value(self):
         ahead_ms = self.clock.wall_ms() + 86_400_000
         self.bring(20, time_ms=ahead_ms)

@@ -190,9 +190,9 @@ class AlertChannel:
     place: str
     key: str = ""
 
-    def wants(self, message: AlertMessage) -> bool:
-        """Return True if `message` is for the recipients of this channel. Other messages are not sent."""
-        return True
+    def select(self, message: AlertMessage) -> AlertMessage | None:
+        """Return what the recipient of this channel receives of `message`, or None if that is nothing."""
+        return message
 
     def send(self, message: AlertMessage) -> None:
         """Send `message`, and return once the receiving server has accepted it.

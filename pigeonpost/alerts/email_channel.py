@@ -9,6 +9,7 @@ other one, and no other one receives a message twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
@@ -46,19 +47,28 @@ class MailServer(NamedTuple):
 class EmailChannel(AlertChannel):
     """Channel for e-mail to one recipient."""
 
-    def __init__(self, server: MailServer, to: str, chosen: Filter = EVERYTHING) -> None:
+    def __init__(
+        self,
+        server: MailServer,
+        to: str,
+        chosen: Filter = EVERYTHING,
+        current: Callable[[str], str] = lambda node: node,
+    ) -> None:
         """Create the channel without connecting.
 
         Args:
             server: The mail server.
             to: Address of the recipient.
             chosen: Filter of the messages for this recipient.
+            current: Function that returns the current name of a node; the filter may contain a former one.
         """
         self.place = f"mail server {server.host}"
         self.key, self.name = f"mail:{to}", to
-        self.wants = chosen.matches  # type: ignore[method-assign]
-        self._server, self._to = server, to
+        self._server, self._to, self._chosen, self._current = server, to, chosen, current
         self._port = server.port or {"starttls": 587, "tls": 465, "none": 25}[server.tls]
+
+    def select(self, message: AlertMessage) -> AlertMessage | None:
+        return self._chosen._replace(nodes=[self._current(one) for one in self._chosen.nodes]).select(message)
 
     def send(self, message: AlertMessage) -> None:
         import contextlib

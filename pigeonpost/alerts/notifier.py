@@ -258,11 +258,12 @@ class Notifier:
 
     def _attempt(self, one: _Delivery, queued: QueuedMessage) -> NotSent | None:
         """Send a message. Return the error if it must be sent again, or None if it is finished."""
-        if not one.channel.wants(queued.message):
+        message = one.channel.select(queued.message)
+        if message is None:
             self._finish(one, queued)
             return None
         try:
-            one.channel.send(queued.message)
+            one.channel.send(message)
         except Refused as error:
             self._refuse(one, queued, str(error))
             return None

@@ -36,21 +36,37 @@ class Filter(NamedTuple):
         """Return True if a `sensor` of a `node` is selected; with an empty sensor, if the node is."""
         return (not self.nodes or node in self.nodes) and (not self.sensors or not sensor or sensor in self.sensors)
 
-    def matches(self, message: AlertMessage) -> bool:
-        """Return True if `message` is for this recipient. Reports and tests are: they have been made for it."""
+    def select(self, message: AlertMessage) -> AlertMessage | None:
+        """Return what this recipient receives of `message`, or None if that is nothing.
+
+        A message about several alerts is reduced to those that are selected. Reports and tests are not changed.
+        """
         if message.kind in ("report", "test"):
-            return True
-        if self.severity == "none" or _rank(message.severity) < _rank(self.severity):
-            return False
-        alerts = message.info.get("alerts") or [message.info]
-        return any(self._is_about(alert) for alert in alerts if isinstance(alert, dict))
+            return message
+        alerts: Sequence[Mapping[str, Any]] = message.info.get("alerts") or [message.info]
+        found = [alert for alert in alerts if self._is_about(alert, message.severity)]
+        return message if len(found) == len(alerts) else _reduced(message, found) if found else None
 
-    def _is_about(self, alert: Mapping[str, Any]) -> bool:
-        """Return True if an alert is about a selected node and sensor, or about the server itself."""
-        node = str(alert.get("node") or "")
-        return not node or self.covers(node, str(alert.get("sensor") or ""))
+    def _is_about(self, alert: Mapping[str, Any], usual: str) -> bool:
+        """Return True if an alert is severe enough, and about a selected node and sensor or about the server itself."""
+        severity, node = str(alert.get("severity") or usual), str(alert.get("node") or "")
+        is_severe = self.severity != "none" and _rank(severity) >= _rank(self.severity)
+        return is_severe and (not node or self.covers(node, str(alert.get("sensor") or "")))
 
 
+def _reduced(message: AlertMessage, alerts: Sequence[Mapping[str, Any]]) -> AlertMessage:
+    """Return `message` with only some of its alerts."""
+    severity = max((str(alert.get("severity") or message.severity) for alert in alerts), key=_rank)
+    title = "Resolved" if message.kind == "over" else "Critical alert" if severity == "critical" else "Alert"
+    texts = [str(alert.get("text", "")) for alert in alerts]
+    more = f"; and {len(texts) - _IN_SUBJECT} more" if len(texts) > _IN_SUBJECT else ""
+    subject = f"{title}: {'; '.join(texts[:_IN_SUBJECT])}{more}"
+    text = "".join(f"{one}.\n" for one in texts)
+    info = {**message.info, "alerts": list(alerts), "severity": severity}
+    return message._replace(subject=subject, text=text, info=info, severity=severity)
+
+
+_IN_SUBJECT = 3  # alerts in a subject
 EVERYTHING = Filter()
 
 

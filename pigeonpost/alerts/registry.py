@@ -15,7 +15,7 @@ from pigeonpost.core.data_folder import ALERT_RULES, ALERTS
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from csvbuffer import CsvLog
     from pigeonpost.alerts.alert_store import AlertStore
@@ -57,7 +57,7 @@ def make_alerts(context: ServerContext, csv: CsvLog, quality: QualityChecks) -> 
     rules = alert_rules(settings)
     if not (rules or has_channel(settings) or report_plans(settings)):
         return AlertParts({}, None)
-    channels = alert_channels(settings)
+    channels = alert_channels(settings, context.current)
     from pigeonpost.alerts.alert_store import AlertStore
     from pigeonpost.alerts.notifier import Notifier
 
@@ -162,8 +162,10 @@ def report_plans(settings: Settings) -> list[ReportPlan]:
     return [plan for plan in plans if plan is not None and (plan.channels or not recipients)]
 
 
-def alert_channels(settings: Settings) -> list[AlertChannel]:
+def alert_channels(settings: Settings, current: Callable[[str], str] = lambda node: node) -> list[AlertChannel]:
     """Return the channels in `settings`: one for each mail recipient, and the webhook.
+
+    `current` returns the current name of a node that was renamed.
 
     Raises:
         SettingsError: No channel is set, or a [[recipient]] table is invalid.
@@ -183,7 +185,7 @@ def alert_channels(settings: Settings) -> list[AlertChannel]:
 
         host, port, tls, user, password = (settings["mail", key] for key in ("host", "port", "tls", "user", "password"))
         server = MailServer(host, port, tls, user, password, settings["mail", "from"] or next(iter(chosen)))
-        channels += [EmailChannel(server, to, own) for to, own in chosen.items()]
+        channels += [EmailChannel(server, to, own, current) for to, own in chosen.items()]
     if url := settings["webhook", "url"]:
         from pigeonpost.alerts.webhook_channel import WebhookChannel
 

@@ -32,7 +32,7 @@ class FakeChannel(AlertChannel):
         self.key, self.place, self.taken, self.tried = key, place, [], []
         self.errors = {}  # by subject; "" for all
         if chosen is not None:
-            self.wants = chosen.matches
+            self.select = chosen.select
 
     def send(self, message):
         self.tried.append(message.subject)
@@ -214,18 +214,40 @@ class Delivery(DeliveryCase):
         facts = (
             ("a", "warning", {"node": "attic", "sensor": "temperature"}), ("b", "info", {"node": "attic"}),
             ("c", "critical", {"node": "cellar"}), ("d", "critical", {"node": "attic", "sensor": "light"}),
-            ("e", "critical", {"alerts": [{"node": "cellar"}, {"node": "attic", "sensor": ""}]}),
+            ("e", "critical", {"alerts": [{"node": "cellar"}, {"node": "attic", "text": "attic"}]}),
             ("f", "critical", {"node": ""}),
         )  # fmt: skip
         self.now = [HELLO._replace(subject=one, id=one, severity=severity, info=info) for one, severity, info in facts]
         self.watch.look()
         self.assertEqual(
-            (len(self.channel.taken), other.taken, self.watch.report()["waiting"]), (6, ["a", "e", "f"], 0)
+            (len(self.channel.taken), other.taken, self.watch.report()["waiting"]),
+            (6, ["a", "Critical alert: attic", "f"], 0),
         )
 
     def test_recipient_without_alerts_receives_tests_and_reports(self):
         for kind, wanted in (("alert", False), ("over", False), ("report", True), ("test", True)):
-            self.assertEqual(Filter("none").matches(HELLO._replace(kind=kind)), wanted, kind)
+            self.assertEqual(Filter("none").select(HELLO._replace(kind=kind)) is not None, wanted, kind)
+
+    def test_message_about_several_alerts_is_reduced_to_those_of_the_recipient(self):
+        alerts = [
+            {"node": "attic", "sensor": "temperature", "severity": "critical", "text": "attic is hot"},
+            {"node": "attic", "sensor": "light", "severity": "info", "text": "attic is dark"},
+            {"node": "cellar", "sensor": "temperature", "severity": "critical", "text": "cellar is hot"},
+            {"node": "", "sensor": "", "severity": "warning", "text": "disk is full"},
+        ]
+        group = HELLO._replace(subject="Critical alert: 4", severity="critical", info={"alerts": alerts})
+        for chosen, kind, subject in (
+            (Filter(), "alert", "Critical alert: 4"),
+            (Filter("critical", ["attic"]), "alert", "Critical alert: attic is hot"),
+            (Filter("info", ["attic"], ["light"]), "alert", "Alert: attic is dark; disk is full"),
+            (Filter("warning", ["shed"]), "over", "Resolved: disk is full"),
+            (Filter("critical", ["shed"]), "alert", None), (Filter("none"), "alert", None),
+        ):  # fmt: skip
+            found = chosen.select(group._replace(kind=kind))
+            self.assertEqual(found and found.subject, subject, chosen)
+            if found is not None:
+                self.assertEqual(found.id, HELLO.id)
+                self.assertNotIn("cellar", found.text if chosen.nodes else "")
 
     def test_results_are_listed(self):
         self.channel.errors["two"] = NO

@@ -41,7 +41,7 @@ from pigeonpost.views import (
 from pigeonpost.views.chart import Charts
 from pigeonpost.views.chart_page import ChartPage
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route, WebContext
-from pigeonpost.views.excel import as_excel, is_wanted
+from pigeonpost.views.excel import converted, is_wanted
 from pigeonpost.views.html import see_other
 from pigeonpost.views.models import StatusSnapshot
 from pigeonpost.views.preferences import PreferenceStore
@@ -365,7 +365,7 @@ class WebInterface:
             return self._kept_page(context, route)
         try:
             answer = route.answer(context)
-            return as_excel(request, answer, self._app.data) if is_wanted(request, answer) else answer
+            return converted(request, answer, self._app.data) if is_wanted(request, answer) else answer
         finally:
             if route.changes:
                 self._snapshots.invalidate()

@@ -239,8 +239,7 @@ def _texts(selection: _Selection) -> Iterator[bytes]:
         yield (HEADER.replace("\n", ",label\n") if chosen.labels else HEADER).encode()
     elif chosen.format in _TABLES:
         heads = _titles(selection.store, selection.nodes, columns) if chosen.format == "excel" else columns
-        time_head = "time (UTC)" if chosen.format == "excel" and chosen.utc else "time"
-        yield (",".join([time_head, "node", *map(cell, heads)]) + "\n").encode()
+        yield (",".join(["time", "node", *map(cell, heads)]) + "\n").encode()
     rows: dict[str, Rows] = {}
     for node, batches in selection.parts():
         name = node["name"]

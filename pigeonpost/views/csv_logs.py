@@ -19,6 +19,7 @@ from pigeonpost.http.message import FilePart, HTTPError, Response, byte_range
 from pigeonpost.storage.csv.checksums import logs_in, read_sums
 from pigeonpost.storage.csv.format import local_time
 from pigeonpost.views.context import RequestContext
+from pigeonpost.views.excel import is_asked_for
 from pigeonpost.views.html import html_page, text_page
 from pigeonpost.views.table_page import TablePage, render_table
 
@@ -143,7 +144,8 @@ def _part(context: RequestContext, fd: int, name: str, length: int) -> Response:
         "Accept-Ranges": "bytes",
         "Cache-Control": "no-cache",
     }
-    requested = context.request.headers.get("range") if context.request.method == "GET" else None
+    can_be_part = context.request.method == "GET" and not is_asked_for(context.request)
+    requested = context.request.headers.get("range") if can_be_part else None
     is_same_log = context.request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
     part = byte_range(requested, length) if requested and is_same_log else None
     if part is None:

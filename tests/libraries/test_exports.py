@@ -372,6 +372,14 @@ class Downloads(unittest.TestCase):
                     [(*row[:3], exact(row[3]), row[4]) for row in as_text(self.wanted)],
                 )
 
+    def test_log_in_utc_is_read_without_any_options(self) -> None:
+        path = self.saved("/log.csv?utc=1")
+        kind = pandas.read_csv(path, parse_dates=["time"])["time"].dtype
+        self.assertEqual(str(kind), "datetime64[us, UTC]")
+        for library in LIBRARIES:
+            rows = [row for row in rows_of(library, document_lines(library, path)) if row[2] != "gap"]
+            self.assertEqual(sorted({row[0] for row in rows}), sorted(self.times))
+
     def test_samples_of_the_api_are_read_by_every_library(self) -> None:
         query = "node=007&from=2026-01-01T00:00:00Z&limit=1000"
         path = self.saved(f"/api/v1/samples?{query}&format=csv")

@@ -5,9 +5,11 @@ import os
 import unittest
 from unittest import mock
 
+from pigeonpost.core.clock import parse_rfc3339
 from pigeonpost.core.errors import NotStored
 from pigeonpost.server.node_admin import NodeAdmin
 from tests.page_support import set_zone, use_memory_disk
+from tests.support import wait_until
 from tests.web.support import WebHouse
 
 UNITS = {"temperature": "°C"}
@@ -105,6 +107,27 @@ class Excel(OperatorCase):
                 self.assertTrue(body.startswith(b"\xef\xbb\xbf"), body[:40])
                 self.assertEqual(body.count(b"\n"), body.count(b"\r\n"))
                 self.assertFalse(self.get(path.rstrip("?&"))[1].startswith(b"\xef"))
+
+    def test_log_can_be_requested_in_utc(self):
+        set_zone(self, "Asia/Kolkata")
+        local, utc = (self.get(path)[1].decode().splitlines() for path in ("/log.csv", "/log.csv?utc=1"))
+        self.assertRegex(utc[1], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z,basement,temperature,")
+        for one, other in zip(local[1:], utc[1:], strict=True):
+            self.assertEqual(one.partition(",")[2], other.partition(",")[2])
+            self.assertEqual(*(parse_rfc3339(line.partition(",")[0]) for line in (one, other)))
+        self.assertEqual(self.get("/log.csv?utc=0")[1].decode().splitlines(), local)
+        part = self.get("/log.csv?utc=1", {"Range": "bytes=0-5"})[1]  # a range of other content would be wrong
+        self.assertEqual(part.decode().splitlines(), utc)
+        sheet = self.get("/log.csv?utc=1&for=excel&decimal=point")[1].decode().splitlines()
+        self.assertEqual(sheet[0], "\ufefftime (UTC),node,sensor,value,unit")
+        self.assertEqual(sheet[1][:19], utc[1][:19].replace("T", " "))
+
+    def test_rejected_form_leaves_no_open_file(self):
+        before = len(os.listdir("/proc/self/fd"))
+        for query in ("for=excel&decimal=x", "utc=2", "utc=", "utc=1&for=excel&decimal=7", "utc=yes&for=excel"):
+            status, _, _ = self.web.request("GET", f"/log.csv?{query}", self.web.bearer)
+            self.assertEqual(status, 400)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "the log is closed")
 
     def test_json_is_not_converted_and_invalid_decimal_is_rejected(self):
         self.assertTrue(self.get("/api/v1/nodes?for=excel")[1].startswith(b"{"))

@@ -43,21 +43,21 @@ def for_excel(texts: Iterable[str], comma: bool, utc: bool = False) -> Iterator[
     Args:
         texts: Parts of CSV in the format of the logs. Each part consists of complete lines.
         comma: True for decimals with a comma, and columns separated by semicolons.
-        utc: True for times in UTC.
+        utc: True for times in UTC, below the heading `time (UTC)`.
     """
     to_fields = time.gmtime if utc else time.localtime
     between = ";" if comma else ","
     yield MARK
-    times: dict[str, str] = {}  # the last time and its conversion: the rows of a sample follow each other
+    # The last time and its conversion: the rows of a sample follow each other. It begins with the heading.
+    times = {"time": "time (UTC)" if utc else "time"}
     for text in texts:
         lines = []
         for line in text.removesuffix("\n").split("\n"):
             cells = _cells(line)
-            if cells and cells[0] not in times:
+            if cells[0] not in times:
                 times = {cells[0]: _cell(cells[0], between, to_fields)}
-            lines.append(
-                between.join([times[cell] if cell in times else _cell(cell, between, to_fields) for cell in cells])
-            )
+            others = [_cell(cell, between, to_fields) for cell in cells[1:]]
+            lines.append(between.join([times[cells[0]], *others]))
         yield "\r\n".join([*lines, ""])
 
 

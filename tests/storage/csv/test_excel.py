@@ -23,6 +23,13 @@ class ForExcel(unittest.TestCase):
         )
         self.assertIn("2026-11-20 16:36:10", self.converted("2026-11-20T15:36:10Z,a\n"))
 
+    def test_utc_is_named_in_the_heading_of_the_time_only(self):
+        text = "time,node,time,light\n2026-07-20T15:36:10.123+02:00,a,5,2026-07-20T15:36:10.123+02:00\n"
+        self.assertEqual(
+            "".join(for_excel([text], False, utc=True)),
+            MARK + "time (UTC),node,time,light\r\n2026-07-20 13:36:10,a,5,2026-07-20 13:36:10\r\n",
+        )
+
     def test_decimal_comma_implies_semicolons(self):
         self.assertEqual(
             self.converted("2026-11-20T15:36:10Z,a,temperature,-1.5e-07,x;y\n", comma=True),

@@ -15,7 +15,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -43,6 +42,7 @@ from pigeonpost.server.calibrations import (
     parse_from,
     points_text,
     require_sensor,
+    start_text,
 )
 from pigeonpost.server.node_admin import Refused
 from pigeonpost.server.node_register import NodeRegister
@@ -154,14 +154,7 @@ def _described(one: Calibration) -> str:
 
 
 def _validity(one: Calibration) -> str:
-    return "from the beginning" if one.from_ms == BEGINNING_MS else f"from {_time(one.from_ms)}"
-
-
-def _time(time_ms: int) -> str:
-    """Return a time as text that `--from` and `--remove` accept, in local time."""
-    if time_ms == BEGINNING_MS:
-        return BEGINNING
-    return datetime.fromtimestamp(time_ms // 1000).astimezone().isoformat()
+    return "from the beginning" if one.from_ms == BEGINNING_MS else f"from {start_text(one.from_ms)}"
 
 
 # -------------------------------------------------------------------------------- with and without a running server

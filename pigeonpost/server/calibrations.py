@@ -23,6 +23,7 @@ from pigeonpost.core.clock import parse_rfc3339, rfc3339
 from pigeonpost.core.data_folder import CALIBRATIONS
 from pigeonpost.core.errors import DamagedFile, DiskError, NotStored, StoreDamaged
 from pigeonpost.core.faults import Faults
+from pigeonpost.core.format import stamp
 from pigeonpost.core.json_file import JsonFile, changes_locked
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.latest_samples import LatestSample
@@ -159,11 +160,11 @@ class Calibrations:
         if not (UNIT(new.unit) and new.unit.isprintable()):
             raise Refused(f"{new.unit!r:.80} is not a valid unit: up to 32 printable characters")
         if new.from_ms > now_ms + _FUTURE_MS:
-            raise Refused(f"{from_text(new.from_ms)} is in the future: a calibration is valid from a time in the past")
+            raise Refused(f"{start_text(new.from_ms)} is in the future: a calibration is valid from a time in the past")
 
         def change(before: Sequence[Calibration]) -> tuple[Sequence[Calibration], Calibration | None]:
             if before and not is_dated:
-                dates = ", ".join(from_text(one.from_ms) for one in before)
+                dates = ", ".join(start_text(one.from_ms) for one in before)
                 raise Refused(
                     f"{sensor} of {node} is calibrated already, from: {dates}. Add --from now for values from now on,"
                     " --from TIME for values from that time on, or --from with one of these dates to replace that"
@@ -192,9 +193,9 @@ class Calibrations:
             # control.py shows whole seconds.
             removed = next((one for one in before if one.from_ms // 1000 == from_ms // 1000), None)
             if removed is None:
-                dates = ", ".join(from_text(one.from_ms) for one in before)
+                dates = ", ".join(start_text(one.from_ms) for one in before)
                 raise Refused(
-                    f"{sensor} of {node} has no calibration from {from_text(from_ms)}; "
+                    f"{sensor} of {node} has no calibration from {start_text(from_ms)}; "
                     + (f"its calibrations are from: {dates}" if dates else "it has none"),
                     is_unknown=True,
                 )
@@ -332,10 +333,18 @@ def _hint(name: str, known: Collection[str], what: str) -> str:
 
 
 def from_text(from_ms: int) -> str:
-    """Return the start of a validity, `from_ms` (ms since 1970, UTC), as text: `beginning`, or a time in UTC."""
+    """Return the start of a validity, `from_ms` (ms since 1970, UTC), for programs: `beginning`, or a time in UTC."""
     if from_ms == BEGINNING_MS:
         return BEGINNING
     return rfc3339(from_ms).replace(".000Z", "Z")
+
+
+def start_text(from_ms: int) -> str:
+    """Return the start of a validity, `from_ms` (ms since 1970, UTC), for people: `beginning`, or a local time.
+
+    `control.py calibrate --from` accepts it, also without quotes.
+    """
+    return BEGINNING if from_ms == BEGINNING_MS else stamp(from_ms).replace(" ", "T")
 
 
 def parse_from(text: str) -> int:

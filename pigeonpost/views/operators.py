@@ -14,10 +14,10 @@ from pigeonpost.http.message import HTTPError, Response
 from pigeonpost.server.calibrations import (
     BEGINNING,
     as_json,
-    from_text,
     parse_from,
     points_text,
     require_sensor,
+    start_text,
 )
 from pigeonpost.server.node_admin import NodeAdmin, Refused
 from pigeonpost.storage.calibration import Calibration
@@ -133,10 +133,10 @@ def _calibrated(
         return f"{counted(count, 'calibration')} removed", {"cleared": count}
     if "remove" in body:
         removed = calibrations.remove(node, sensor, _from(body, "remove"))
-        return f"calibration from {from_text(removed.from_ms)} removed", {"removed": as_json(removed)}
+        return f"calibration from {start_text(removed.from_ms)} removed", {"removed": as_json(removed)}
     new = Calibration(from_ms, [tuple(point) for point in points], unit, note)
     replaced = calibrations.add(node, sensor, new, now_ms, is_dated="from" in body)
-    words = f"calibrated from {from_text(new.from_ms)}: {points_text(new.points)}"
+    words = f"calibrated from {start_text(new.from_ms)}: {points_text(new.points)}"
     return words, {"replaced": as_json(replaced) if replaced is not None else None}
 
 

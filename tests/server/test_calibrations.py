@@ -13,7 +13,7 @@ from pigeonpost.server.node_admin import NodeAdmin, Refused
 from pigeonpost.server.quality import QualityChecks
 from pigeonpost.storage.calibration import BEGINNING_MS, Calibration
 from pigeonpost.storage.csv.verify import verify_logs
-from tests.page_support import use_memory_disk
+from tests.page_support import set_zone, use_memory_disk
 from tests.server.test_ingest import IngestCase
 from tests.storage.test_contract import batch
 
@@ -146,7 +146,9 @@ class BadInputTest(CalibrationCase):
         with self.assertRaisesRegex(Refused, "temperature of a has no calibration$"):
             self.calibrations.clear("a", "temperature")
         self.add(TWO)
-        with self.assertRaisesRegex(Refused, "no calibration from 2026-11-18T12:26:40Z; its calibrations are from"):
+        set_zone(self, "Europe/Vienna")
+        words = "no calibration from 2026-11-18T13:26:40.01:00; its calibrations are from: beginning"
+        with self.assertRaisesRegex(Refused, words):
             self.calibrations.remove("a", "temperature", 1_795_004_800_000)
 
     def test_unknown_node_or_sensor_is_named_with_the_nearest_one(self):

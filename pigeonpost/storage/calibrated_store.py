@@ -12,6 +12,7 @@ highest value are exact in any case, except in a window that contains the date o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -29,7 +30,7 @@ from pigeonpost.storage.calibration import (
 )
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.maintenance import rollup
-from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, StoredBatch, StoredSample, bucket
+from pigeonpost.storage.models import SPANS_MS, Bucket, Rollup, StoredBatch, StoredSample, bucket, window_end
 
 MOST_READ = 200_000  # samples that one request reads in order to derive buckets or rollups
 _QUERY_SAMPLES = 100  # one query counts as this number of samples
@@ -225,36 +226,58 @@ class _Grid:
         return result
 
     def _is_exact(self, one: Bucket) -> bool:
-        return _is_exact(self._timeline, one, self._start_ms(one.place), self._start_ms(one.place + 1))
+        end_ms = self._edge_ms(one.place + 1) + self._span_ms  # the last window may end later than its bucket
+        return _is_exact(self._timeline, one, self._edge_ms(one.place), end_ms)
 
     def _converted(self, one: Bucket) -> Bucket:
-        curve: Curve | None = self._timeline.curve(self._start_ms(one.place))
+        curve: Curve | None = self._timeline.curve(self._edge_ms(one.place))
         return one if curve is None else curve.bucket(one)
+
+    def _edge_ms(self, place: int) -> int:
+        """Return the start of the bucket `place`."""
+        return self._from_ms - (-place * (self._to_ms - self._from_ms) // self._count)
+
+    @functools.cached_property
+    def _dirty(self) -> Collection[int]:
+        """Ends of the windows from whose samples the buckets were made: a value counts at its own time."""
+        raw, node, _, _ = self._source
+        return frozenset(raw.dirty_ends(node, self._span_ms, self._from_ms, self._to_ms) if self._span_ms else ())
+
+    def _is_dirty(self, from_ms: int, to_ms: int) -> bool:
+        return any(from_ms < end_ms < to_ms + self._span_ms for end_ms in self._dirty)
 
     def _start_ms(self, place: int) -> int:
         """Return the time of the first value that counts in the bucket `place`."""
-        if place <= 0:
-            return self._from_ms
-        if place >= self._count:
-            return self._to_ms
-        start_ms = self._from_ms - (-place * (self._to_ms - self._from_ms) // self._count)
-        return min(self._to_ms, -(-start_ms // self._span_ms) * self._span_ms) if self._span_ms else start_ms
+        edge_ms = self._edge_ms(place)
+        if not self._span_ms or not 0 < place < self._count:
+            return edge_ms
+        window_ms = -(-edge_ms // self._span_ms) * self._span_ms
+        return edge_ms if window_ms in self._dirty else min(self._to_ms, window_ms)
 
     def _place(self, time_ms: int) -> int:
         """Return the place of the bucket in which a value at `time_ms` counts."""
-        if self._span_ms:
+        if self._span_ms and window_end(time_ms, self._span_ms) not in self._dirty:
             time_ms = max(self._from_ms, time_ms // self._span_ms * self._span_ms)
         return (time_ms - self._from_ms) * self._count // (self._to_ms - self._from_ms)
 
     def _derived(self, buckets: Sequence[Bucket]) -> dict[int, Bucket]:
         """Return calibrated buckets by place. A bucket is missing if not all of its values can be read."""
-        from_ms, to_ms = self._start_ms(buckets[0].place), self._start_ms(buckets[-1].place + 1)
-        found = self._of_windows(from_ms, to_ms) if self._finer_ms else self._of_samples(from_ms, to_ms)
+        found: dict[int, Bucket] = {}
+        if not self._finer_ms:
+            found = self._of_samples(self._start_ms(buckets[0].place), self._start_ms(buckets[-1].place + 1))
+        else:  # a dirty window may be divided between two buckets, so these are derived one by one
+            for is_dirty, group in groupby(
+                buckets, lambda one: self._is_dirty(self._edge_ms(one.place), self._edge_ms(one.place + 1))
+            ):
+                adjacent = list(group)
+                for part in [[one] for one in adjacent] if is_dirty else [adjacent]:
+                    found |= self._of_windows(part[0].place, part[-1].place)
         return {one.place: new for one in buckets if (new := found.get(one.place)) and new.values >= one.values}
 
-    def _of_windows(self, from_ms: int, to_ms: int) -> dict[int, Bucket]:
-        """Return buckets that are derived from shorter windows in [from_ms, to_ms)."""
+    def _of_windows(self, first: int, last: int) -> dict[int, Bucket]:
+        """Return the buckets at the places `first` to `last`, derived from shorter windows."""
         raw, node, sensor, _ = self._source
+        from_ms, to_ms = self._start_ms(first), self._start_ms(last + 1)
         low_ms = min(to_ms, -(-from_ms // self._finer_ms) * self._finer_ms)
         high_ms = max(low_ms, to_ms // self._finer_ms * self._finer_ms)
         found: dict[int, Bucket] = {}
@@ -264,7 +287,7 @@ class _Grid:
             count = max(1, (end_ms - start_ms) // self._finer_ms)
             grid = _Grid(*self._source, start_ms, end_ms, count, self._budget)
             for one in grid.calibrated(raw.downsample(node, sensor, start_ms, end_ms, count)):
-                place = self._place(start_ms + one.place * (end_ms - start_ms) // count)
+                place = first if first == last else self._place(start_ms + one.place * (end_ms - start_ms) // count)
                 other = found.get(place)
                 found[place] = other.with_other(one) if other else one._replace(place=place)
         return found

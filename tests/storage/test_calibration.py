@@ -1,6 +1,7 @@
 """Calibrations: curves, dates, bad points; and the agreement of all ways in which calibrated values are read."""
 
 import itertools
+import os
 import random
 import statistics
 import tempfile
@@ -24,6 +25,7 @@ from protocol import Batch, Sample
 from tests.page_support import use_memory_disk
 from tests.storage.memory_store import MemoryStore
 from tests.storage.test_contract import E1, OUTBOX, Direct, file, wrapped
+from tests.support import rounds
 
 HOUR_MS = 3_600_000
 T0_MS = 1_795_003_200_000  # the start of an hour (UTC)
@@ -249,6 +251,91 @@ class AgreementTest(Agreement, unittest.TestCase):
         cls.store = SqliteStore(folder.name)
         cls.addClassCleanup(cls.store.close)
         cls.values = fill(cls.store)
+
+
+class RandomAgreementTest(unittest.TestCase):
+    """Random samples, calibrations and ranges: with rollups, without them, with some, and after samples are deleted."""
+
+    def test_random_buckets_and_rollups_agree_with_points(self):
+        first = int(os.environ.get("PIGEONPOST_TEST_FIRST_SEED") or random.randrange(1 << 30))
+        for seed in range(first, first + rounds("PIGEONPOST_TEST_CALIBRATIONS", 1, 60)):
+            for summed_ms in (0, HOUR_MS, 99 * HOUR_MS):
+                with self.subTest(seed=seed, summed_ms=summed_ms), tempfile.TemporaryDirectory() as folder:
+                    store = SqliteStore(folder)
+                    try:
+                        self.check(random.Random(seed), store, summed_ms)
+                    finally:
+                        store.close()
+
+    def check(self, dice, store, summed_ms):
+        self.dice = dice
+        self.values = self.fill(store)
+        self.end_ms = self.values[-1][0] + 1
+        worker = MaintenanceWorker(store, Direct(store), FakeClock(wall_ms=T0_MS + summed_ms))
+        while summed_ms and worker.work():
+            pass
+        dates = {dice.choice((BEGINNING_MS, dice.randrange(T0_MS, self.end_ms))) for _ in range(dice.randrange(1, 4))}
+        self.line = timeline(*((from_ms, self.points()) for from_ms in dates))
+        shown = calibrated(store, lambda node: {"t": self.line})
+        for _ in range(12):
+            self.check_buckets(store, shown, *self.next_range())
+        if summed_ms > 10 * HOUR_MS:
+            with store.writing(()):
+                store.delete_expired(self.end_ms - 2 * HOUR_MS, 1 << 30)
+            for _ in range(6):
+                self.check_after_deletion(store, shown, *self.next_range())
+
+    def fill(self, store):
+        time_ms, samples = T0_MS, []
+        for seq in range(1, self.dice.randrange(30, 400)):
+            time_ms += self.dice.randrange(1, 90_000)
+            value = self.dice.choice((None, self.dice.uniform(-5, 25), self.dice.randrange(-3, 20), 10))
+            samples.append(Sample(seq, time_ms, seq, {"t": value}, {}, ""))
+        samples.append(Sample(len(samples) + 1, time_ms + 1, 0, {"t": 4.5}, {}, ""))
+        for one in wrapped(samples):
+            file(store, one)
+        return [(one.time_ms, one.values["t"]) for one in samples if one.values["t"] is not None]
+
+    def points(self):
+        count = self.dice.randrange(1, 5)
+        raws, trues = (sorted(self.dice.sample(range(-10, 30), count)) for _ in range(2))
+        return list(zip(raws, trues if self.dice.random() < 0.5 else reversed(trues)))
+
+    def next_range(self):
+        from_ms = self.dice.randrange(T0_MS - HOUR_MS, self.end_ms)
+        to_ms = from_ms + self.dice.choice((self.dice.randrange(500, 9 * HOUR_MS), self.dice.randrange(1, 9) * HOUR_MS))
+        if self.dice.random() < 0.4:
+            from_ms, to_ms = from_ms // HOUR_MS * HOUR_MS, to_ms // HOUR_MS * HOUR_MS + HOUR_MS
+        return from_ms, to_ms, self.dice.choice((1, 2, 7, 24, 100, 450))
+
+    def check_buckets(self, store, shown, from_ms, to_ms, count):
+        found = shown.downsample("a", "t", from_ms, to_ms, count)
+        raw = store.downsample("a", "t", from_ms, to_ms, count)
+        self.assertEqual([one[:2] for one in found], [one[:2] for one in raw])
+        inside = [
+            (time_ms, self.line.value(time_ms, raw)) for time_ms, raw in self.values if from_ms <= time_ms < to_ms
+        ]
+        values = [value for _, value in inside]
+        self.assertEqual(sum(one.values for one in found), len(values))
+        if values:
+            self.assertEqual(min(one.low for one in found), min(values))
+            self.assertEqual(max(one.high for one in found), max(values))
+            mean = sum(one.mean * one.values for one in found) / len(values)
+            self.assertAlmostEqual(mean, statistics.fmean(values), places=6)
+        for one in shown.downsample_all("a", from_ms, to_ms, count, ["t"]).get("t", ()):
+            values = [
+                value for time_ms, value in inside if (time_ms - from_ms) * count // (to_ms - from_ms) == one.place
+            ]
+            self.assertEqual(one[1:4], (len(values), min(values), max(values)))
+            self.assertAlmostEqual(one.mean, statistics.fmean(values), places=6)
+
+    def check_after_deletion(self, store, shown, from_ms, to_ms, count):
+        found = shown.downsample("a", "t", from_ms, to_ms, count)
+        raw = store.downsample("a", "t", from_ms, to_ms, count)
+        self.assertEqual([one[:2] for one in found], [one[:2] for one in raw])
+        self.assertTrue(all(one.low <= one.mean <= one.high for one in found))
+        for one in shown.summaries("a", "t", HOUR_MS, from_ms, to_ms):
+            self.assertTrue(one.low <= one.mean <= one.high and one.low <= one.median <= one.high)
 
 
 class UnitTest(unittest.TestCase):

@@ -377,15 +377,18 @@ class Alerts:
         for (node, _), latest_ms in latest.items():
             nodes[node] = max(latest_ms, nodes.get(node, latest_ms))
         for about in store.nodes() if nodes else ():
-            if about["name"] in nodes and (about["last_ms"] or 0) > nodes[about["name"]]:
-                self._replay_samples(store, about["name"], nodes[about["name"]], about["sensors"], now)
+            node, last_ms = about["name"], about["last_ms"] or 0
+            if node in nodes and last_ms > nodes[node]:
+                self._replay_samples(store, node, (nodes[node], last_ms + 1), about["sensors"], now)
         for gap in store.gaps(1000):
             is_own = not store.is_shared or gap["node"] in self._silence.known
             if gap["noted_ms"] > gaps_ms and is_own:
                 self._samples.record_gap(gap["node"], Gap(gap["from"], gap["to"], gap["before"], gap["why"]), now)
 
-    def _replay_samples(self, store: Store, node: str, from_ms: int, units: Mapping[str, str], now: Now) -> None:
-        for point in store.points(node, from_ms, now.ms + 1, _REPLAYED):
+    def _replay_samples(
+        self, store: Store, node: str, span_ms: tuple[int, int], units: Mapping[str, str], now: Now
+    ) -> None:
+        for point in store.points(node, *span_ms, _REPLAYED):
             columns = {sensor: [value] for sensor, value in point.values.items()}
             samples = SampleBatch(point.seq, [point.time_ms], [], columns, clock=point.clock)
             self._samples.record(node, "", "", samples, units, now)

@@ -91,6 +91,22 @@ class Restarts(EngineCase):
                 said = [subject.partition(":")[0] for _ in range(5) for subject in self.look(10)]
                 self.assertEqual(said, ["Alert", "Resolved"] if values[-1] == 20 else ["Alert"])
 
+    def test_peak_is_found_though_the_clock_is_not_set_after_the_restart(self):
+        for step_s in (-50 * 365 * 86_400, -3600, 3600, 86_400):
+            with self.subTest(step_s):
+                self.doCleanups()
+                self.setUp()
+                self.bring(20)
+                self.look()
+                for value in (50, 20):
+                    self.clock.sleep(1)
+                    self.file(self.sample(value), units={"temperature": "°C"}, check=False)
+                self.clock.step(step_s)
+                self.start()
+                self.clock.step(-step_s)
+                said = [subject.partition(":")[0] for _ in range(5) for subject in self.look(10)]
+                self.assertEqual(said, ["Alert", "Resolved"])
+
     def test_values_that_were_checked_are_not_checked_again_after_a_stop(self):
         self.bring(50)
         self.look(), self.look(10)

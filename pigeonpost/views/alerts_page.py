@@ -49,10 +49,10 @@ def routes(events: EventLog) -> list[Route]:
     return [
         Route("GET", "/alerts", "viewer", alerts_page),
         Route("POST", "/alerts/test", "operator", _test),
-        Route("POST", "/alerts/rules", "operator", _save_rules(events)),
-        Route("POST", "/alerts/WORD/acknowledge", "operator", _acknowledge_button(events)),
+        Route("POST", "/alerts/rules", "operator", _save_rules(events), changes=True),
+        Route("POST", "/alerts/WORD/acknowledge", "operator", _acknowledge_button(events), changes=True),
         Route("GET", "/api/v1/alerts", "viewer", alerts_json),
-        Route("POST", "/api/v1/alerts/acknowledge", "operator", _acknowledge_json(events)),
+        Route("POST", "/api/v1/alerts/acknowledge", "operator", _acknowledge_json(events), changes=True),
     ]
 
 
@@ -242,6 +242,23 @@ def _page(context: RequestContext, text: str, fault: str = "", status: int = 200
         _rule_section(context, text, fault) if context.app.alerts is not None else "",
     )
     return html_page("Alerts", body, context, status=status)
+
+
+def alerts_notice(context: RequestContext) -> Html:
+    """Return the notice on the front page about active alerts that are not acknowledged, with a link to this page.
+
+    The element exists without alerts, too, so that the script can show them on an open page. For `context`.
+    """
+    text = alerts_sentence(context)
+    notice = Html('<p class="notice bad"><a href="/alerts">{}</a></p>').format(text) if text else Html("")
+    return Html('<div data-piece="alerts">{}</div>').format(notice)
+
+
+def alerts_sentence(context: RequestContext) -> str:
+    """Return a sentence about the active alerts that are not acknowledged, for `context`; empty if there are none."""
+    found = [one for one in _active(context) if one.acknowledged_ms is None]
+    more = f"; and {len(found) - 1:,} more" if len(found) > 1 else ""
+    return f"{counted(len(found), 'active alert')}: {found[0].text}{more}." if found else ""
 
 
 def _fault_notice(text: str) -> Html:

@@ -13,6 +13,7 @@ from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.version import VERSION
 from pigeonpost.http.message import Response
 from pigeonpost.server.disk_usage import DiskUsage, written_words
+from pigeonpost.views.alerts_page import alerts_notice, alerts_sentence
 from pigeonpost.views.context import RequestContext, Route
 from pigeonpost.views.front_charts import arrange, front_charts
 from pigeonpost.views.front_query import FrontQuery, read_query
@@ -46,6 +47,7 @@ def front(context: RequestContext) -> Response:
     cards, has_more = _cards(context, listed)
     body = join_html((
         _summary(snapshot),
+        alerts_notice(context),
         server_buttons(context, snapshot, listed.nodes, query),
         key_notice(context),
         _FIRST_STEPS if not snapshot.nodes else "",
@@ -150,7 +152,7 @@ def _front_text(context: RequestContext, snapshot: StatusSnapshot, listed: NodeL
         else ""
     )
     head = f"{f'Pigeonpost {context.app.name}'[:52]:<54}{stamp(snapshot.now_ms):>25}"
-    lines = [head, "", f"{snapshot.summary}{last}.", ""]
+    lines = [head, "", f"{snapshot.summary}{last}.", *filter(None, [alerts_sentence(context)]), ""]
     watched = [node for node in listed.nodes if node.state not in UNWATCHED]
     units = context.preferences.units
     lines += sensor_lines(in_units(sensor, units) for node in watched for sensor in _foremost(node, MOST_CARDS))

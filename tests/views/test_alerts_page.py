@@ -98,6 +98,14 @@ class AlertsPage(PageCase):
         self.assertIn("acknowledged by", page)
         self.assertEqual(self.post("/alerts/other/acknowledge")[0], 404)
 
+    def test_front_page_shows_active_alerts_until_they_are_acknowledged(self):
+        self.engine.alerts = [HOT, HOT._replace(id="a2", text="it is dark")]
+        words = "2 active alerts: it is <41> °C; and 1 more."
+        self.assertIn(f'<a href="/alerts">{words}</a>', self.get("/"))
+        self.assertIn(words, self.get("/", page=False))
+        self.post("/alerts/a1/acknowledge")
+        self.assertNotIn("active alert", self.get("/", page=False))
+
     def test_change_without_the_token_of_the_form_is_refused(self):
         for path in ("/alerts/a1/acknowledge", "/alerts/test", "/alerts/rules"):
             self.assertEqual(self.web.post_form(path, {"rules": ""}, self.session)[0], 403, path)

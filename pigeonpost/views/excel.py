@@ -1,8 +1,8 @@
 """CSV downloads in other forms: any address of a CSV file with `for=excel`, `utc=1`, or both.
 
 With `for=excel`, Excel opens the file correctly. Decimal numbers have a point or a comma, depending on the language of
-the browser; `decimal=point` or `decimal=comma` overrides this. With `utc=1`, all times are in UTC. A file is converted to a temporary file, which is deleted after it was sent, since a log may be larger
-than the memory.
+the browser; `decimal=point` or `decimal=comma` overrides this. With `utc=1`, all times are in UTC. A file is converted
+to a temporary file, which is deleted after it was sent, since a log may be larger than the memory.
 Errors: HTTPError 400; OSError of the disk.
 """
 

@@ -1,10 +1,12 @@
 """Durable state of a pulse counter: a file of two slots that are written alternately.
 
-    slot    8 hex digits: CRC-32 of the JSON; a space; the JSON on one line; spaces up to 4,095 bytes; a newline
+    slot    two copies of a line of 2,048 bytes
+    line    8 hex digits: CRC-32 of the JSON; a space; the JSON; spaces; a newline
 
 Each write replaces the older slot in place and syncs it, so a write that a power cut interrupts leaves the newer slot
 valid. The file keeps its size: a write needs no free space, and changes one block and nothing of the file system. A
-slot has 4 KiB, the block size of the file system, so a torn block contains only one slot.
+slot has 4 KiB, the block size of the file system, so a torn block contains only one slot. Because of its two
+copies, a changed byte does not make the total fall back to the older slot.
 
 Threads: one thread at a time may use a CounterFile. Errors: SensorError, whose message contains the remedy.
 """
@@ -12,6 +14,7 @@ Threads: one thread at a time may use a CounterFile. Errors: SensorError, whose 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import zlib
 from typing import Any, NamedTuple
@@ -20,7 +23,10 @@ from pigeonpost.core.errors import BadArgument, DiskError, SensorError
 from pigeonpost.core.files import replace_file
 from pigeonpost.core.strict_json import read_json, write_json
 
+log = logging.getLogger(__name__)
+
 SLOT_BYTES = 4096
+_LINE_BYTES = SLOT_BYTES // 2
 
 
 class CounterState(NamedTuple):
@@ -80,6 +86,11 @@ class CounterFile:
                 f"{self.path} is damaged, so the total is unknown; delete it, and set start to the present total"
             )
         self._number, state = newest
+        if None in slots:
+            log.warning(
+                "%s: a part is damaged, by a power cut or a fault of the disk; the total continues at %g, and may lack"
+                " the pulses of the last write (remedy: compare it with the meter; set start)", self.path, state.total,
+            )  # fmt: skip
         self._write(self._number, state)
         return state
 
@@ -119,13 +130,18 @@ class CounterFile:
 
 def _encode(number: int, state: CounterState) -> bytes:
     body = write_json({"number": number, **state._asdict()}).encode()
-    return (b"%08x %s" % (zlib.crc32(body), body)).ljust(SLOT_BYTES - 1) + b"\n"
+    return 2 * ((b"%08x %s" % (zlib.crc32(body), body)).ljust(_LINE_BYTES - 1) + b"\n")
 
 
 def _decode(slot: bytes) -> tuple[int, CounterState] | None:
-    """Return the number of a slot and its state, or None if the slot is not valid."""
-    body = slot[9:].rstrip(b" \n")
-    if len(slot) != SLOT_BYTES or slot[:9] != b"%08x " % zlib.crc32(body):
+    """Return the number of a slot and its state, from the newer valid copy, or None if no copy is valid."""
+    copies = (_decode_line(slot[:_LINE_BYTES]), _decode_line(slot[_LINE_BYTES:]))
+    return max((copy for copy in copies if copy is not None), key=lambda copy: copy[0], default=None)
+
+
+def _decode_line(line: bytes) -> tuple[int, CounterState] | None:
+    body = line[9:].rstrip(b" \n")
+    if line[:9] != b"%08x " % zlib.crc32(body):
         return None
     try:
         fields: dict[str, Any] = read_json(body.decode())

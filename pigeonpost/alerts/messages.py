@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_LINES = 200  # alerts in the text of one message
 _IN_SUBJECT = 3
-_TIMES = re.compile(r" at [0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}[+-][0-9:]{5}").sub  # with `stamp`, in a subject with one
+_TIME = re.compile(r"(?: at|,) [0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}[+-][0-9:]{5}")  # with the result of `stamp`
 _TITLES = {"info": "Notice", "warning": "Alert", "critical": "Critical alert"}
 _REMEDIES = {
     "failed": "Check the sensor and its wiring; the page of the node shows the reason.",
@@ -46,14 +46,14 @@ def alert_message(states: Sequence[AlertState], server: str, page: str, now_ms: 
     severity = _highest(states)
     title = _TITLES[severity] + (", repeated" if all(state.sent for state in states) else "")
     if len(states) > 1:
-        return _group("alert", title, states, [_line(state) for state in states], server, page, now_ms)
+        return _group("alert", title, states, [_line(state, now_ms) for state in states], server, page, now_ms)
     state = states[0]
     lines = [f"{state.alert_text}.", f"Condition of the alert: {_condition(state)}."]
     lines += [f"Since {stamp(state.since_ms)} ({age((now_ms - state.since_ms) / 1000)})."]
     lines += [f"Severity: {state.rule.severity}. Alert: {state.rule.name}."] if state.rule.name else []
     if remedy := _REMEDIES.get(state.rule.condition_kind):
         lines.append(remedy.format(node=state.key.node or "NODE"))
-    return _message("alert", severity, f"{title}: {_line(state)}", lines, states, server, page, now_ms)
+    return _message("alert", severity, f"{title}: {_line(state, now_ms)}", lines, states, server, page, now_ms)
 
 
 def end_message(states: Sequence[AlertState], server: str, page: str, now_ms: int) -> AlertMessage:
@@ -79,7 +79,7 @@ def _group(
     few = "; ".join(lines[:_IN_SUBJECT])
     more = f"; and {len(states) - _IN_SUBJECT} more" if len(states) > _IN_SUBJECT else ""
     what = counted(len(states), "alert")
-    subject = f"{title}: {what} at {stamp(now_ms)}: {_TIMES('', few)}{more}"
+    subject = f"{title}: {what} at {stamp(now_ms)}: {_TIME.sub('', few)}{more}"
     first = f"{what} {'have ended' if kind == 'over' else 'within a short time'}, {stamp(now_ms)}:"
     listed = [f"- {line}" for line in lines[:MOST_LINES]]
     listed += [f"- and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
@@ -127,14 +127,20 @@ def _limit(state: AlertState) -> str:
     return f"limit {rule.silent_s or state.value:.10g} s" if rule.condition_kind == "silent" else ""
 
 
-def _line(state: AlertState) -> str:
+def _line(state: AlertState, now_ms: int) -> str:
     limit = _limit(state)
-    return f"{state.alert_text}{f' ({limit})' if limit else ''}"
+    return f"{_with_time(state.alert_text, now_ms)}{f' ({limit})' if limit else ''}"
 
 
 def _end_line(state: AlertState) -> str:
     limit = _limit(state)
-    return f"{state.end_text or state.text} (after {_lasted(state)}{f'; {limit}' if limit else ''})"
+    text = _with_time(state.end_text or state.text, state.ended_ms)
+    return f"{text} (after {_lasted(state)}{f'; {limit}' if limit else ''})"
+
+
+def _with_time(text: str, time_ms: int) -> str:
+    """Return `text` with the local time `time_ms` (ms since 1970, UTC), unless it contains a time."""
+    return text if _TIME.search(text) else f"{text}, {stamp(time_ms)}"
 
 
 def _lasted(state: AlertState) -> str:

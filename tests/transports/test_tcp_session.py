@@ -1203,6 +1203,33 @@ class Receiving(SessionCase):
             self.say(self.session, "STATUS", True, None, details)
             self.assertEqual((state.on, state.last_sent, state.offset_ms), (True, None, None))
 
+    def test_step_of_a_clock_corrects_the_offset_and_asks_the_node(self):
+        self.heard(self.session)
+        up_ms, node_ms = 900_000, self.server_clock.wall_ms() - 5000
+
+        def report(seq, step_ms=0, behind_ms=0):
+            """Receive a sample of the node 10 s later; its clock is set by `step_ms` before. Return the answer."""
+            nonlocal up_ms, node_ms
+            self.server_clock.sleep(10)
+            up_ms, node_ms = up_ms + 10_000, node_ms + 10_000 + step_ms
+            sample = {"seq": seq, "time": rfc3339(node_ms - behind_ms), "up": up_ms - behind_ms, "values": {"t": 1}}
+            self.say(self.session, "SENSORS", E[0], json.dumps([sample]))
+            return [message.word for message in self.heard(self.session)]
+
+        self.say(self.session, "STATUS", True, None, {"time": rfc3339(node_ms), "up": up_ms})
+        self.assertEqual((self.state.offset_ms, report(1)), (-5000, ["ACK"]))
+        for seq, step_ms in enumerate((3_600_000, -3_600_000, 5000, -40_000_000_000), 2):
+            before_ms = self.state.offset_ms
+            self.assertEqual(report(seq, step_ms), ["CHECK", "ACK"])
+            self.assertEqual(self.state.offset_ms, before_ms + step_ms)
+            self.say(self.session, "STATUS", True, None, {"time": rfc3339(node_ms), "up": up_ms})
+        before_ms = self.state.offset_ms
+        self.assertEqual(report(6, 7_200_000, 60_000), ["ACK"])  # a sample of a backlog
+        self.assertEqual(self.state.offset_ms, before_ms)
+        self.assertEqual(report(7), ["CHECK", "ACK"])
+        self.assertEqual(report(8, 7_200_000), ["ACK"])  # the node has not answered yet
+        self.assertEqual(self.state.offset_ms, before_ms + 14_400_000)
+
     def test_reported_outbox_fault_is_a_warning_while_it_lasts(self):
         self.heard(self.session)
         self.session.ask("CHECK")

@@ -132,9 +132,10 @@ def _calibrations(context: Context) -> int:
     with contextlib.closing(open_read_only(context)) as store:
         names = NodeRegister(store, Tokens(context.data).text_of)
         found = _file(context, names)
-        node = names.current(chosen.node) if chosen.node else ""
-        if node and not found.of(node) and node not in [about["name"] for about in store.nodes()]:
-            raise Failed(f"nothing is stored for a node {node}")
+        try:
+            node = require_sensor(store, names.current, chosen.node, chosen.sensor or "") if chosen.node else ""
+        except Refused as error:
+            raise Failed(str(error)) from None
     listed = [
         (name, sensor, one)
         for name, timelines in sorted(found.nodes().items()) if node in ("", name)

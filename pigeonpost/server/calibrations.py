@@ -309,7 +309,7 @@ def require_sensor(store: Store, current: Callable[[str], str], node: str, senso
         store: The store.
         current: Function that returns the current name of a node.
         node: Current or former name of the node.
-        sensor: Name of the sensor.
+        sensor: Name of the sensor; empty to look up only the node.
 
     Raises:
         Refused: The node or the sensor is unknown.
@@ -317,16 +317,18 @@ def require_sensor(store: Store, current: Callable[[str], str], node: str, senso
     stored = {about["name"]: about["sensors"] for about in store.nodes()}
     found = node if node in stored else current(node)
     if found not in stored:
-        raise Refused(f"nothing is stored for a node {node}; {_hint(node, stored, 'nodes')}", is_unknown=True)
-    if sensor not in stored[found]:
-        hint = _hint(sensor, stored[found], "sensors")
+        raise Refused(
+            f"nothing is stored for a node {node}; {_hint(node, stored, 'the stored nodes')}", is_unknown=True
+        )
+    if sensor and sensor not in stored[found]:
+        hint = _hint(sensor, stored[found], "its sensors")
         raise Refused(f"node {found} has never had a sensor {sensor}; {hint}", is_unknown=True)
     return found
 
 
 def _hint(name: str, known: Collection[str], what: str) -> str:
     near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else f"its {what} are: {', '.join(sorted(known)[:50]) or 'none'}"
+    return f"did you mean {near[0]}?" if near else f"{what} are: {', '.join(sorted(known)[:50]) or 'none'}"
 
 
 # -------------------------------------------------------------------------------------------------------- the file

@@ -91,14 +91,15 @@ class WithoutServer(CalibrateCase):
             ("have the same true value 2", "a", "light", "1=2", "5=2"),
             ("must rise throughout or fall throughout: 1=2, 2=5, 3=4", "a", "light", "3=4", "1=2", "2=5"),
             ("node a has never had a sensor lihgt; did you mean light?", "a", "lihgt", "1=2"),
-            ("nothing is stored for a node b; its nodes are: a", "b", "light", "1=2"),
+            ("nothing is stored for a node b; the stored nodes are: a", "b", "light", "1=2"),
             ("is in the future", "a", "light", "1=2", "--from", "2900-01-01"),
         ):
             with self.subTest(text=text):
                 self.assert_fails(1, text, "calibrate", *arguments)
         self.assert_fails(1, "light of a has no calibration", "calibrations", "a", "light", "--clear")
         self.assert_fails(1, "write `calibrations NODE SENSOR", "calibrations", "a", "--clear")
-        self.assert_fails(1, "nothing is stored for a node b", "calibrations", "b")
+        self.assert_fails(1, "nothing is stored for a node b; the stored nodes are: a", "calibrations", "b")
+        self.assert_fails(1, "did you mean light?", "calibrations", "a", "lihgt")
         self.assertFalse(os.path.exists(os.path.join(self.data, CALIBRATIONS)))
 
     def test_rename_and_backup_keep_calibrations(self):

@@ -155,7 +155,7 @@ class BadInputTest(CalibrationCase):
         self.bring(batch(1, 1, node="basement"))
         for node, sensor, words in (
             ("basment", "light", "nothing is stored for a node basment; did you mean basement?"),
-            ("xyz", "light", "nothing is stored for a node xyz; its nodes are: basement"),
+            ("xyz", "light", "nothing is stored for a node xyz; the stored nodes are: basement"),
             ("basement", "temprature", "node basement has never had a sensor temprature; did you mean temperature?"),
             ("basement", "zzz", "has never had a sensor zzz; its sensors are: light, temperature"),
             ("Basement", "light", "did you mean basement?"),

@@ -14,7 +14,7 @@ from pigeonpost.core.format import age, number, with_unit
 from pigeonpost.core.html import Html, join_html
 from pigeonpost.core.units import conversion
 from pigeonpost.http.message import HTTPError, Response
-from pigeonpost.views.calibration_part import calibration_lines, calibration_table, calibrations_json
+from pigeonpost.views.calibration_part import calibration_lines, calibration_table, calibrations_json, raw_value
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.html import html_page, json_answer, sensor_path, span_links, text_page
 from pigeonpost.views.models import SensorView
@@ -93,7 +93,7 @@ class SensorPages:
             Html('<section data-piece="figures"><h2>Statistics</h2>{}<p class=links>Download: '
                  '<a href="{}.csv">CSV</a> · <a href="{}.json">JSON</a> {}</p></section>').format(
                 statistics_table("time range", rows, now_ms), data, data, _about(rows)),
-            calibration_table(context.app.timelines(view.node).get(view.name), now_ms),
+            calibration_table(context.app.timelines(view.node).get(view.name), raw_value(context, view), now_ms),
             flags_table([view]),
         ), "\n")  # fmt: skip
 
@@ -104,6 +104,7 @@ class SensorPages:
             "time": rfc3339(view.time_ms) if view.time_ms is not None else None,
             "verdicts": [{"kind": kind, "text": text} for kind, text in view.flag_texts.items()],
             "verdict_counts": dict(view.counts), "limits": dict(view.limits),
+            "raw": raw_value(context, view),
             "calibrations": calibrations_json(context.app.timelines(view.node).get(view.name)),
             "statistics": {name: statistics_json(found) for name, _, found in self._statistics(context, view)},
         })  # fmt: skip
@@ -128,7 +129,7 @@ def _text(context: RequestContext, view: SensorView, figures: Figures) -> Iterat
     yield from statistics_text("time range", [(words, found, "") for words, found in figures], now_ms)
     judged = flags_text(view)
     yield from ["", *judged] if judged else []
-    yield from calibration_lines(context.app.timelines(view.node).get(view.name), now_ms)
+    yield from calibration_lines(context.app.timelines(view.node).get(view.name), raw_value(context, view), now_ms)
     yield ""
     yield f"Values of the last day:    curl '{site}/chart?series={view.node}/{view.name}'"
     yield f"For programs:              curl {site}/nodes/{view.node}/{view.name}.json"

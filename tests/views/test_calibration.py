@@ -59,10 +59,13 @@ class EveryAnswer(CalibrationCase):
         self.assertEqual((given["from"], given["points"], given["unit"]), ("beginning", points, "°C"))
         self.assertIn("temperature: calibrated from beginning: 1=20 2=30", self.get("/happenings.csv"))
         page = self.get("/nodes/basement/temperature", html=True)
-        for text in ("<h2>Calibration</h2>", "from the beginning (valid now)", "1 = 20 °C, 2 = 30 °C", "&lt;i&gt;ice"):
+        for text in ("<h2>Calibration</h2>", "from the beginning (valid now)", "1 = 20 °C, 2 = 30 °C", "&lt;i&gt;ice",
+                     "Raw value of the last sample: 2.0. "):  # fmt: skip
             self.assertIn(text, page)
         self.assertIn("calibration from the beginning: 1 = 20 °C, 2 = 30 °C (", self.get("/nodes/basement/temperature"))
         self.assertIn("newest first, without calibration", self.get("/log", html=True))
+        self.assertIn("\nraw value of the last sample: 2.0\n", self.get("/nodes/basement/temperature"))
+        self.assertEqual(self.load("/nodes/basement/temperature.json")["raw"], 2.0)
         self.assertEqual(self.post({"sensor": "temperature", "clear": True})["cleared"], 1)
         self.assert_values(1.0, 2.0, "V")
         self.assertIsNone(self.sensor()["calibration"])

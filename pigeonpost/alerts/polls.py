@@ -157,7 +157,7 @@ class Polls:
                     if kind in flags:
                         words = flag_words(flags[kind], unit)
                         yield _Found(
-                            node, sensor, kind, f"{sensor} of {node} at {stamp(now.ms)}: {words}", end_text, unit
+                            node, sensor, kind, f"{sensor} of {node}: {words} at {stamp(now.ms)}", end_text, unit
                         )
                     elif count > before:
                         text = f"{sensor} of {node} was {_FLAGS[kind]} shortly before {stamp(now.ms)}"

@@ -64,6 +64,16 @@ class Values(EngineCase):
         self.assertEqual((message.severity, message.kind, message.info["server"]), ("critical", "alert", "home"))
         self.assertEqual([alert["rule"] for alert in message.info["alerts"]], ["critical", "info"])
 
+    def test_end_has_the_id_of_its_alert_and_another_alert_has_another(self):
+        for value in (41, 20, 41, 20):
+            self.bring(value)
+            self.look()
+            self.start()
+        messages = [queued.message for queued in self.queue.waiting("mail")]
+        ids = [message.info["alerts"][0]["id"] for message in messages]
+        self.assertEqual([ids[0], ids[2]], [ids[1], ids[3]])
+        self.assertEqual((len(set(ids)), len({message.id for message in messages})), (2, 4))
+
     def test_repetitions_are_limited_and_contain_the_current_value(self):
         self.tables = [{**HOT, "again": 600, "repeats": 2}]
         self.start()
@@ -201,7 +211,7 @@ class Flags(EngineCase):
 
     def test_each_flag_is_reported_and_resolved(self):
         for values, said in (
-            ([20, 21], []), ([31], ["attic at .*: above 30 °C"]), ([28], ["no longer out of range"]),
+            ([20, 21], []), ([31], ["attic: above 30 °C at"]), ([28], ["no longer out of range"]),
             ([-1], ["2 alerts at .*(below 0 °C.*jumped by|jumped by.*below 0 °C)"]), ([2, 5], ["2 alerts"]),
         ):  # fmt: skip
             for value in values:
@@ -216,7 +226,7 @@ class Flags(EngineCase):
             self.look(59)
         self.bring(20)
         self.look()
-        self.assert_said(self.said(), "attic at .*: stuck for")
+        self.assert_said(self.said(), "attic: stuck for")
         self.assert_said(self.look(186), "no value for 3 min")
         self.bring(21)
         self.assert_said(self.look(), "Resolved: 2 alerts")

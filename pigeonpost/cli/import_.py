@@ -177,7 +177,10 @@ def _check_one(path: str, context: Context, options: ImportOptions) -> bool:
     try:
         with _opened(path, context, options) as source:
             inspection = _inspected(path, context, source, source.file)
-            for line in [*source.notes, *described(inspection, source.node, bool(context.arguments.node))]:
+            for line in [
+                *source.notes,
+                *described(inspection, source.node, bool(context.arguments.node), bool(source.notes)),
+            ]:
                 print(f"{shown}: {line}")
             return True
     except (BadFile, BadTable) as error:

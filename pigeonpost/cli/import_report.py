@@ -11,7 +11,7 @@ from pigeonpost.importing.survey import Plan
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar", " ": "space"}
 _ENCODINGS = {"utf-8": "UTF-8", "utf-16-le": "UTF-16 (little endian)", "utf-16-be": "UTF-16 (big endian)"}
 _ORDERS = {"dmy": "day first", "mdy": "month first", "ymd": "year first"}
-_MOST_LEFT_OUT = 20
+_LEFT_OUT_SHOWN = 20
 
 
 def notes_about(inspection: Inspection) -> Iterator[str]:
@@ -21,22 +21,25 @@ def notes_about(inspection: Inspection) -> Iterator[str]:
         return
     if plan.not_utf8:
         yield f"line {plan.not_utf8} is not UTF-8: it was read as Windows-1252"
-    for heading, reason in plan.left_out[:_MOST_LEFT_OUT]:
+    for heading, reason in plan.left_out[:_LEFT_OUT_SHOWN]:
         yield f"left out: {heading} ({reason})"
-    if len(plan.left_out) > _MOST_LEFT_OUT:
-        yield f"left out: {len(plan.left_out) - _MOST_LEFT_OUT} more"
+    if len(plan.left_out) > _LEFT_OUT_SHOWN:
+        yield f"left out: {len(plan.left_out) - _LEFT_OUT_SHOWN} more"
 
 
-def described(inspection: Inspection, node: str, is_node_given: bool) -> Iterator[str]:
+def described(inspection: Inspection, node: str, is_node_given: bool, is_database: bool) -> Iterator[str]:
     """Yield the lines of `import --check` for a file.
 
     Args:
         inspection: Result of the inspection of the file.
         node: Node of readings that name none, or an empty string.
         is_node_given: True if `node` is the node of all readings.
+        is_database: True if the file was converted from a database, whose format is described already.
     """
     summary, plan = inspection.summary, inspection.plan
-    if plan is None:
+    if is_database:
+        pass
+    elif plan is None:
         yield "format: JSON"
     elif plan.is_log:
         yield "format: log of Pigeonpost (time,node,sensor,value,unit)"
@@ -45,7 +48,8 @@ def described(inspection: Inspection, node: str, is_node_given: bool) -> Iterato
     yield f"first and last time: {stamp(summary.first_ms)} to {stamp(summary.last_ms)}"
     for (of_node, sensor), (values, empty) in inspection.counts.items():
         shown = node if is_node_given or not of_node else of_node
-        unit, text = _unit(plan, sensor)
+        unit = inspection.units[of_node, sensor]
+        text = plan.conversions[sensor].text if plan and sensor in plan.conversions else ""
         missing = empty or (summary.samples - values if plan and not plan.is_log and plan.layout.node < 0
                             and not plan.layout.names else 0)  # fmt: skip
         yield (
@@ -55,11 +59,6 @@ def described(inspection: Inspection, node: str, is_node_given: bool) -> Iterato
     yield from notes_about(inspection)
     skipped = counted(inspection.skipped_count, "invalid row")
     yield f"{counted(summary.samples, 'reading')}, {skipped}; nothing was stored"
-
-
-def _unit(plan: Plan | None, sensor: str) -> tuple[str, str]:
-    found = plan.conversions.get(sensor) if plan else None
-    return (found.unit, found.text) if found else ("", "")
 
 
 def _structure(plan: Plan) -> Iterator[str]:

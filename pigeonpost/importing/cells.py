@@ -6,10 +6,11 @@ Errors: RowError for an invalid cell.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -129,6 +130,21 @@ def sensor_name(heading: str) -> tuple[str, str]:
     if name and not name[0].isalpha():
         name = f"s_{name}"
     return name[:32].rstrip("_"), unit if UNIT(unit) else ""
+
+
+def unique_names(texts: Iterable[str]) -> dict[str, str]:
+    """Return the sensor name of each of the `texts`.
+
+    Names that are equal, for example because they are too long, end in a checksum of their text.
+    """
+    names = {text: sensor_name(text)[0] for text in texts}
+    used: dict[str, int] = {}
+    for name in names.values():
+        used[name] = used.get(name, 0) + 1
+    for text, name in names.items():
+        if name and used[name] > 1:
+            names[text] = f"{name[:27].rstrip('_')}_{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return names
 
 
 def node_name(value: object) -> str:

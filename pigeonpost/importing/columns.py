@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pigeonpost.core.format import counted
-from pigeonpost.importing.cells import MOST_COLUMNS, RowError, preview
+from pigeonpost.importing.cells import MOST_COLUMNS, RowError, preview, sensor_name
 from pigeonpost.importing.dialect import Head
 from pigeonpost.importing.numbers import has_no_value, is_number
-from pigeonpost.importing.time_forms import find_time, is_clock_only, is_date_only, is_time
+from pigeonpost.importing.time_forms import find_time, is_clock_only, is_date_only, is_half, is_time
 from pigeonpost.importing.time_names import plain, time_rank
-from pigeonpost.importing.units import heading_unit, known_unit
+from pigeonpost.importing.units import heading_unit, is_unit, known_unit
 
 LOG_COLUMNS = ["time", "node", "sensor", "value", "unit"]
 _NODES = ("node", "node_name", "nodename", "location", "place", "room", "device", "device_name", "devicename",
@@ -41,6 +41,7 @@ _HOURS = ("hour", "stunde", "heure", "hora", "hh", "uur")
 _PARTS = (("year", "jahr", "yyyy", "yr"), ("month", "monat", "mm", "mon"), ("day", "tag", "dd"), _HOURS,
           ("minute", "min", "minuten", "minutes"), ("second", "sec", "sekunde", "seconds"))  # fmt: skip
 _SAMPLE = 40  # rows
+_BRACKETS = re.compile(r"[()\[\]]").sub
 
 
 class SensorColumn(NamedTuple):
@@ -101,6 +102,7 @@ def find_layout(head: Head, time_format: str = "") -> Layout:
         )
     cells = [[row[at].strip() for row in head.rows[:_SAMPLE] if at < len(row)] for at in range(len(headings))]
     times, date_parts = _time_columns(headings, cells, time_format)
+    times += tuple(at for at in range(len(headings)) if cells[at] and all(map(is_half, cells[at])))[:1]
     lower = [heading.strip().lower() if heading.startswith("_") else plain(heading) for heading in headings]
 
     def position(names: Sequence[str], taken: Sequence[int]) -> int:
@@ -159,6 +161,12 @@ def _sensors(
             if not unit and at < len(head.units):
                 unit = known_unit(head.units[at], name)
             sensors.append(SensorColumn(at, name, unit))
+    names = [one.name for one in sensors]
+    for index, one in enumerate(sensors):
+        if names.count(one.name) > 1:  # Temperature (°C) and Temperature (°F), or Temp (indoor) and Temp (outdoor)
+            full = sensor_name(_BRACKETS(" ", head.headings[one.at]))[0]
+            unit = one.unit if is_unit(one.unit) else ""
+            sensors[index] = one._replace(name=full, unit=unit)
     names = [one.name for one in sensors]
     for name in names:
         if names.count(name) > 1:

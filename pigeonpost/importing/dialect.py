@@ -71,7 +71,7 @@ def find_head(lines: Sequence[str], options: ImportOptions) -> Head:
         first = next((k for k in range(start, len(lines)) if lines[k].strip()), start)
         text = lines[first] if first < len(lines) else ""
         separator = separator or _most_frequent(text)
-        return Head(separator, first + 1, _cells(text, separator), [], first + 1, [])
+        return Head(separator, first + 1, _cells(text, separator), [], first + 1, _rows(lines[first + 1 :], separator))
     line, separator = found
     if options.columns:
         return _named_by_user(lines, line, separator, options.columns)

@@ -60,7 +60,7 @@ def postgres_lines(url: str, table: str, query: str, options: ForeignColumns, no
                 rows.itersize = _FETCH_ROWS
                 rows.execute(sql.SQL("SELECT * FROM ({}) AS readings ORDER BY readings::text").format(chosen))
                 names = [column.name for column in rows.description or ()]
-                yield from log_lines(names, (tuple(map(_plain, row)) for row in rows), options)
+                yield from log_lines(names, (tuple(map(_plain, row)) for row in rows), options, notes)
     except psycopg.Error as error:
         raise BadTable(f"PostgreSQL: {' '.join(str(error).split())}"[:500]) from None
 

@@ -20,6 +20,8 @@ from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.core.format import counted
+from pigeonpost.importing import home_assistant, weewx
 from pigeonpost.importing.cells import node_name, read_value, sensor_name
 from pigeonpost.importing.numbers import read_number
 from pigeonpost.importing.options import ImportOptions
@@ -36,6 +38,9 @@ _VALUES = ("value", "reading", "val", "measurement")
 _UNITS = ("unit", "units", "symbol")
 _NAMES = ("name", "label", "title", "codifier", "shortname", "node", "sensor")  # in a referenced table
 _IGNORED = re.compile(r"id|rowid|oid|pk|uuid|seq|token|test|.+_id", re.IGNORECASE).fullmatch
+
+
+_SKIPPED_SHOWN = 20
 
 
 class BadTable(PigeonpostError, ValueError):
@@ -103,24 +108,34 @@ def find_columns(names: Sequence[str], options: ForeignColumns) -> Columns:
     return Columns(time, node, -1, -1, unit, others)
 
 
-def log_lines(names: Sequence[str], rows: Iterable[Sequence[Any]], options: ForeignColumns) -> Iterator[str]:
+def log_lines(
+    names: Sequence[str], rows: Iterable[Sequence[Any]], options: ForeignColumns, notes: list[str]
+) -> Iterator[str]:
     """Yield a table as lines of the CSV log, its header first.
 
     Args:
         names: Names of the columns.
         rows: Rows of the table.
         options: Information that the table does not contain.
+        notes: List to which notes for the user are added: the rows that are left out.
 
     Raises:
-        BadTable: The columns cannot be recognised, or a row is invalid.
+        BadTable: The columns cannot be recognised, or a row is invalid and is not to be left out.
     """
+    skipped = 0
     columns, times = find_columns(names, options), LocalTimes(options.options)
     yield HEADER
     for number, row in enumerate(rows, 1):
         try:
             yield from _row_lines(row, columns, options, times)
         except ValueError as error:
-            raise BadTable(f"row {number}: {error}") from None
+            if not options.options.skip_bad:
+                raise BadTable(f"row {number}: {error}") from None
+            skipped += 1
+            if skipped <= _SKIPPED_SHOWN:
+                notes.append(f"row {number}: {error}: left out")
+    if skipped:
+        notes.append(f"{counted(skipped, 'invalid row')} left out")
 
 
 def _row_lines(row: Sequence[Any], columns: Columns, options: ForeignColumns, times: LocalTimes) -> Iterator[str]:
@@ -167,14 +182,42 @@ def sqlite_lines(path: str, table: str, query: str, options: ForeignColumns, not
     with contextlib.closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)) as db:
         db.execute("PRAGMA trusted_schema = OFF")
         db.text_factory = lambda text: text.decode(errors="replace")
+        is_query = bool(query)
         if not query:
             if _is_ours(db):
                 raise BadTable("this is a Pigeonpost database: use `export` and import the result, or use `restore`")
+            known = _known_program(db, table, options, notes)
+            if known:
+                yield HEADER
+                try:
+                    yield from known
+                except ValueError as error:
+                    raise BadTable(str(error)) from None
+                return
             table = table or _find_table(db, options)
             query = _query_of(db, table)
             options = options.for_table(table)
+        notes.append(f"format: database, {'query' if is_query else f'table {table}'}")
         rows = db.execute(query)
-        yield from log_lines([column[0] for column in rows.description or ()], rows, options)
+        yield from log_lines([column[0] for column in rows.description or ()], rows, options, notes)
+
+
+def _known_program(
+    db: sqlite3.Connection, table: str, options: ForeignColumns, notes: list[str]
+) -> Iterator[str] | None:
+    """Return the lines of the database of a known program, or None if its columns must be recognised."""
+    if table in ("", *home_assistant.TABLES) and home_assistant.is_home_assistant(db):
+        _require_node("Home Assistant", options)
+        return home_assistant.home_assistant_lines(db, table, options.node, options.options, notes)
+    if table in ("", weewx.TABLE) and weewx.is_weewx(db):
+        _require_node("WeeWX", options)
+        return weewx.weewx_lines(db, options.node, options.options, notes)
+    return None
+
+
+def _require_node(program: str, options: ForeignColumns) -> None:
+    if not options.node:
+        raise BadTable(f"a database of {program} does not name the node of its readings: add --node NODE")
 
 
 def _is_ours(db: sqlite3.Connection) -> bool:

@@ -73,6 +73,7 @@ class Inspection(NamedTuple):
         options: Options of the user.
         plan: How a CSV file is understood; None for JSON.
         counts: Number of values, and of readings without a value, by node and sensor.
+        units: Units by node and sensor.
         skipped: The first invalid rows, if they are left out.
         skipped_count: Number of all invalid rows.
     """
@@ -81,6 +82,7 @@ class Inspection(NamedTuple):
     options: ImportOptions
     plan: Plan | None
     counts: dict[tuple[str, str], list[int]]
+    units: dict[tuple[str, str], str]
     skipped: list[Fault]
     skipped_count: int
 
@@ -139,6 +141,7 @@ def _inspect(file: BinaryIO, name: str, options: ImportOptions, plan: Plan | Non
     samples = invalid = 0
     nodes: dict[str, None] = {}
     counts: dict[tuple[str, str], list[int]] = {}
+    units: dict[tuple[str, str], str] = {}
     first_ms, last_ms = LAST_MS, 0
     for item in readings(file, name, options, plan):
         if isinstance(item, Fault):
@@ -151,14 +154,20 @@ def _inspect(file: BinaryIO, name: str, options: ImportOptions, plan: Plan | Non
         count, low_ms, high_ms = len(times), min(times), max(times)
         samples += count
         nodes[item.node] = None
-        _count(item, counts)
+        _count(item, counts, units)
         first_ms, last_ms = min(first_ms, low_ms), max(last_ms, high_ms)
-    return Inspection(ImportSummary(samples, list(nodes), first_ms, last_ms), options, plan, counts, faults, invalid)
+    summary = ImportSummary(samples, list(nodes), first_ms, last_ms)
+    return Inspection(summary, options, plan, counts, units, faults, invalid)
 
 
-def _count(item: ImportedReading | ReadingColumns, counts: dict[tuple[str, str], list[int]]) -> None:
+def _count(
+    item: ImportedReading | ReadingColumns,
+    counts: dict[tuple[str, str], list[int]],
+    units: dict[tuple[str, str], str],
+) -> None:
     for sensor, values in item.values.items():
         of = counts.setdefault((item.node, sensor), [0, 0])
+        units[item.node, sensor] = item.units.get(sensor, "")
         column = values if isinstance(values, list) else [values]
         missing = column.count(None)
         of[0] += len(column) - missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import counted
@@ -18,7 +19,7 @@ from protocol import NODE_NAME
 
 def is_head(row: Sequence[str], headings: Sequence[str]) -> bool:
     """Return True if a `row` contains the `headings`: loggers write them again when they start."""
-    return [cell.strip() for cell in row[: len(headings)]] == headings
+    return row[0].strip() == headings[0] and [cell.strip() for cell in row[: len(headings)]] == headings
 
 
 def check_row(row: list[str], width: int) -> None:
@@ -56,6 +57,10 @@ def log_block(block: Block, plan: Plan) -> Block:
         if converted:
             rows.append(converted)
             lines.append(line)
+    if all(earlier[:2] != later[:2] for earlier, later in pairwise(rows)):
+        # Each row is a reading. Readings with the same sensor are stored together much faster.
+        order = sorted(range(len(rows)), key=lambda index: (rows[index][1], rows[index][2]))
+        rows, lines = [rows[index] for index in order], [lines[index] for index in order]
     return Block(lines, rows, faults, True)
 
 

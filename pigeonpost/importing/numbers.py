@@ -14,7 +14,7 @@ from protocol import Number
 def has_no_value(cell: str) -> bool:
     """Return True if a `cell` is empty, or contains a word or sign that means that there is no value."""
     text = cell.strip()
-    return len(text) <= _LONGEST and bool(_NO_VALUE(text))
+    return len(text) <= _USUAL_LENGTH and bool(_NO_VALUE(text))
 
 
 def read_number(cell: str, name: str, decimal: str = ".") -> Number | None:
@@ -29,7 +29,7 @@ def read_number(cell: str, name: str, decimal: str = ".") -> Number | None:
         RowError: The cell does not contain a number, or the number is too large.
     """
     text = cell.strip()
-    if len(text) > _LONGEST:
+    if len(text) > _USUAL_LENGTH:
         raise RowError(f"{name} must be a number, not {preview(cell)}")
     if _NO_VALUE(text):
         return None
@@ -45,7 +45,7 @@ def read_number(cell: str, name: str, decimal: str = ".") -> Number | None:
         text = _SPACES("", text).replace(group, "")
     elif text.count(group) == 1 and decimal not in text and not _AMBIGUOUS(text):
         decimal = group  # 21.5 in a column with 20,5: it can mean only one number
-    plain = _SPACES("", text).replace(decimal, ".") if decimal == "," else _SPACES("", text)
+    plain = text.replace(decimal, ".")
     if not _PLAIN(plain):
         raise RowError(f"{name} must be a number, not {preview(cell)}")
     return read_value(plain, name)
@@ -77,11 +77,11 @@ def decimal_in(cell: str) -> str:
 
 def unit_in(cell: str) -> str:
     """Return the unit after the number in a `cell`: "°C" for "21.5 °C", or an empty string."""
-    found = _WITH_UNIT(cell.strip()[:_LONGEST])
+    found = _WITH_UNIT(cell.strip()[:_USUAL_LENGTH])
     return found[2] if found else ""
 
 
-_LONGEST = 100  # characters of a number
+_USUAL_LENGTH = 100  # characters of a number
 _NO_VALUE = re.compile(
     r"(?:[-\u2013\u2014*?_]*|\.{2,}|#?n/?a|n\.a\.|[-+]?nan|null|none|nil|unavailable|unknown|error|err|undef|undefined"
     r"|missing|invalid|no ?data|n\.c\.|#(?:value|ref|div/0|num|null|name)[!?]?)",
@@ -93,9 +93,9 @@ _UNITS = (
 )
 _WITH_UNIT = re.compile(rf"([+\-\u2212]?[0-9][0-9.,' \u00a0\u202f]*?) ?({_UNITS})").fullmatch
 _AMBIGUOUS = re.compile(r"[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}").fullmatch
-_SPACED = r"[+-]?[0-9]{1,3}(?:[ '\u00a0\u202f\u2019][0-9]{3})+"
+_SPACED = r"[+-]?[1-9][0-9]{0,2}(?:[ '\u00a0\u202f\u2019][0-9]{3})+"
 _GROUPED = {
-    ",": re.compile(rf"[+-]?[0-9]{{1,3}}(?:,[0-9]{{3}})+(?:\.[0-9]*)?|{_SPACED}(?:\.[0-9]*)?").fullmatch,
-    ".": re.compile(rf"[+-]?[0-9]{{1,3}}(?:\.[0-9]{{3}})+(?:,[0-9]*)?|{_SPACED}(?:,[0-9]*)?").fullmatch,
+    ",": re.compile(rf"[+-]?[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+(?:\.[0-9]*)?|{_SPACED}(?:\.[0-9]*)?").fullmatch,
+    ".": re.compile(rf"[+-]?[1-9][0-9]{{0,2}}(?:\.[0-9]{{3}})+(?:,[0-9]*)?|{_SPACED}(?:,[0-9]*)?").fullmatch,
 }
 _SPACES = re.compile(r"[ '\u00a0\u202f\u2019]").sub

@@ -6,14 +6,14 @@ later row contradicts them. Errors: RowError, whose message may begin with a lin
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO
 
 from pigeonpost.core.format import counted
 from pigeonpost.importing.blocks import Block, blocks
-from pigeonpost.importing.cells import RowError, node_name, preview, sensor_name
+from pigeonpost.importing.cells import RowError, node_name, preview, unique_names
 from pigeonpost.importing.columns import LOG_COLUMNS, Layout, find_layout
 from pigeonpost.importing.dialect import HEAD_LINES, Head, find_head
 from pigeonpost.importing.numbers import decimal_in, has_no_value, is_number, unit_in
@@ -23,7 +23,7 @@ from pigeonpost.importing.time_forms import DateOrder, joined
 from pigeonpost.importing.time_names import heading_zone
 from pigeonpost.importing.times import Clock, FoldFinder
 from pigeonpost.importing.units import Conversion, conversion, known_unit
-from pigeonpost.importing.zones import Zone
+from pigeonpost.importing.zones import BadZone, Zone
 
 _MOST_SERIES = 5000
 _FIRST_LOOK = 2048  # rows that are surveyed first
@@ -110,7 +110,8 @@ class Plan:
         self.layout: Layout = find_layout(self.head, options.time_format)
         zone = next(filter(None, (heading_zone(self.layout.headings[at]) for at in self.layout.times)), "")
         if zone and not options.zone.name:
-            options = self.options = options._replace(zone=Zone(zone))
+            with contextlib.suppress(BadZone):
+                options = self.options = options._replace(zone=Zone(zone))
         self.series: dict[Key, Series] = {}
         self.decimals: dict[int, str] = {}
         self.conversions: dict[str, Conversion] = {}
@@ -305,15 +306,9 @@ def _name_series(series: dict[Key, Series], parts: int) -> None:
             else key[-1]
         )
         texts[key] = one.removeprefix("sensor.")
-    names = {key: sensor_name(text)[0] for key, text in texts.items()}
-    used: dict[str, int] = {}
-    for name in names.values():
-        used[name] = used.get(name, 0) + 1
+    names = unique_names(texts.values())
     for key, one_series in series.items():
-        name = names[key]
-        if name and used[name] > 1:
-            name = f"{name[:27].rstrip('_')}_{hashlib.sha256(texts[key].encode()).hexdigest()[:4]}"
-        one_series.name = name
+        one_series.name = names[texts[key]]
 
 
 def _until_error(found: Iterator[Block]) -> Iterator[Block]:

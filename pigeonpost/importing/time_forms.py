@@ -47,7 +47,7 @@ def find_time(cell: str, order: str = "", time_format: str = "") -> FoundTime:
     """
     text = cell.strip().rstrip(":")  # rrdtool writes a colon after the time
     try:
-        if len(text) > _LONGEST:
+        if len(text) > _USUAL_LENGTH:
             raise ValueError("too long")
         if time_format:
             return _by_format(text, time_format)
@@ -193,14 +193,12 @@ class DateOrder:
 
     def add(self, line: int, cell: str) -> None:
         """Add a `cell` with a time in the given `line`."""
-        found = _NUMBERS_ONLY(cell) if len(cell) <= _LONGEST else None
+        found = _NUMBERS_ONLY(cell) if len(cell) <= _USUAL_LENGTH else None
         if not found:
             return
         first, second, year = int(found[2]), int(found[4]), _full_year(found[5])
         order = "dmy" if found[3] == "." or (first > 12 >= second) else "mdy" if second > 12 >= first else ""
-        if first == second and not order:
-            return
-        if order not in self.firsts:
+        if order not in self.firsts and (order or first != second):
             self.firsts[order] = line, cell.strip()
         try:
             clock_ms = _general(f"2000-01-01 {cell[found.end() :].strip(' ,T')}", "ymd").ms % _DAY_MS
@@ -254,7 +252,7 @@ class DateOrder:
 def is_time(cell: str) -> bool:
     """Return True if a `cell` contains a date, with or without a time of day, or a count since 1970."""
     text = cell.strip().rstrip(":")
-    if len(text) > _LONGEST or not (_COUNT(text) or _DATE(text) or _ASCTIME(text)):
+    if len(text) > _USUAL_LENGTH or not (_COUNT(text) or _DATE(text) or _ASCTIME(text)):
         return False
     for order in ("dmy", "mdy", "ymd"):
         try:
@@ -266,14 +264,14 @@ def is_time(cell: str) -> bool:
 
 def is_date_only(cell: str) -> bool:
     """Return True if a `cell` contains a date without a time of day."""
-    text = cell.strip()[:_LONGEST]
+    text = cell.strip()[:_USUAL_LENGTH]
     found = _DATE(text)
     return bool(found and found.end() == len(text) and is_time(text))
 
 
 def is_clock_only(cell: str) -> bool:
     """Return True if a `cell` contains a time of day without a date."""
-    found = _CLOCK(cell.strip()[:_LONGEST])
+    found = _CLOCK(cell.strip()[:_USUAL_LENGTH])
     return bool(found and (found[2] or found[5]))
 
 
@@ -290,11 +288,20 @@ def joined(cells: Sequence[str], date_parts: int = 1) -> str:
     texts = [cell.strip() for cell in cells]
     if not all(texts):
         raise RowError("the date or the time of day is missing")
-    clock = ":".join(texts[date_parts:])
-    return f"{'-'.join(texts[:date_parts])} {f'{clock}:00' if clock.isdigit() and len(clock) <= 2 else clock}".strip()
+    half = f" {texts.pop()}" if is_half(texts[-1]) else ""
+    clock = ":".join(text.zfill(2) if text.isdigit() else text for text in texts[date_parts:])
+    return (
+        f"{'-'.join(texts[:date_parts])} {f'{clock}:00' if clock.isdigit() and len(clock) <= 2 else clock}".rstrip()
+        + half
+    )
 
 
-_LONGEST = 80  # characters of a time
+def is_half(cell: str) -> bool:
+    """Return True if a `cell` contains AM or PM."""
+    return cell.strip().lower().replace(".", "") in ("am", "pm")
+
+
+_USUAL_LENGTH = 80  # characters of a time
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 _HINT = "write it as 2026-11-20T15:36:10Z, or as seconds since 1970, or give its format with --time-format"
 _COUNT = re.compile(r"[0-9]{9,19}(?:[.,][0-9]{0,9})?").fullmatch
@@ -307,7 +314,7 @@ _ISO = re.compile(
 ).fullmatch
 is_iso = _ISO  # True for a text in the usual form of ISO 8601
 _WORD = r"[^\W\d_]{3,12}"
-_WEEKDAY = rf"(?:{_WORD}\.?,? +)?"
+_WEEKDAY = r"(?:[^\W\d_]{2,12}\.?,? +)?"
 _DATE = re.compile(
     rf"({_WEEKDAY}(?:[0-9]{{4}}([-/.]) ?[0-9]{{1,2}}\2 ?[0-9]{{1,2}}"
     r"|[0-9]{1,2}([-/.]) ?[0-9]{1,2}\3 ?(?:[0-9]{4}|[0-9]{2})|[0-9]{8}"

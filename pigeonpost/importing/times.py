@@ -240,7 +240,7 @@ def _split(walls_ms: list[int], before_ms: int | None, after_ms: int | None, hou
         return count
     gaps = [lead or 0, *inner, trail or 0]
     largest = max(gaps)
-    return count if largest <= 2 * usual or gaps[-1] == largest else gaps.index(largest)
+    return count if largest <= 3 * usual or gaps[-1] == largest else gaps.index(largest)
 
 
 class LocalTimes:

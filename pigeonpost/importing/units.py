@@ -40,8 +40,11 @@ def heading_unit(heading: str) -> tuple[str, str]:
     """
     heading = heading.strip()[:200]
     name, unit = sensor_name(heading)
-    if unit:
+    if unit and ":" not in unit:
         return name, known_unit(unit, name)
+    if unit:  # a description, such as the serial number of the sensor
+        heading = re.split(r"[(\[]", heading)[0].strip(" ,")
+        name = sensor_name(heading)[0]
     if found := _SYMBOL(heading):
         return sensor_name(found[1])[0], known_unit(found[2], name)
     if found := _WORD(name):

@@ -152,7 +152,8 @@ class EventLog:
             self._add(since_ms, name, "reached", "connected")
         elif now.connected and now.since_ms != before.since_ms:
             self._add(since_ms, name, "reached", "connected again after less than a second")
-        if now.on is not None and now.on != before.on and (before.on is not None or not now.on):
+        is_told = now.since_ms is not None  # otherwise it is the state of a client in an earlier run
+        if is_told and now.on is not None and now.on != before.on and (before.on is not None or not now.on):
             self._add(now_ms, name, "on" if now.on else "off", f"switched {'on' if now.on else 'off'}")
 
     def _add(self, time_ms: int, node: str, kind: str, words: str) -> None:

@@ -27,9 +27,10 @@ _WORDS = (
     ("sample", "the readings that a node took at one time, with a unique number"),
     ("outbox", "a file on the node's card with its latest samples, from which servers collect"),
     ("missing", "samples that are permanently lost; the Gaps page lists them with the reasons"),
-    ("late", "a node that has sent nothing for three intervals, or a value that arrived late"),
+    ("late", "a node from which nothing has arrived for three intervals, or a value that arrived late"),
+    ("stale", "a value that is not current: its node is late, or sends an old backlog"),
     ("simulated", "a value that no sensor measured: the node was started with --simulate or --demo"),
-    ("reporting", "connected, and its last sample is on time"),
+    ("reporting", "its samples arrive on time, with any error of its clock"),
 )
 _MANUAL = (
     ("tutorial.md", "Tutorial: from a demonstration to two Pis that start at boot"),

@@ -72,6 +72,16 @@ class StateChangeTest(EventLogCase):
         self.event_log.update()
         self.assertEqual([kind for _, kind in self.told()], ["reached", "off"])
 
+    def test_state_of_a_client_in_an_earlier_run_is_not_an_event(self):
+        for on, kinds in ((False, ["reached"]), (True, ["reached", "off"])):
+            self.setUp()
+            state = self.node(connected=False, on=on)
+            self.event_log.update()
+            self.assertEqual(self.told(), [])
+            state.connected, state.on, state.since_ms = True, False, 1000
+            self.event_log.update()
+            self.assertEqual([kind for _, kind in self.told()], kinds)
+
     def test_node_that_is_added_later_is_an_event(self):
         self.event_log.update()
         self.node("attic")

@@ -335,7 +335,7 @@ def make(settings: Mapping[str, Any], where: str, spi: Spi | None = None) -> Adc
     options = read_options(settings, OPTIONS, where)
     inputs, channels = {}, []
     example = "temperature = {input = 1}"
-    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, example):
         if chosen["input"] is None:
             raise SettingsError(f"{channel_where}: input is missing: the number of an input of the chip, 0 to 7")
         plus, minus = chosen["input"]

@@ -43,6 +43,12 @@ def _fault_of_address(text: str, host: str, port: str) -> str:
     return _fault_of_host(host)
 
 
+def check_host(host: str) -> None:
+    """Raise ValueError, with a text for an error message, if `host` contains more than a name or an address."""
+    if set("/@?#[]\"' \t") & set(host) or (":" in host and _fault_of_host(host)):
+        raise ValueError("takes only a name or an address, such as broker.local; the port has a key of its own")
+
+
 def _fault_of_host(host: str) -> str:
     """Return the fault of a host that looks like an IP address, or an empty string if there is none."""
     parts = host.split(".")

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from pigeonpost.core.addresses import join_address
+from pigeonpost.core.addresses import check_host, join_address
 from pigeonpost.core.errors import MissingLibrary, SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING, Protocol
 
@@ -80,6 +81,10 @@ class MqttConnection:
     ) -> None:  # fmt: skip
         self.connected = False
         self._address = broker_address(settings)
+        try:
+            check_host(self._address[0])
+        except ValueError as error:
+            raise SettingsError(f"{where} host {error}, not {self._address[0]!r}") from None
         self.place = join_address(*self._address)
         self._topics = [(topic, QOS) for topic in topics]
         self._on_received, self._on_retained, self._on_change = on_message, on_retained or on_message, on_change
@@ -152,7 +157,9 @@ class MqttConnection:
             self._on_change()
 
     def _on_connect_fail(self, *more: Any) -> None:
-        self._set_fault("no connection to the broker")
+        error = sys.exception()  # paho calls this while it handles the error, but does not pass it
+        reason = getattr(error, "strerror", None) or str(error or "")
+        self._set_fault(f"no connection to the broker: {reason}" if reason else "no connection to the broker")
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         try:

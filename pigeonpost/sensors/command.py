@@ -229,7 +229,7 @@ def make(settings: Mapping[str, Any], where: str) -> CommandSource:
     find: dict[str, Find] = {}
     channels = []
     read_from = [path] if path is not None else command.split() if isinstance(command, str) else command
-    for name, chosen, _ in channel_tables(options["channels"], CHANNEL_OPTIONS, where, "boiler = {}"):
+    for name, chosen, _ in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, "boiler = {}"):
         find[name] = functools.partial(_find, chosen)
         channels.append(Channel(name, chosen["unit"], possible=described(name, chosen["unit"], (*read_from, name))))
     if path is not None:

@@ -242,13 +242,14 @@ def shown_json(value: Any) -> str:
 
 
 def channel_tables(
-    tables: Mapping[str, Any] | None, options: Sequence[Option], where: str, example: str
+    tables: Mapping[str, Any] | None, options: Sequence[Option], of_table: Sequence[Option], where: str, example: str
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the name and the options of each channel, and the text with which error messages about it begin.
 
     Args:
         tables: The value of `channels` in a [[sensor]] table.
         options: The options of a channel.
+        of_table: The options of the [[sensor]] table.
         where: File and table, with which each error message begins.
         example: Example of a channel, for the error message if there is no channel.
 
@@ -261,6 +262,13 @@ def channel_tables(
         channel_where = f"{where}: channels.{name}"
         if not SENSOR_NAME(name) or not isinstance(entry, dict):
             raise SettingsError(f"{channel_where}: a channel must be a table whose name is {SENSOR_NAME_TAKES}")
+        known = {option.key for option in (*options, *LIMITS)}
+        for key in entry:
+            if key not in known and any(key == option.key for option in of_table):
+                # In TOML, a key that is written after the channels belongs to the last one.
+                raise SettingsError(
+                    f"{channel_where}: {key} is a key of the table [[sensor]]: write it before the first channel"
+                )
         # First check against all keys that a channel can have, so that the hint for a misspelt key can be any of them.
         check_keys(entry, [option.key for option in (*options, *LIMITS)], channel_where)
         yield name, read_options(entry, options, channel_where), channel_where

@@ -283,7 +283,7 @@ def read_tables(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any]
         raise SettingsError(f"{where}: line is missing: the number of the GPIO line, such as 17")
     chosen: dict[str, dict[str, Any]] = {}
     for name, entry, channel_where in channel_tables(
-        options["channels"], CHANNEL_OPTIONS, where, 'rain = {unit = "mm"}'
+        options["channels"], CHANNEL_OPTIONS, OPTIONS, where, 'rain = {unit = "mm"}'
     ):
         for key in ("per", "over"):
             if key in options["channels"][name] and entry["value"] != "rate":

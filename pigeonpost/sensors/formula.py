@@ -437,7 +437,7 @@ def make(settings: Mapping[str, Any], where: str) -> FormulaSource:
     formulas: dict[str, Formula] = {}
     channels, places = [], {}
     example = 'dew = {formula = "dew_point(room, humidity)"}'
-    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, example):
         if not (chosen["formula"] or "").strip():
             raise SettingsError(f"{channel_where}: formula is missing; for example: channels.{example}")
         try:

@@ -368,7 +368,7 @@ def make(settings: Mapping[str, Any], where: str) -> JsonSource:
     finders: dict[str, Callable[[Any], Number]] = {}
     channels = []
     example = 'power = {path = "emeters.0.power"}'
-    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, example):
         keys, preset_value = _locate(name, chosen, preset, channel_where)
         words = {**preset_value.words, **chosen["words"]}
         finders[name] = functools.partial(_calibrated_at, keys, words, chosen)

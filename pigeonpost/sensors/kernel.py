@@ -259,7 +259,7 @@ def make(settings: Mapping[str, Any], where: str) -> KernelSource:
     readers: dict[str, Read] = {}
     channels = []
     example = 'room = {from = "iio/bme280/temp"}'
-    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+    for name, chosen, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, example):
         try:
             read, unit = _reader(options["root"], chosen)
         except ValueError as error:

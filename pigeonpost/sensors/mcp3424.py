@@ -303,7 +303,7 @@ def make(settings: Mapping[str, Any], where: str) -> Mcp3424Source:
     inputs: dict[str, Mcp3424Input] = {}
     channels = []
     for name, chosen, channel_where in channel_tables(
-        options["channels"], CHANNEL_OPTIONS, where, "battery = {input = 1}"
+        options["channels"], CHANNEL_OPTIONS, OPTIONS, where, "battery = {input = 1}"
     ):
         if chosen["input"] is None:
             raise SettingsError(

@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pigeonpost.core.addresses import check_host
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
 from pigeonpost.core.tolerant_json import FAILURE_WORDS, read_tolerant_json
@@ -56,19 +57,28 @@ LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not stored
 _STOP_S = 2.0
 FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
 _REMEMBERED = 64  # payloads per topic by which a retained message that is sent again is recognised
+_SPACE = " \t\r\n\0\ufeff"
 _WORDS = {"true": 1, "on": 1, "open": 1, "false": 0, "off": 0, "closed": 0}
 
 
 def _topic(value: Any) -> str:
     # With wildcards (MQTT 3.1.1, section 4.7) several devices could send values for one channel.
-    if not isinstance(value, str) or not 0 < len(value.encode()) < 65_536 or set("+#\0") & set(value):
+    if not isinstance(value, str) or set("+#\0") & set(value):
         raise ValueError("takes one topic, without the wildcards + and #")
+    if not 0 < len(value.encode()) < 65_536:
+        raise ValueError("takes a text of up to 65535 bytes")
     return value
+
+
+def _host(value: Any) -> str:
+    host: str = text(value)
+    check_host(host)
+    return host
 
 
 OPTIONS = (
     Option("channels", a_table, None, "one table per channel, by channel name"),
-    Option("host", text, "127.0.0.1", "host name or address of the broker"),
+    Option("host", _host, "127.0.0.1", "host name or address of the broker"),
     Option("port", number(0, 65_535, whole=True), 0, "port of the broker; 0: 1883, or 8883 with TLS"),
     Option("user", text, "", "user name for the broker"),
     Option("password", text, "", "password for the broker"),
@@ -295,14 +305,18 @@ class Message:
 
     def _whole(self) -> float:
         try:
-            content = self._payload.decode().strip(" \t\r\n\0\ufeff")
+            content = self._payload.decode().strip(_SPACE)
         except UnicodeDecodeError as error:
             raise NoValue(f"{self._preview()} cannot be read: {error}") from None
+        if len(content) > 1 and content[0] == content[-1] == '"':  # a text in JSON, as for a channel with a path
+            content = content[1:-1].strip(_SPACE)
         value = _as_number(content)
         if value is not None:
             return value
         is_failure = content.lower() in FAILURE_WORDS or _is_too_large(content)
-        raise (SensorError if is_failure else NoValue)(f"not a number: {self._preview()}")
+        raise (SensorError if is_failure else NoValue)(
+            f"not a number: {self._preview()}{'; set `path`' if content.startswith(('{', '[')) else ''}"
+        )
 
     def _decoded(self) -> Any:
         if not self._is_decoded:
@@ -342,7 +356,7 @@ def _as_number(found: Any) -> float | None:
         found = found.strip()
         if found.lower() in _WORDS:
             return _WORDS[found.lower()]
-        if "_" in found:  # Python accepts underscores in numbers
+        if "_" in found or not found.isascii():  # Python accepts underscores, and digits of all scripts
             return None
     elif not isinstance(found, int | float):
         return None
@@ -375,12 +389,14 @@ def make(settings: Mapping[str, Any], where: str) -> MqttSource:
     if not options["host"]:
         raise SettingsError(f"{where}: host is missing: the host name or address of the broker")
     if options["password"] and not options["user"]:
-        raise SettingsError(f"{where}: a password requires a user")
-    if options["tls"] and options["ca"] and not os.path.exists(options["ca"]):
+        raise SettingsError(f"{where}: password requires a user")
+    if options["ca"] and not options["tls"]:
+        raise SettingsError(f"{where}: ca requires tls = true")
+    if options["ca"] and not os.path.exists(options["ca"]):
         raise SettingsError(f"{where}: ca: {options['ca']}: No such file or directory")
     chosen = {}
     example = 'kitchen = {topic = "zigbee2mqtt/kitchen", path = "temperature"}'
-    for name, entry, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, where, example):
+    for name, entry, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, example):
         if entry["topic"] is None:
             raise SettingsError(f"{channel_where}: topic is missing: the topic on which the device publishes")
         chosen[name] = entry

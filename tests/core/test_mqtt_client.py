@@ -1,6 +1,7 @@
 """Tests of the connection to an MQTT broker with a replacement for paho: log lines and states."""
 
 import logging
+import socket
 import sys
 import types
 import unittest
@@ -48,9 +49,9 @@ class BrokerCase(unittest.TestCase):
         }  # fmt: skip
         self.received, self.turns = [], []
 
-    def make(self):
+    def make(self, **settings):
         self.broker = MqttConnection(
-            self.settings,
+            self.settings | {("mqtt", key): value for key, value in settings.items()},
             "node",
             ["a/+", "b"],
             lambda *message: self.received.append(message),
@@ -102,6 +103,31 @@ class BrokerCase(unittest.TestCase):
             self.assertFalse(self.broker.connected)
             self.assertIn("the connection to the broker is lost", logged.output[1])
             self.assertIn("no connection to the broker", logged.output[2])
+
+    def test_log_contains_why_the_broker_cannot_be_reached(self):
+        for error, words in (
+            (ConnectionRefusedError(111, "Connection refused"), "no connection to the broker: Connection refused;"),
+            (
+                socket.gaierror(-2, "Name or service not known"),
+                "no connection to the broker: Name or service not known;",
+            ),
+            (TimeoutError("timed out"), "no connection to the broker: timed out;"),
+            (OSError(), "no connection to the broker;"),
+        ):
+            client = self.make()
+            with self.subTest(words), self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
+                try:
+                    raise error
+                except OSError:  # paho 1.6 and 2 call it here
+                    client.on_connect_fail(client, None)
+            self.assertIn(words, logged.output[0])
+
+    def test_host_with_a_scheme_or_a_port_is_refused(self):
+        for host in ("mqtt://broker", "broker:1883", "tcp://broker:1883", "broker/", "[fe80::1%eth0]"):
+            with self.subTest(host), self.assertRaisesRegex(SettingsError, r"\[mqtt\] host takes only a name"):
+                self.make(host=host)
+        for host in ("broker", "192.168.1.2", "::1", "2001:db8::1", "fe80::1%eth0", "broker_1.local."):
+            self.make(host=host)
 
     def test_only_valid_messages_are_delivered(self):
         class Bad:

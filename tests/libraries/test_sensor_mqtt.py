@@ -113,7 +113,9 @@ class BrokerTest(Case):
         source = self.source(port, {"x": {"topic": "x"}})
         with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
             self.wait_for_words(
-                source, rf"^stale: no message on x yet \(MQTT 127.0.0.1:{port}: no connection to the broker\)$"
+                source,
+                rf"^stale: no message on x yet \(MQTT 127.0.0.1:{port}: no connection to the broker:"
+                r" Connection refused\)$",
             )
         broker = self.broker(port=port).start()
         with self.assertLogs("pigeonpost.core.mqtt_client", "INFO"):

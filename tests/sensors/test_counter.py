@@ -307,6 +307,8 @@ class Durability(CounterCase):
     def test_damage_of_both_copies_is_reported(self):
         """The newest total may be lost, after a power cut or a fault of the card; then the older one is used."""
         for lost in range(2):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path())
             file = CounterFile(self.path())
             file.load()
             file.save(CounterState(7 + lost, 0, 0.0, 1.0, None))
@@ -415,6 +417,15 @@ class Durability(CounterCase):
 
 
 class Tables(unittest.TestCase):
+    def test_key_of_the_table_below_a_channel_is_refused_with_the_remedy(self):
+        for key, value in (("scale", 0.2794), ("start", 5), ("debounce_ms", 20), ("line", 17), ("save", 5)):
+            with self.subTest(key), self.assertRaises(SettingsError) as caught:
+                counter.read_tables({"line": 17, "channels": {"rain": {key: value}}}, "here")
+            self.assertEqual(
+                str(caught.exception),
+                f"here: channels.rain: {key} is a key of the table [[sensor]]: write it before the first channel",
+            )
+
     def test_invalid_tables_are_refused(self):
         for table, words in (
             ({"channels": TOTAL}, "line is missing: the number of the GPIO line, such as 17"),

@@ -139,6 +139,8 @@ class Messages(Case):
     def test_messages_with_a_number_are_read(self):
         for payload, path, value in (
             (b"21.5", "", 21.5), (b" -3 ", "", -3), (b"1e3", "", 1000), (b"true", "", 1), (b"OFF", "", 0),
+            (b'"21.5"', "", 21.5), (b'" 7 "\n', "", 7), (b'"ON"', "", 1), (b'{"v":"open"}', "v", 1),
+            (b'"-1e2"', "", -100),
             (b'{"v":"21.5"}', "v", 21.5), (b'{"v":false}', "v", 0), (b'{"v":"ON"}', "v", 1), (b"[7]", "0", 7),
             (b'{"v":12345678901234567890}', "v", 12345678901234567890.0),
         ):  # fmt: skip
@@ -147,7 +149,11 @@ class Messages(Case):
     def test_messages_without_a_number_are_errors(self):
         for payload, path, words in (
             (b"", "", "not a number: ''"), (b"warm", "", "not a number: 'warm'"), (b"nan", "", "not a number: 'nan'"),
-            (b"1e999", "", "not a number"), (b"1_0", "", "not a number"), (b'{"v":null}', "v", "not a number at 'v'"),
+            (b"1e999", "", "not a number"),
+            (b'"1e999"', "", "not a number"), (b'"', "", "not a number: '\"'"), (b'""21.5""', "", "not a number"),
+            ("\uff12\uff11".encode(), "", "not a number"), ('{"v":"\u0662\u0661"}'.encode(), "v", "not a number"),
+            (b'{"temperature":21}', "", "not a number: '{\"temperature\":21}'; set `path`"),
+            (b"[21]", "", "; set `path`"), (b"1_0", "", "not a number"), (b'{"v":null}', "v", "not a number at 'v'"),
             (b'{"v":{}}', "v", "not a number at 'v'"), (b'{"v":NaN}', "v", "not a number at 'v': \"NaN\""),
             (b"\xff\xfe", "", "cannot be read"), (b'"' * 999, "v", "cannot be read"),
             (b"[" * 60_000, "v", "cannot be read"), (b'{"v":' + b"9" * 5000 + b"}", "v", "not a number at 'v'"),
@@ -431,12 +437,20 @@ class Tables(Case):
             ({}, {}, 'channels is missing; for example: channels.kitchen = {topic = "zigbee2mqtt/kitchen"'),
             ({"x": {}}, {}, "channels.x: topic is missing"),
             ({"x": {"topic": "a/+/b"}}, {}, "topic takes one topic, without the wildcards + and #"),
-            ({"x": {"topic": ""}}, {}, "topic takes one topic"), ({"x": {"topic": 5}}, {}, "topic takes one topic"),
+            ({"x": {"topic": ""}}, {}, "topic takes a text of up to 65535 bytes"),
+            ({"x": {"topic": "x" * 70_000}}, {}, "topic takes a text of up to 65535 bytes"),
+            ({"x": {"topic": 5}}, {}, "topic takes one topic"),
             ({"x": {"topic": "x", "fresh": 0}}, {}, "fresh takes a number from 1"),
             (topic, {"port": 70_000}, "port takes a whole number"), (topic, {"keepalive": 1}, "keepalive takes"),
             (topic, {"host": ""}, "host is missing"),
-            (topic, {"ca": "/x"}, "ca requires tls = true"),
-            (topic, {"password": "x"}, "a password requires a user"),
+            (topic, {"ca": "/x"}, "here: ca requires tls = true"),
+            (topic, {"host": "mqtt://broker.local"}, "here: host takes only a name or an address, such as"),
+            (topic, {"host": "broker.local:1883"}, "the port has a key of its own, not 'broker.local:1883'"),
+            (topic, {"host": "broker.local/mqtt"}, "host takes only"),
+            (topic, {"host": "my broker"}, "host takes only"),
+            (topic, {"host": "[::1]"}, "host takes only"), (topic, {"host": "::1::"}, "host takes only"),
+            ({"x": {"topic": "x", "keepalive": 9}}, {}, "x: keepalive is a key of the table [[sensor]]: write"),
+            (topic, {"password": "x"}, "here: password requires a user"),
             (topic, {"ca": "/nowhere/ca.pem", "tls": True}, "here: ca: /nowhere/ca.pem: No such file"),
         ):  # fmt: skip
             with self.subTest(words), self.assertRaises(SettingsError) as caught:

@@ -67,8 +67,9 @@ def node_now(
     is_new = moment.now_s - (moment.started_s if awaited_s is None else awaited_s) <= limit_s  # for a first sample
     if silent_s is not None:
         is_late = silent_s > limit_s
-    else:  # receive times of earlier runs are not known
-        is_late = not is_new or last_ms is None or now_ms - last_ms > 1000 * limit_s
+    else:  # receive times of earlier runs, and of other servers that store samples here, are not known
+        is_missed = state is not None and not is_new
+        is_late = is_missed or last_ms is None or now_ms - last_ms > 1000 * limit_s
     now = NodeNow(
         name, state.address if state else "", state, latest.sample if latest else None, last_ms, is_late, "past", "",
         last_ms, silent_s=silent_s, latest=latest,

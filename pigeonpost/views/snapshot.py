@@ -75,7 +75,9 @@ class SnapshotBuilder:
         self._made_s = 0.0
         self._stored: dict[str, dict[str, Any]] = {}  # counts of each node from the store
         self._stored_s = _NEVER  # time at which these counts were read
-        self._last: dict[str, tuple[int, LatestSample]] = {}  # last stored sample of each node without one in this run
+        self._last: dict[
+            str, tuple[object, LatestSample]
+        ] = {}  # last stored sample of each node without one in this run
         self._started_s, self._started_ms = app.clock.monotonic(), app.clock.wall_ms()
         self._known: dict[str, _Known] = {}  # cached states of reporting nodes
         self._failures = FailureTracker(app.store)
@@ -211,14 +213,15 @@ class SnapshotBuilder:
         latest: LatestSample | None = self._app.ingestor.latest.get(name)
         if latest is not None:
             return latest
-        last_ms, known = self._stored.get(name, {}).get("last_ms"), self._last.get(name)
-        if last_ms is not None and (known is None or known[0] != last_ms):  # an import may change it
+        about, known = self._stored.get(name, {}), self._last.get(name)
+        key = about.get("last_ms"), about.get("samples")  # an import or another server may change them
+        if key[0] is not None and (known is None or known[0] != key):
             try:
                 points = self._app.store.points(name, FIRST_MS, now_ms + _AHEAD_MS, 1)
                 for point in points or self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
                     sample = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
                     stored_ms = now_ms if point.time_ms <= now_ms else self._started_ms
-                    self._last[name] = last_ms, LatestSample(sample, {}, stored_ms)
+                    self._last[name] = key, LatestSample(sample, {}, stored_ms)
             except (StoreDamaged, DiskError) as error:
                 log.debug("the last sample of %s cannot be read: %s", name, error)
         return self._last[name][1] if name in self._last else None

@@ -361,6 +361,14 @@ class Liveness(SnapshotCase):
                 state.on = False
                 self.assert_says("wait", "Node basement is switched off")
 
+    def test_values_that_another_server_stores_are_current_by_their_dates(self):
+        for later_s in (0, 10_000, 86_400):
+            self.clock.sleep(later_s)
+            self.put("cellar", ago_s=20, received=False)
+            self.assertEqual((self.view("cellar").state, self.card(node="cellar").is_stale), ("past", False))
+            self.clock.sleep(170)
+            self.assertTrue(self.card(node="cellar").is_stale)
+
     def test_stored_sample_with_a_date_in_the_future_is_no_sign_of_life(self):
         self.node(ago_s=0)
         for ahead_s in (40, 86_400, 366 * 86_400):
@@ -374,9 +382,12 @@ class Liveness(SnapshotCase):
         self.put(ago_s=-366 * 86_400, received=False)
         self.node()
         self.assertEqual(self.card().value, 21.5)
-        self.put(ago_s=5, values={"temperature": 3.0}, received=False)
-        self.overview = SnapshotBuilder(self.house, self.book.day)
-        self.assertEqual(self.card().value, 3.0)
+        for value in (3.0, 4.0):
+            self.clock.sleep(10)
+            self.put(ago_s=5, values={"temperature": value}, received=False)
+            self.overview.on_commit(())
+            snapshot = self.overview.snapshot()
+            self.assertEqual(snapshot.node("basement").sensors[0].value, value)
 
     def test_node_has_its_usual_time_after_it_was_switched_on(self):
         state = self.node(on=False, ago_s=1e6)

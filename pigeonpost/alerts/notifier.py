@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pigeonpost.alerts.contract import AlertChannel, AlertQueue, NotSent, QueuedMessage, Refused
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, AlertQueue, NotSent, QueuedMessage, Refused
 from pigeonpost.alerts.recent import RecentMessages
 from pigeonpost.alerts.trial import send_trial, trial_message
 from pigeonpost.core.clock import Clock
@@ -38,6 +38,7 @@ RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0  # time before the first retry, and the 
 REFUSED_S = 86_400.0  # time for which a refused message is reported as a fault
 PATIENCE = 3  # attempts after which later messages no longer wait for one that the server does not accept yet
 FAILED_AT_ONCE = 5  # such messages that are tried before the channel pauses
+GIVE_UP_AFTER = 30  # attempts since the start, before such a message is given up
 GIVE_UP_MS = 5 * 86_400_000  # age at which such a message is given up (RFC 5321, section 4.5.4.1: 4 to 5 days)
 
 
@@ -235,7 +236,11 @@ class Notifier:
                 return
             if now_s < one.held_s.get(number, 0.0):
                 continue
-            error = self._attempt(one, queued)
+            message = one.channel.select(queued.message)
+            if message is None:
+                self._finish(one, queued)
+                continue
+            error = self._attempt(one, queued, message)
             if error is None:
                 accepted = True
                 one.works()
@@ -256,19 +261,16 @@ class Notifier:
         with self._lock:
             return [queued for queued in self._queue.waiting(one.channel.key) if queued.number not in one.finished]
 
-    def _attempt(self, one: _Delivery, queued: QueuedMessage) -> NotSent | None:
+    def _attempt(self, one: _Delivery, queued: QueuedMessage, message: AlertMessage) -> NotSent | None:
         """Send a message. Return the error if it must be sent again, or None if it is finished."""
-        message = one.channel.select(queued.message)
-        if message is None:
-            self._finish(one, queued)
-            return None
         try:
             one.channel.send(message)
         except Refused as error:
             self._refuse(one, queued, str(error))
             return None
         except NotSent as error:
-            if error.is_answer and self._clock.wall_ms() - queued.queued_ms > GIVE_UP_MS:
+            is_old = self._clock.wall_ms() - queued.queued_ms > GIVE_UP_MS  # or the clock was set in the meantime
+            if error.is_answer and is_old and one.attempts.get(queued.number, 0) >= GIVE_UP_AFTER:
                 self._refuse(one, queued, f"{error}; it was given up after {GIVE_UP_MS // 86_400_000} days")
                 return None
             return error

@@ -185,6 +185,30 @@ class Delivery(DeliveryCase):
         self.assertEqual(self.watch.report()["waiting"], 0)
         self.assertIn("given up after 5 days", self.watch.fault + self.watch.recent.all()[0]["results"][0]["reason"])
 
+    def test_clock_that_is_set_late_gives_up_no_message(self):
+        self.channel.errors["bad"] = BUSY
+        self.bring("bad")
+        self.clock.step(60 * 86_400)
+        for _ in range(20):
+            self.clock.sleep(60)
+            self.watch.look()
+        self.channel.errors.clear()
+        self.clock.sleep(notifier.LONGEST_RETRY_S)
+        self.watch.look()
+        self.assertEqual(self.channel.taken, ["bad"])
+
+    def test_unselected_message_does_not_count_as_accepted(self):
+        other = FakeChannel("other", chosen=Filter("critical"))
+        other.errors[""] = AWAY
+        self.watch = self.notifier(self.channel, other)
+        self.now = [HELLO._replace(id="1", subject="1", severity="info"), HELLO._replace(id="2", severity="critical"),
+                    HELLO._replace(id="3", severity="info")]  # fmt: skip
+        self.watch.look()
+        self.clock.sleep(59)
+        self.watch.look()
+        self.assertEqual((len(other.tried), len(self.queue.waiting("other"))), (1, 2))
+        self.assertIn("it is away", self.watch.fault)
+
     def test_server_that_is_away_for_weeks_loses_no_message(self):
         self.channel.errors[""] = AWAY
         self.bring("one")

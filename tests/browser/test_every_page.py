@@ -47,7 +47,10 @@ class EveryPage(BrowserCase):
                 raise AssertionError("the password was not set")
             settings = os.path.join(data, "server.toml")
             with open(settings, "w", encoding="utf-8") as file:
-                file.write("[bus]\nenabled = true\n[webhook]\nurl = 'http://127.0.0.1:1/'\n")
+                file.write(
+                    "[bus]\nenabled = true\n[webhook]\nurl = 'http://127.0.0.1:1/'\n"
+                    "[[alert]]\nkind = 'disk'\nbelow = 1e9\n"
+                )
             cls.server = Server(cls, "--demo", "--config", settings, data=data)
             wait_until(lambda: cls.server.page, "the server has started")
         finally:

@@ -6,7 +6,7 @@ import unittest
 from pigeonpost.alerts.alert_store import AlertStore
 from tests.alerts.engine_support import EngineCase
 from tests.page_support import use_memory_disk
-from tests.support import rounds
+from tests.support import long, rounds
 
 
 def setUpModule():
@@ -164,6 +164,74 @@ class SilentNodes(EngineCase):
             kinds = [m.kind for m in messages if node in [alert["node"] for alert in m.info["alerts"]]]
             count = expected[node]
             self.assertEqual(kinds, ["alert", "over"] * (count // 2) + ["alert"] * (count % 2), self.said())
+
+
+@long
+class EveryKind(EngineCase):
+    TABLES = (
+        {"sensor": "temperature", "above": 40, "clear": 35}, {"kind": "failed", "for": 30}, {"kind": "store"},
+        {"sensor": "temperature", "above": 45, "severity": "critical", "again": 100, "repeats": 2}, {"kind": "gap"},
+        {"kind": "disk"}, {"kind": "voltage"}, {"kind": "refused"},
+    )  # fmt: skip
+    QUIET, COLLECT_S, SHORTEST_S = "22:00-07:00", 10.0, 600.0
+
+    def test_each_reported_alert_ends_exactly_once(self):
+        for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 1, 20)):
+            with self.subTest(seed=seed):
+                self.doCleanups()
+                self.setUp()
+                dice = random.Random(seed)
+                self.states = {node: self.link(node, calls_in=dice.random() < 0.5) for node in "abc"}
+                for _ in range(150):
+                    self.change(dice, dice.choice("abc"))
+                    self.look(dice.choice([1, 5, 30, 200, 3000]))
+                    if dice.random() < 0.1:
+                        self.start()
+                self.end_everything()
+                self.check_messages()
+
+    def change(self, dice, node):
+        """Change one condition, or the time, or restart the server, or acknowledge all alerts."""
+        chance = dice.random()
+        if chance < 0.6:
+            self.bring(dice.choice([20, 36, 41, 46, None, None]), node)
+        elif chance < 0.66:
+            self.lose(dice.randrange(1, 9), node)
+        elif chance < 0.72:
+            self.faults = dice.choice(
+                [{}, {"backup": "x"}, {"node a (push)": "y"}, {"backup": "x", "node a (push)": "y"}]
+            )
+        elif chance < 0.8:
+            machine = {"disk_free": dice.choice([10, 520, 900]), "undervoltage": dice.choice([0, 1])}
+            self.states[node].details = {"machine": machine}
+        elif chance < 0.88:
+            self.start()
+        elif chance < 0.94:
+            self.clock.step(dice.choice([-4000, 4000, -1e6, 1e6]))
+        else:
+            for alert in self.alerts.active():
+                self.alerts.acknowledge(alert.id, "ann")
+
+    def end_everything(self):
+        self.faults = {}
+        for _ in range(140):  # until after the quiet hours
+            for node, state in self.states.items():
+                state.details = {"machine": {"disk_free": 900, "undervoltage": 0}}
+                self.bring(20, node)
+            self.look(300)
+        self.assertEqual(self.alerts.active(), [])
+
+    def check_messages(self):
+        open_ids = set()
+        for message in [queued.message for queued in self.queue.waiting("mail")]:
+            for alert in message.info["alerts"]:
+                if message.kind == "alert":
+                    self.assertTrue(alert["id"] not in open_ids or "repeated" in message.subject, message.subject)
+                    open_ids.add(alert["id"])
+                else:
+                    self.assertIn(alert["id"], open_ids)
+                    open_ids.remove(alert["id"])
+        self.assertEqual(open_ids, set())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Restarts(EngineCase):
     COLLECT_S = 10.0
 
     def test_each_alert_and_its_end_are_queued_exactly_once_over_crashes(self):
-        for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 400)):
+        for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 150)):
             with self.subTest(seed=seed):
                 self.doCleanups()
                 self.setUp()
@@ -124,7 +124,7 @@ class SilentNodes(EngineCase):
     SHORTEST_S = 600.0
 
     def test_each_silence_and_its_end_are_queued_exactly_once_over_restarts_and_clock_steps(self):
-        for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 400)):
+        for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 150)):
             with self.subTest(seed=seed):
                 self.doCleanups()
                 self.setUp()

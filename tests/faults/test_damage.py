@@ -417,7 +417,7 @@ class Commands(Damage):
         self.write(content)
         status, out, told = self.control("export", "--format", "wide")
         self.assertEqual(status, 1)
-        self.assertRegex(told, r"node \S+: \S+ to \S+ cannot be read\n")
+        self.assertRegex(told, r"node \S+: \S+ \S+ to \S+ \S+ cannot be read\n")
         self.assertGreater(out.count("\n"), COUNT)
 
     def test_backup_refuses_and_leaves_the_good_one(self):

@@ -7,12 +7,15 @@ import unittest
 from unittest import mock
 
 from csvbuffer import CsvLog
-from pigeonpost.alerts.report import report
+from pigeonpost.alerts.recipients import ReportPlan
+from pigeonpost.alerts.report import ReportSource
+from pigeonpost.alerts.reporter import make_report
 from pigeonpost.charts.axes import axis_of
 from pigeonpost.core.clock import FakeClock
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.node_limits import NodeLimits
 from pigeonpost.server.quality import QualityChecks
+from pigeonpost.server.schedule import Schedule
 from pigeonpost.storage.models import NOTHING, Bucket, EpochCommit, Rollup, merge_rollups
 from pigeonpost.storage.sqlite.store import SqliteStore
 from pigeonpost.views.chart import _limited
@@ -148,7 +151,9 @@ class HugeValues(PagesCase):
 
     def test_report_is_valid_with_huge_values(self):
         now_ms = self.web.app.clock.wall_ms()
-        message = report(self.web.store, "house", now_ms - 90_000_000, now_ms)
+        plan = ReportPlan("report", ["mail"], Schedule("07:00"))
+        message = make_report(ReportSource("house", self.web.store), plan, now_ms - 90_000_000, now_ms)
+        self.assertNotRegex(message.html, r"(?i)(?<![a-z])(nan|inf|infinity)(?![a-z])")
         json.dumps(message.info, allow_nan=False)
         self.assertIn("high ", message.text)
 

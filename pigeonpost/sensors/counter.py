@@ -197,10 +197,12 @@ class CounterSource(SensorSource):
 
     def _update(self, file: CounterFile) -> CounterState:
         """Count the pulses until now, and return the state. Requests the line first if necessary."""
-        if self._state is None:
-            self._state = self._continued(file.load() if self._has_total else None)
-        if self._line is None and not self._stop.is_set():
-            self._line = self._request()
+        try:
+            if self._line is None and not self._stop.is_set():
+                self._line = self._request()
+        finally:  # the kernel counts the edges even if the file cannot be used yet
+            if self._state is None:
+                self._state = self._continued(file.load() if self._has_total else None)
         line = self._line
         if line is None:
             return self._state
@@ -244,11 +246,13 @@ class CounterSource(SensorSource):
         """Return the state with which this program continues, from the stored one and the settings."""
         scale, start = self._options["scale"], self._options["start"]
         if stored is None:
+            if self._has_total:
+                log.info("%s: a new total begins at %.12g", self._name, start or 0.0)
             return CounterState(0, 0, start or 0.0, scale, start)
         if start is not None and start != stored.start:
-            log.info("%s: the total is set to start = %g; it was %g", self._name, start, stored.total)
+            log.info("%s: the total is set to start = %.12g; it was %.12g", self._name, start, stored.total)
             return CounterState(0, 0, start, scale, start)
-        log.info("%s: the total continues at %g", self._name, stored.total)
+        log.info("%s: the total continues at %.12g", self._name, stored.total)
         if scale != stored.scale:  # the pulses so far keep their amount, so that the total does not change
             return stored._replace(pulses=0, base=stored.total, scale=scale)
         return stored

@@ -88,8 +88,9 @@ class CounterFile:
         self._number, state = newest
         if None in slots:
             log.warning(
-                "%s: a part is damaged, by a power cut or a fault of the disk; the total continues at %g, and may lack"
-                " the pulses of the last write (remedy: compare it with the meter; set start)", self.path, state.total,
+                "%s: a part is damaged, by a power cut or a fault of the disk; the total continues at %.12g, and may"
+                " lack the pulses of the last write (remedy: compare it with the meter; set start)",
+                self.path, state.total,
             )  # fmt: skip
         self._write(self._number, state)
         return state

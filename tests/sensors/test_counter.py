@@ -89,6 +89,20 @@ class Totals(CounterCase):
             self.assertEqual(source.read(), {"rain": total})
             source.close()
 
+    def test_log_contains_totals_with_all_digits(self):
+        for options, words in (
+            ({"start": 4711304.25}, "rain: a new total begins at 4711304.25"),
+            ({}, "rain: the total continues at 4711304.25"),
+            ({"start": 81234567.8}, "the total is set to start = 81234567.8; it was 4711304.25"),
+            ({"start": -0.001}, "the total is set to start = -0.001; it was 81234567.8"),
+            ({"scale": 0.1}, "the total continues at -0.001"),
+        ):
+            with self.subTest(words), self.assertLogs("pigeonpost.sensors.counter", "INFO") as logs:
+                source = self.source(**options)
+                source.read()
+                source.close()
+            self.assertIn(words, logs.output[0])
+
     def test_changed_scale_applies_to_new_pulses_only(self):
         for scale, total in ((0.5, 1.0), (0.25, 1.5), (0.25, 2.0), (2, 6.0)):
             source = self.source(scale=scale)
@@ -264,6 +278,23 @@ class Durability(CounterCase):
             source.read()
         self.gpio.pulse(2)
         self.assertEqual(source.read(), {"rain": 2})
+
+    def test_file_that_cannot_be_used_at_the_start_loses_no_pulse(self):
+        source = self.source()
+        source.read()
+        source.close()
+        read_only = OSError(errno.EROFS, "Read-only file system")
+        for name, made in (("pwrite", 3), ("fdatasync", 6)):
+            source = self.source()
+            with self.subTest(name), mock.patch.object(os, name, side_effect=read_only):
+                with self.assertRaisesRegex(SensorError, "rain: Read-only file system"):
+                    source.read()
+                self.gpio.pulse(1)
+                with self.assertRaisesRegex(SensorError, "rain: Read-only file system"):
+                    source.read()
+                self.gpio.pulse(2)
+            self.assertEqual(source.read(), {"rain": made})
+            source.close()
 
     def test_unchanged_total_is_not_written_again(self):
         source = self.source()

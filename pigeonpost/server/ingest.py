@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from csvbuffer import CsvLog
-from pigeonpost.core.clock import Clock
+from pigeonpost.core.clock import FIRST_MS, Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
@@ -104,7 +104,7 @@ class Ingestor:
         """
         self.identity = store.identity
         self.names = names or NodeRegister(store)
-        self.newest = LatestSamples(store.identity, _last_times(store))
+        self.newest = LatestSamples(store.identity, _last_times(store, clock.wall_ms()))
         self.latest, self.received_s = self.newest.samples, self.newest.received_s
         self.fault = ""
         self.stored = self.repeated = self.commits = 0
@@ -474,10 +474,16 @@ class Ingestor:
             log.error("the last samples were not stored: %s; the nodes keep them", error)
 
 
-def _last_times(store: Store) -> dict[str, int | None]:
-    """Return the time of the last stored sample of each node; nothing if the store cannot be read."""
+def _last_times(store: Store, now_ms: int) -> dict[str, int | None]:
+    """Return the time of the last stored sample of each node, before `now_ms` if there is one.
+
+    A later time is that of a wrong clock. Returns nothing if the store cannot be read.
+    """
     try:
-        return {about["name"]: about["last_ms"] for about in store.nodes()}
+        times: dict[str, int | None] = {about["name"]: about["last_ms"] for about in store.nodes()}
+        for node in [node for node, last_ms in times.items() if last_ms is not None and last_ms > now_ms]:
+            times[node] = next((point.time_ms for point in store.points(node, FIRST_MS, now_ms + 1, 1)), None)
+        return times
     except (NotStored, DiskError) as error:  # the pages show this fault; late data may be shown as current values
         log.debug("the times of the last samples cannot be read: %s", error)
         return {}

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pigeonpost.core.clock import Clock
+from pigeonpost.core.clock import FIRST_MS, Clock
 from pigeonpost.core.errors import MissingLibrary, NotStored, SettingsError
 from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
@@ -210,7 +210,10 @@ class RedisPublisher:
                     continue
                 with self._lock:
                     self._lost[node["name"]] = self._lost.get(node["name"], 0) + node["missing"]
-                for point in self._store.points(node["name"], node["last_ms"], node["last_ms"] + 1, 1):
+                # A date in the future is that of a wrong clock.
+                last_ms = min(node["last_ms"], self._clock.wall_ms())
+                points = self._store.points(node["name"], FIRST_MS, last_ms + 1, 1)
+                for point in points or self._store.points(node["name"], node["last_ms"], node["last_ms"] + 1, 1):
                     for sensor, value in point.values.items():
                         key = f"{point.node}:{sensor}"
                         unit = node["sensors"].get(sensor, "")

@@ -205,6 +205,25 @@ class CommitTest(IngestCase):
         self.ingestor.commit()
         self.assertEqual((self.seqs(), self.ingestor.latest), ([1, 2, 3], {}))
 
+    def test_late_data_is_not_the_latest_after_a_restart(self):
+        def store(age_s, value, **more):
+            time_ms = self.clock.wall_ms() - int(age_s * 1000)
+            samples = SampleBatch(0, [time_ms], [0], {"t": [value]})
+            made = batch(1, 1)._replace(outbox=self.ingestor.identity, samples=samples, **more)
+            self.submit(made)
+            self.ingestor.commit()
+
+        store(60, 1)
+        store(-366 * 86_400, 2)  # the clock of the client was ahead
+        for age_s in (3600, 61, 1e6):
+            self.store.close()
+            self.log.close()
+            self.open()
+            store(age_s, 3, epoch=E2)
+            self.assertEqual((self.ingestor.latest, list(self.ingestor.received_s)), ({}, ["a"]), age_s)
+        store(59, 4, epoch=E2)
+        self.assertEqual(self.ingestor.latest["a"].sample.values, {"t": 4})
+
     def test_flush_without_a_writer_thread_fails_after_its_limit(self):
         self.assertTrue(self.ingestor.flush(0.0))  # the queue is empty
         self.submit(batch(1, 3))

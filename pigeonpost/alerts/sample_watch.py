@@ -3,8 +3,8 @@
 The Ingestor's writer thread calls `record`, and the Notifier's thread calls `look`, both with the lock of Alerts.
 
 A sample that is older than the last one checked is ignored. The ages of samples are compared by the monotonic clock of
-this server, so a correction of its date changes nothing. If the clock of a node is set back, the samples after that are
-recognised by their sequence numbers.
+this server, so a correction of its date changes nothing. A node sends the samples of its outbox in order. So the samples
+after its clock was set back are recognised.
 """
 
 from __future__ import annotations
@@ -28,15 +28,21 @@ class _Latest(NamedTuple):
 
     Attributes:
         taken_ms: Time at which it was taken, in ms of the server's monotonic clock; never later than its arrival.
+        outbox: Outbox id of its node; empty if it was read from the store.
         epoch: Epoch of its sample.
         seq: Sequence number of its sample.
         arrived_s: Time of its arrival, by the server's monotonic clock.
     """
 
     taken_ms: int
+    outbox: str
     epoch: str
     seq: int
     arrived_s: float
+
+    def is_before(self, outbox: str, epoch: str, seq: int) -> bool:
+        """Return True if a node sends sample `seq` of `epoch` after this one: an outbox is sent in its order."""
+        return self.outbox in ("", outbox) and (epoch != self.epoch or seq > self.seq)
 
 
 class _Readings(NamedTuple):
@@ -108,7 +114,7 @@ class SampleWatch:
             latest_ms: Time of the value in ms since 1970 (UTC).
             now: Current time.
         """
-        self.latest[node, sensor] = _Latest(_taken_ms(latest_ms, now), "", 0, now.s)
+        self.latest[node, sensor] = _Latest(_taken_ms(latest_ms, now), "", "", 0, now.s)
 
     @staticmethod
     def _wall_ms(latest: _Latest, now: Now) -> int:
@@ -139,13 +145,14 @@ class SampleWatch:
                 continue
             known = self.latest.get((node, sensor))
             latest_ms = self._wall_ms(known, now) - _SLACK_MS if known else -(1 << 62)
-            if known and outbox != self._own_outbox and epoch == known.epoch and samples.seq > known.seq and (
+            is_in_order = known is not None and outbox != self._own_outbox
+            if known and is_in_order and known.is_before(outbox, epoch, samples.seq) and (
                 samples.times[0] < latest_ms - _STEP_MS
             ):  # fmt: skip
                 latest_ms = samples.times[0]
             newer = _newer(samples.times, column, latest_ms, now.ms)
             if newer.values:
-                self.latest[node, sensor] = _Latest(_taken_ms(newer.times[-1], now), epoch, samples.last, now.s)
+                self.latest[node, sensor] = _Latest(_taken_ms(newer.times[-1], now), outbox, epoch, samples.last, now.s)
                 for rule in rules:
                     self._judge(rule, node, sensor, newer, units.get(sensor, ""), now)
             is_failed = column[-1] is None and samples.times[-1] >= (newer.times[-1] if newer.values else latest_ms)

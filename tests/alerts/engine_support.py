@@ -38,7 +38,7 @@ class EngineCase(unittest.TestCase):
         self.clock = FakeClock()
         self.store, self.links, self.tokens, self.names = MemoryStore(), [], set(), None
         self.faults, self.quality, self.refused = {}, None, []
-        self.seqs = {}
+        self.seqs, self.epoch = {}, EPOCH
         self.tables = list(self.TABLES)
         self.start()
 
@@ -71,13 +71,13 @@ class EngineCase(unittest.TestCase):
         return Sample(seq, time_ms, self.clock.up_ms(), {sensor: value}, {sensor: error} if error else {}, "")
 
     def file(self, sample, node="attic", outbox=OUTBOX, units=None, check=True):
-        batch = Batch(node, outbox, EPOCH, 0, SampleBatch.of([sample]), None, units or {}, print, print)
+        batch = Batch(node, outbox, self.epoch, 0, SampleBatch.of([sample]), None, units or {}, print, print)
         file(self.store, batch)
         if check:
             self.check(batch.samples, node, outbox, units or {})
 
     def check(self, item, node="attic", outbox=OUTBOX, units=None):
-        epoch_commit = EpochCommit(node, outbox, EPOCH, NOTHING)
+        epoch_commit = EpochCommit(node, outbox, self.epoch, NOTHING)
         epoch_commit.units = units or {}
         epoch_commit.items.append(item)
         self.alerts.on_commit([epoch_commit])

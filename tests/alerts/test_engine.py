@@ -123,6 +123,22 @@ class Values(EngineCase):
             with self.subTest(time_ms - self.clock.wall_ms()):
                 self.assertEqual(len(self.look()), said)
 
+    def test_clock_of_the_node_that_is_behind_after_a_restart_hides_no_value(self):
+        for behind_s in (100, 3600, 86_400, 50 * 365 * 86_400):
+            for restart in (self.start, self.start_the_node):
+                with self.subTest(behind_s=behind_s, restart=restart.__name__):
+                    self.bring(20)
+                    self.look()
+                    restart()
+                    self.bring(41, time_ms=self.clock.wall_ms() - behind_s * 1000)
+                    self.assertEqual(len(self.look()), 1)
+                    self.bring(20, time_ms=self.clock.wall_ms() - behind_s * 1000 + 1000)
+                    self.assertEqual(len(self.look()), 1)
+
+    def start_the_node(self):
+        self.epoch = f"{int(self.epoch, 16) + 1:016x}"
+        self.seqs.clear()
+
     def test_late_and_imported_values_are_ignored(self):
         self.bring(20, outbox=OWN)
         for age_s in (1, 60, 3600, 86_400):

@@ -3,7 +3,7 @@
 The Ingestor's writer thread calls `record`, and the Notifier's thread calls `look`, both with the lock of Alerts.
 
 A sample that is older than the last one checked is ignored. The ages of samples are compared by the monotonic clock of
-this server, so a correction of its date changes nothing. A node sends the samples of its outbox in order. So the samples
+this server, so a correction of its date changes nothing. A node sends the samples of its outbox in order, so samples
 after its clock was set back are recognised.
 """
 

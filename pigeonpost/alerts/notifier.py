@@ -215,9 +215,11 @@ class Notifier:
     def _check(self) -> None:
         self._look()
         if self._reporter is not None:
-            self._reporter.prepare()
-            with self._lock:
-                self._reporter.put()
+            try:
+                self._reporter.prepare()
+            finally:  # those that could be made
+                with self._lock:
+                    self._reporter.put()
 
     def _deliver(self, deliveries: Sequence[_Delivery]) -> None:
         for one in deliveries:

@@ -33,6 +33,8 @@ def make_report(source: ReportSource, plan: ReportPlan, from_ms: int, to_ms: int
     return AlertMessage(subject, text, facts, severity="info", kind="report", html=report_html(content))
 
 
+_AHEAD_MS = 3_600_000  # a clock that is set back by less must not cause a second report
+RETRY_S = 60.0  # time before the next attempt to make a report, which may read many samples
 MakeReport = Callable[[ReportPlan, int, int], AlertMessage]
 
 
@@ -55,22 +57,34 @@ class Reporter:
         self.plans = plans
         self._make, self._queue, self._clock, self._server = make, queue, clock, server
         self._ready: list[tuple[ReportPlan, int, AlertMessage]] = []
+        self._again_s: dict[str, float] = {}  # time of the next attempt after an error, by key of the plan
 
     def prepare(self) -> None:
         """Make the reports that are due now. Until the clock is set, none is due."""
         if not self._clock.is_set():
             return
-        now_ms = self._clock.wall_ms()
+        now_ms, now_s = self._clock.wall_ms(), self._clock.monotonic()
+        failed: Exception | None = None
         for plan in self.plans:
-            if any(plan == ready for ready, _, _ in self._ready):
+            if now_s < self._again_s.get(plan.key, 0.0) or any(plan == ready for ready, _, _ in self._ready):
                 continue
-            last_ms = self.last_ms(plan)
-            due_ms = plan.last_due_ms(last_ms, now_ms)
-            if last_ms is None or last_ms > now_ms:  # the first start, or the clock was ahead
-                self._queue.note(plan.key, str(due_ms))
-            elif due_ms > last_ms:
-                message = self._make(plan, last_ms, due_ms)
-                self._ready.append((plan, due_ms, message._replace(id=self._id(plan, due_ms), kind="report")))
+            try:
+                self._prepare(plan, now_ms)
+            except Exception as error:  # the other reports are made nevertheless
+                self._again_s[plan.key] = now_s + RETRY_S
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def _prepare(self, plan: ReportPlan, now_ms: int) -> None:
+        """Make the report of `plan` if it is due."""
+        last_ms = self.last_ms(plan)
+        due_ms = plan.last_due_ms(last_ms, now_ms)
+        if last_ms is None or last_ms > now_ms + _AHEAD_MS:  # the first start, or the clock was ahead
+            self._queue.note(plan.key, str(due_ms))
+        elif due_ms > last_ms:
+            message = self._make(plan, last_ms, due_ms)
+            self._ready.append((plan, due_ms, message._replace(id=self._id(plan, due_ms), kind="report")))
 
     def put(self) -> None:
         """Put the reports that `prepare` has made into the queue.

@@ -1,6 +1,7 @@
 """Tests of reports: when they are due, and what they contain."""
 
 import argparse
+import contextlib
 import re
 import unittest
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from pigeonpost.alerts.registry import alert_channels, report_plans
 from pigeonpost.alerts.report import ReportSource
 from pigeonpost.alerts.reporter import Reporter, make_report
 from pigeonpost.core.clock import FakeClock, parse_rfc3339, rfc3339
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.schedule import Schedule
 from pigeonpost.settings import load_server
@@ -70,6 +71,28 @@ class Due(unittest.TestCase):
         self.until("2026-11-21T06:01:00Z")
         self.assertEqual(len(self.spans()), 1)
 
+    def test_report_that_cannot_be_made_is_made_later_and_stops_no_other(self):
+        other = ReportPlan("other", ["fake"], Schedule("07:00"))
+        self.start("2026-11-20T12:00:00Z", DAILY, other)
+        self.until("2026-11-20T12:00:00Z")
+        made, self.reporter._make = [], lambda plan, *span: made.append(plan.key) or self.broken(plan, *span)
+        for seconds in (0, 30, 31):
+            self.clock.sleep(seconds)
+            with contextlib.suppress(NotStored):
+                self.until("2026-11-21T07:00:00Z")
+            self.reporter.put()
+        self.assertEqual(made, ["report", "other", "report"])
+        self.assertEqual(len(self.spans()), 1)
+        self.reporter._make = self.make
+        self.clock.sleep(60)
+        self.until("2026-11-21T07:05:00Z")
+        self.assertEqual(len(self.spans()), 2)
+
+    def broken(self, plan, from_ms, to_ms):
+        if plan.key == "report":
+            raise NotStored("locked")
+        return self.make(plan, from_ms, to_ms)
+
     def test_no_report_is_made_before_the_clock_is_set(self):
         self.until("2026-11-20T12:00:00Z")
         self.clock.known = False
@@ -78,6 +101,15 @@ class Due(unittest.TestCase):
         self.clock.known = True
         self.until("2026-11-21T07:01:00Z")
         self.assertEqual(len(self.spans()), 1)
+
+    def test_clock_that_is_set_back_a_little_causes_no_second_report(self):
+        self.until("2026-11-20T12:00:00Z")
+        for back in ("05:59:59", "05:55:00", "05:01:00"):
+            self.until("2026-11-21T06:00:00Z")
+            self.queue.queues["fake"].clear()  # it was sent
+            self.until(f"2026-11-21T{back}Z")
+            self.until("2026-11-21T06:00:30Z")
+            self.assertEqual(self.spans(), [], back)
 
     def test_clock_that_was_ahead_stops_no_report(self):
         self.until("2030-01-01T12:00:00Z")

@@ -46,7 +46,7 @@ class ImportTest(unittest.TestCase):
 
     def test_repeated_import_of_a_table_stores_each_reading_once(self):
         said = self.run_import("--table", "public.readings", DATABASE.url)
-        self.assertIn("3 readings, 3 new, 2026-11-20T15:36:10.000Z", said)
+        self.assertIn("3 readings, 3 new, 2026-11-20 15:36:10+00:00 to 2026-11-20 15:36:20+00:00", said)
         # PostgreSQL returns rows in their physical order, which an update changes.
         DATABASE.do("UPDATE public.readings SET id = id WHERE codifier = 'C5'")
         self.assertIn("3 readings, 0 new", self.run_import("--table", "public.readings", DATABASE.url))

@@ -121,7 +121,7 @@ class _Reader:
         self.busy = False  # a reading has been requested and is not finished
         self._answer = answer
         self._clock = clock
-        self._ranges = ranges_of(source.channels)
+        self._ranges = ranges_of(source.channels, source.calibrations)
         self._slot: int | None = None  # the slot for which a reading is requested
         self._is_ending = False
         self._requested = Wakeup()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pigeonpost.core.light_typing import NamedTuple
 from pigeonpost.sensors.ranges import ABSOLUTE_ZERO_C, HUMIDITY, Range, of_channel
@@ -41,7 +41,7 @@ class Chip(NamedTuple):
 
 
 _CHIPS = (
-    Chip("DHT11 or DHT22", r"(.*[:.])?(dht(11|22)|am230[12]|rht0[23]|humidity[-_]sensor)([@.:].*)?",
+    Chip("DHT11 or DHT22", r"(.*[:.])?(dht(11|22)|am230[12]|rht0[23]|humidity[-_]sensor)([@.:_-].*)?",
          {"temp": (-40, 80), "humidity": (0, 100)}),
     Chip("BME280, BME680 or BMP280", r"bm[ep](28|68|69)[0-9]",
          {"temp": (-40, 85), "humidity": (0, 100), "pressure": _AIR_PRESSURE_KPA}),
@@ -148,9 +148,17 @@ _DESCRIBED = tuple(
         (r"bm[ep](280|680|688)", {"temp": (-40.0, 85.0), "humidity": (0.0, 100.0)}),
         (r"sht3[x015]", {"temp": (-40.0, 125.0), "humidity": (0.0, 100.0)}),
         (r"sht[24][x015]|htu21d?|si702[01]", {"temp": (-40.0, 125.0), "humidity": OVERSHOOT_RH}),
-        (r"thermal_zone[0-9]*|vcgencmd|cpu[-_]thermal|coretemp", {"temp": (-40.0, 150.0)}),
+        (r"thermal_zone[0-9]*|vcgencmd|cpu|coretemp|esp32|esp8266", {"temp": (-40.0, 150.0)}),
     )
 )
+# Temperatures that are calculated, and sensors with other ranges, such as a PT1000 on the board of a BME280.
+_NOT_OF_THE_CHIP = re.compile(
+    r"dew|frost.?point|taupunkt|heat.?index|humidex|feels|apparent|perceived|wind.?chill|wet.?bulb"
+    r"|(?<![a-z])(pt.?1000?|rtd|ntc|analog)(?![a-z0-9])|thermocouple|thermoelement|max318[56]|max6675|k.?type"
+    r"|collector|kollektor|chimney|stove"
+).search
+# Last words of a path that do not name the quantity: {"humidity": {"value": 48}}
+_VALUE = re.compile(r"value|val|state|current|now|last|latest|reading|measurement|result|-?[0-9]+").fullmatch
 
 
 def described(name: str, unit: str, words: Iterable[str]) -> tuple[float, float] | None:
@@ -162,12 +170,13 @@ def described(name: str, unit: str, words: Iterable[str]) -> tuple[float, float]
         words: Parts of the path, topic or command from which the value is read. The last one names the quantity.
     """
     parts = [part.casefold() for part in (name, *words)]
+    while len(parts) > 1 and _VALUE(parts[-1]):
+        parts.pop()
     plain = of_channel(parts[-1], unit) if of_channel(" ".join(parts), unit) else None
     if plain is None:
         return None
     kind = "humidity" if plain == HUMIDITY else "temp"
-    named = (limits for search, limits in _DESCRIBED if any(map(search, parts)))
-    found = next((limits[kind] for limits in named if kind in limits), None)
+    found = _range_of_chip(parts, kind)
     if kind == "humidity" or plain == _CELSIUS:
         factor, offset = 1.0, 0.0
     elif plain == _FAHRENHEIT:
@@ -177,3 +186,14 @@ def described(name: str, unit: str, words: Iterable[str]) -> tuple[float, float]
     if found is not None:
         return found[0] * factor + offset, found[1] * factor + offset
     return None if of_channel(name, unit) == plain else (plain.low, plain.high)
+
+
+def _range_of_chip(parts: Sequence[str], kind: str) -> tuple[float, float] | None:
+    """Return the range of the chip that the name of the channel, or else the last of the other `parts`, contains."""
+    for part in (parts[0], *reversed(parts[1:])):
+        if kind == "temp" and _NOT_OF_THE_CHIP(part):
+            return None
+        found = next((limits[kind] for search, limits in _DESCRIBED if kind in limits and search(part)), None)
+        if found is not None:
+            return found
+    return None

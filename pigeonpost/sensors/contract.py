@@ -56,10 +56,12 @@ class SensorSource:
     Attributes:
         channels: The channels of the source.
         patience_s: Time in seconds for which `read` is waited for. The sampler sets it.
+        calibrations: Gain and offset of the channels whose settings contain them, by channel name.
     """
 
     channels: Sequence[Channel]
     patience_s = 5.0
+    calibrations: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
     def start(self, data: str) -> None:
         """Start the work between readings. A node calls this once, before the first reading; other programs do not.
@@ -320,6 +322,7 @@ class WithRaw(SensorSource):
 
     def __init__(self, source: SensorSource, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         self._source, self._calibrate = source, chosen
+        self.calibrations = source.calibrations
         self.channels = [made for channel in source.channels for made in self._channels(channel)]
 
     def _channels(self, channel: Channel) -> Iterator[Channel]:
@@ -379,6 +382,11 @@ def with_limits(
             removed = keys | {option.key for option in _CALIBRATING if chosen[name]["raw"]}
             plain[name] = {key: value for key, value in entry.items() if key not in removed}
     source = make({**table, "channels": plain})
+    source.calibrations = {
+        name: (entry.get("gain", 1), entry.get("offset", 0))
+        for name, entry in entries.items()
+        if isinstance(entry, dict)
+    }
     if not chosen:
         return source
     source.channels = [_limited(channel, chosen.get(channel.name)) for channel in source.channels]

@@ -19,6 +19,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from pigeonpost.core.errors import SensorError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
@@ -47,11 +48,14 @@ class Range(NamedTuple):
         low: Lowest possible value.
         high: Highest possible value.
         about: Quantity or chip, for error messages: `<about>: -40 to 85 °C`.
+        calibration: Gain and offset with which the value was calculated, so that an error without a raw text contains
+            the value before calibration.
     """
 
     low: float
     high: float
     about: str
+    calibration: tuple[float, float] = (1.0, 0.0)
 
     def check(self, value: float, unit: str, raw: str = "") -> None:
         """Check that `value` is possible.
@@ -72,6 +76,9 @@ class Range(NamedTuple):
         else:
             possible = f"{self.low:g} to {self.high:g}{unit}"
         shown = f"{value:.10g}{unit}"
+        gain, offset = self.calibration
+        if not raw and gain and (gain, offset) != (1, 0):
+            raw = f"{(value - offset) / gain:.8g}"
         if 0 < len(raw) <= _SHORT_RAW:
             what = f"impossible {raw!r}: {shown}"
         else:
@@ -99,14 +106,24 @@ _AMBIGUOUS = {
     "c": _FLOORS["°c"], "f": _FLOORS["°f"], **dict.fromkeys(("k", "°k", "kelvin"), Range(0.0, math.inf, _ABSOLUTE_ZERO))
 }  # fmt: skip
 _PERCENT_RH = re.compile(r"%\s*r\.?\s*[hf]\.?|r\.?h\.?\s*%?|%\s*relative humidity").fullmatch
-_TEMPERATURE_NAME = re.compile(r"temp|dew_?point|freezer|fridge").search
+# Not `attempts`, `tempo` or `template`.
+_TEMPERATURE_NAME = re.compile(r"temp(?!ts?(?![a-z])|o(?![a-z])|late|or)|dew_?point|freezer|fridge").search
 _HUMIDITY_NAME = re.compile(
-    r"humid|luftfeucht|humedad|umidit|vochtigheid|(?<![a-z])feucht|(?<![a-z])(rh|hum|relhum)(?![a-z])"
+    r"humid(?!if)|luftfeucht|humedad|umidit|umidade|vochtigheid|luftfukt|fuktighet|luftfugt|fugtighed|wilgotno|vlhkost"
+    r"|kosteus|hygrom|(?<![a-z])feucht|(?<![a-z])(rh|hum|relhum)(?![a-z])"
 ).search
 # With one of these words the channel is a difference or a setting, or is the moisture of something other than air.
 _OTHER_NAME = re.compile(
-    r"delta|diff|spread|spreiz|change|trend|gradient|deviation|offset|correction|hysteres|setback|lift|shift|adjust|soil|boden|erd|wood|holz|moist"
-    r"|(?<![a-z])(dt|rate|rise|drop|error|drift|range|span|wall|wand|grain|plant|pot|abs|absolute|specific)(?![a-z])"
+    r"delta|diff|spread|spreiz|change|trend|gradient|deviation|offset|correction|hysteres|setback|lift|shift|adjust|calib"
+    r"|soil|boden|erd|wood|holz|moist|substrat|compost|kompost|concrete|beton|screed|estrich|suelo|terreno|gleb|jord"
+    r"|(?<![a-z])(dt|rate|rise|drop|error|drift|range|span|wall|wand|grain|hay|plant|pot|abs|absolute|specific|sol|solo"
+    r"|suolo|terra|tierra|pudy|bodem|grond)(?![a-z])"
+).search
+# A percentage whose name ends with one of these words is not the humidity, but a property of the device that measures
+# or changes it.
+_OTHER_PERCENTAGE = re.compile(
+    r"(?<![a-z])(batter[a-z]*|bat|akku|accu|signal|quality|linkquality|lqi|rssi|valve|power|speed|fan|pump|duty|pwm)"
+    r"[_ 0-9]*$"
 ).search
 
 
@@ -124,8 +141,10 @@ def of_channel(name: str, unit: str) -> Range | None:
     name = name.casefold()
     if _OTHER_NAME(name):
         return None
-    if _PERCENT_RH(plain) or (plain in ("%", "percent") and _HUMIDITY_NAME(name)):
+    if _PERCENT_RH(plain):
         return HUMIDITY
+    if plain in ("%", "percent"):
+        return HUMIDITY if _HUMIDITY_NAME(name) and not _OTHER_PERCENTAGE(name) else None
     return _AMBIGUOUS[plain] if plain in _AMBIGUOUS and _TEMPERATURE_NAME(name) else None
 
 
@@ -147,11 +166,18 @@ def checked(readings: Mapping[str, Any], ranges: Mapping[str, tuple[Range, str]]
     return {**readings, **impossible} if impossible else readings
 
 
-def ranges_of(channels: Iterable[Channel]) -> dict[str, tuple[Range, str]]:
-    """Return the possible values and the unit of each of `channels` whose quantity is recognised, by channel name."""
+def ranges_of(
+    channels: Iterable[Channel], calibrations: Mapping[str, tuple[float, float]] = MappingProxyType({})
+) -> dict[str, tuple[Range, str]]:
+    """Return the possible values and the unit of each of `channels` whose quantity is recognised, by channel name.
+
+    Args:
+        channels: The channels.
+        calibrations: Gain and offset of the calibrated channels, by channel name.
+    """
     found = {}
     for name, unit, limits in ((channel.name, channel.unit, channel.possible) for channel in channels):
         possible = of_channel(name, unit) if limits is None else Range(*limits, "possible values")
         if possible is not None:
-            found[name] = (possible, unit)
+            found[name] = (possible._replace(calibration=calibrations.get(name, (1.0, 0.0))), unit)
     return found

@@ -95,7 +95,7 @@ class FiveChips(ChipCase):
 class Dht(ChipCase):
     def test_chip_is_recognised_by_every_name(self):
         for name in ("dht11@4", "dht11", "dht22@17", "humidity-sensor", "humidity_sensor@4", "soc:dht11@4",
-                     "4.humidity_sensor", "am2302", "humidity-sensor.0"):  # fmt: skip
+                     "4.humidity_sensor", "am2302", "humidity-sensor.0", "dht11_cellar", "dht22-roof"):  # fmt: skip
             with self.subTest(name):
                 self.put(IIO, name=name, in_temp_input=-3_274_500, in_humidityrelative_input=3_304_300)
                 self.assert_impossible(f"iio/{name}/temp", "DHT11 or DHT22: -40 to 80 °C", "impossible '-3274500'")
@@ -340,6 +340,38 @@ class Described(unittest.TestCase):
         for unit, words in (("V", ("DS18B20", "Vcc")), ("K", ("DS18B20", "x")), ("hPa", ("BME280", "Pressure")),
                             ("°C", ("kitchen", "temperature")), ("°C", ("ds18b200",)), ("", ("DS18B20",))):  # fmt: skip
             self.assertIsNone(chips.described("x", unit, words), words)
+
+    def test_quantity_is_in_front_of_a_word_for_the_value(self):
+        for words in (
+            ("zwave", "bath", "49", "0", "Humidity", "value"),
+            ("hum", "value"),
+            ("airHumidity", "current"),
+            ("rh", "0"),
+        ):
+            self.assertEqual(chips.described("bath", "%", words), (0, 100), words)
+        for words in (("humidity", "battery", "value"), ("soil", "humidity", "value"), ("plant", "value")):
+            self.assertIsNone(chips.described("bath", "%", words), words)
+
+    def test_calculated_temperature_does_not_have_the_range_of_the_chip(self):
+        for name, words in (
+            ("x", ("AM2301", "DewPoint")), ("x", ("SHT3X", "DewPoint")), ("x", ("dht22", "heatindex")),
+            ("x", ("DHT22", "heat_index")), ("heat_index", ("bme280", "t")), ("x", ("bme280", "feels_like")),
+            ("x", ("weather", "dht22_taupunkt")), ("x", ("bme680", "wind chill")),
+        ):  # fmt: skip
+            self.assertIsNone(chips.described(name, "°C", words), words)
+
+    def test_nearest_chip_decides(self):
+        for name, words, expected in (
+            ("x", ("tele", "dht22-node", "SENSOR", "DS18B20", "Temperature"), (-55, 125)),
+            ("x", ("tele", "dht22-node", "SENSOR", "SHT3X", "Temperature"), (-40, 125)),
+            ("x", ("tele", "bme280", "SENSOR", "PT1000", "Temperature"), None),
+            ("x", ("tele", "bme280", "SENSOR", "MAX31855", "ProbeTemperature"), None),
+            ("collector", ("esp-dht22", "t2"), None), ("x", ("esp-dht22", "thermocouple", "value"), None),
+            ("x", ("dht22_node", "cpu"), (-40, 150)), ("x", ("bme280", "ESP32", "Temperature"), (-40, 150)),
+            ("x", ("esp32-dht22", "t"), (-40, 80)), ("cpu_temp", ("a", "b"), (-40, 150)),
+            ("bme280_temp", ("a", "b"), (-40, 85)),
+        ):  # fmt: skip
+            self.assertEqual(chips.described(name, "°C", words), expected, words)
 
     def test_channels_of_json_and_mqtt_have_the_range_of_the_chip(self):
         channels = {"x": {"path": "DS18B20.Temperature", "unit": "°C"}}

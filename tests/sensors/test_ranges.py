@@ -33,7 +33,8 @@ class Temperature(unittest.TestCase):
         for name, unit, value in (
             ("spread", "K", -5), ("temp_difference", "K", -5), ("delta_temperature", "K", -0.1), ("charge", "C", -900),
             ("flow", "K", -3), ("capacity", "F", -1000), ("temperature_trend", "K", -2), ("temp_setback", "K", -3),
-            ("x", "°C/h", -400), ("x", "", -400), ("x", "V", -300),
+            ("x", "°C/h", -400), ("x", "", -400), ("x", "V", -300), ("attempts", "C", -300), ("contempt", "F", -500),
+            ("tempo", "C", -300), ("temp_calibration", "K", -2),
         ):  # fmt: skip
             with self.subTest(name):
                 self.assertTrue(is_possible(name, unit, value))
@@ -44,7 +45,9 @@ class Humidity(unittest.TestCase):
         for name, unit in (
             ("humidity", "%"), ("bathroom_humidity", "%"), ("outhumidity", "%"), ("humidity2", "%"), ("rh", "%"),
             ("s_1_0076_humidityrelative", "%"), ("luftfeuchte_bad", "%"), ("x", "%RH"), ("x", "% rh"), ("x", "%rF"),
-            ("x", "RH%"), ("bme280_hum", "%"),
+            ("x", "RH%"), ("bme280_hum", "%"), ("battery_room_humidity", "%"), ("humidifier_humidity", "%"),
+            ("wilgotnosc", "%"), ("luftfuktighet", "%"), ("vlhkost", "%"), ("umidade", "%"), ("kosteus", "%"),
+            ("humidity_sensor", "%"), ("humidity_level", "%"), ("fan_humidity", "%"),
         ):  # fmt: skip
             with self.subTest(name, unit=unit):
                 for value, expected in ((0, True), (100, True), (100.1, False), (-0.1, False), (3304.3, False)):
@@ -53,7 +56,10 @@ class Humidity(unittest.TestCase):
     def test_percentage_of_another_quantity_is_not_checked(self):
         for name in (
             "battery", "soil_humidity", "bodenfeuchte", "cpu", "humidity_change", "valve", "wood_humidity", "gain",
-            "rhythm", "moisture", "humidity_offset",
+            "rhythm", "moisture", "humidity_offset", "humidity_battery", "wind_rh_sensor_battery", "humidity_signal",
+            "humidifier_power", "dehumidifier_fan", "rh_valve", "humidity_link_quality", "humidity_calibration",
+            "substrate_humidity", "humidite_sol", "humedad_suelo", "umidita_terreno", "vlhkost_pudy", "umidade_solo",
+            "wilgotnosc_gleby", "jordfugtighed", "concrete_humidity",
         ):  # fmt: skip
             with self.subTest(name):
                 self.assertTrue(is_possible(name, "%", -20))
@@ -71,6 +77,15 @@ class Readings(unittest.TestCase):
         self.assertEqual(str(found["t"]), "impossible: -300.5 °C (absolute zero: at least -273.15 °C)")
         self.assertEqual(str(found["humidity"]), "impossible: 101 % (relative humidity: 0 to 100 %)")
         self.assertEqual(given["t"], -300.5)
+
+    def test_error_of_a_calibrated_value_contains_the_value_before_calibration(self):
+        for value, gain, offset, expected in (
+            (101.5, 1, 2, "impossible '99.5': 101.5 % "), (700, 100, 0, "impossible '7': 700 % "),
+            (-4.2, -0.1, 120, "impossible '1242': -4.2 % "), (101, 1, 0, "impossible: 101 % "),
+            (140, 0, 140, "impossible: 140 % "),
+        ):  # fmt: skip
+            ranges = ranges_of([Channel("humidity", "%")], {"humidity": (gain, offset), "other": (2, 2)})
+            self.assertTrue(str(checked({"humidity": value}, ranges)["humidity"]).startswith(expected), expected)
 
     def test_possible_readings_and_other_objects_are_returned_unchanged(self):
         given = {"t": 20.5, "u": None, "v": True, "w": ImpossibleValue("x"), "z": "text"}

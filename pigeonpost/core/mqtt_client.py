@@ -81,10 +81,11 @@ class MqttConnection:
     ) -> None:  # fmt: skip
         self.connected = False
         self._address = broker_address(settings)
+        self._hint = ""
         try:
             check_host(self._address[0])
-        except ValueError as error:
-            raise SettingsError(f"{where} host {error}, not {self._address[0]!r}") from None
+        except ValueError as error:  # not refused: the rest of the program works, as it did in earlier versions
+            self._hint = f"; host {error}"
         self.place = join_address(*self._address)
         self._topics = [(topic, QOS) for topic in topics]
         self._on_received, self._on_retained, self._on_change = on_message, on_retained or on_message, on_change
@@ -159,7 +160,7 @@ class MqttConnection:
     def _on_connect_fail(self, *more: Any) -> None:
         error = sys.exception()  # paho calls this while it handles the error, but does not pass it
         reason = getattr(error, "strerror", None) or str(error or "")
-        self._set_fault(f"no connection to the broker: {reason}" if reason else "no connection to the broker")
+        self._set_fault(f"no connection to the broker{reason and f': {reason}'}{self._hint}")
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         try:

@@ -32,7 +32,6 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.core.addresses import check_host
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
 from pigeonpost.core.tolerant_json import FAILURE_WORDS, read_tolerant_json
@@ -70,15 +69,9 @@ def _topic(value: Any) -> str:
     return value
 
 
-def _host(value: Any) -> str:
-    host: str = text(value)
-    check_host(host)
-    return host
-
-
 OPTIONS = (
     Option("channels", a_table, None, "one table per channel, by channel name"),
-    Option("host", _host, "127.0.0.1", "host name or address of the broker"),
+    Option("host", text, "127.0.0.1", "host name or address of the broker"),
     Option("port", number(0, 65_535, whole=True), 0, "port of the broker; 0: 1883, or 8883 with TLS"),
     Option("user", text, "", "user name for the broker"),
     Option("password", text, "", "password for the broker"),

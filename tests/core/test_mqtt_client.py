@@ -122,12 +122,18 @@ class BrokerCase(unittest.TestCase):
                     client.on_connect_fail(client, None)
             self.assertIn(words, logged.output[0])
 
-    def test_host_with_a_scheme_or_a_port_is_refused(self):
-        for host in ("mqtt://broker", "broker:1883", "tcp://broker:1883", "broker/", "[fe80::1%eth0]"):
-            with self.subTest(host), self.assertRaisesRegex(SettingsError, r"\[mqtt\] host takes only a name"):
-                self.make(host=host)
-        for host in ("broker", "192.168.1.2", "::1", "2001:db8::1", "fe80::1%eth0", "broker_1.local."):
-            self.make(host=host)
+    def test_log_contains_what_is_wrong_with_a_host(self):
+        for host, words in (
+            ("mqtt://broker", "; host takes only a name or an address"),
+            ("broker:1883", "the port has a key of its own;"),
+            ("tcp://broker:1883", "host takes only"), ("broker/", "host takes only"), ("[::1]", "host takes only"),
+            ("my broker", "host takes only"), ("broker", "the broker;"), ("192.168.1.2", "the broker;"),
+            ("2001:db8::1", "the broker;"), ("fe80::1%eth0", "the broker;"), ("broker_1.local.", "the broker;"),
+        ):  # fmt: skip
+            client = self.make(host=host)
+            with self.subTest(host), self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
+                client.on_connect_fail(client, None)
+            self.assertIn(words, logged.output[0])
 
     def test_only_valid_messages_are_delivered(self):
         class Bad:

@@ -436,9 +436,7 @@ def _subscribe_checks(context: ServerContext, calibrations: Calibrations) -> Qua
     written = read_rules(context.settings.tables.get("limits", ()), context.settings.file)
     # A table with a former name of a node applies to the node, too. A table with its current name has priority.
     rules = {(context.current(node), sensor): limits for (node, sensor), limits in written.items()}
-    quality = QualityChecks(
-        context.links, {**rules, **written}, calibrations.of, context.ingestor.newest, context.clock
-    )
+    quality = QualityChecks(context.links, {**rules, **written}, calibrations.of, context.ingestor)
     calibrations.on_change.append(quality.on_calibration)
     context.ingestor.subscribe(quality.on_commit)
     if context.names is not None:

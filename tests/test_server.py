@@ -161,8 +161,9 @@ class Limits(unittest.TestCase):
             {"node": "a", "sensor": "one", "high": 40}, {"node": "a", "sensor": "two", "high": 40},
             {"node": "b", "sensor": "two", "high": 50},
         ]}  # fmt: skip
+        ingestor = mock.Mock(clock=FakeClock(), commit_s=1.0)
         context = SimpleNamespace(
-            links=[link], names=None, clock=FakeClock(), ingestor=mock.Mock(),
+            links=[link], names=None, clock=ingestor.clock, ingestor=ingestor,
             current=lambda name: {"a": "b"}.get(name, name),
             settings=SimpleNamespace(tables=tables, file="server.toml"),
         )  # fmt: skip

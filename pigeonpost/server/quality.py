@@ -46,8 +46,7 @@ from pigeonpost.storage.models import EpochCommit
 from protocol import NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME, SENSOR_NAME_TAKES, Number
 
 if TYPE_CHECKING:
-    from pigeonpost.core.clock import Clock
-    from pigeonpost.server.latest_samples import LatestSamples
+    from pigeonpost.server.ingest import Ingestor
     from pigeonpost.server.node_status import NodeLink, NodeState
     from pigeonpost.storage.calibration import Timelines
 
@@ -155,8 +154,7 @@ class QualityChecks:
         links: Sequence[NodeLink],
         rules: Rules | None = None,
         timelines_of: Callable[[str], Timelines] = lambda node: {},
-        newest: LatestSamples | None = None,
-        clock: Clock | None = None,
+        ingestor: Ingestor | None = None,
     ) -> None:
         """Initialise the checks.
 
@@ -164,11 +162,13 @@ class QualityChecks:
             links: Links to the nodes. The sequence may grow.
             rules: Limits in the settings, for calibrated values.
             timelines_of: Function that returns the calibrated sensors of a node, whose own limits are for raw values.
-            newest: The newest values: late data is counted, but does not change the current flags. None if all data is
-                in order.
-            clock: Clock of the server, by which values become stale; None to use their dates.
+            ingestor: The ingestor. Its newest values show which data is late: this is counted, but does not change the
+                current flags. By its clock values become stale. None if all data is in order; then values become stale
+                by their dates.
         """
-        self._newest, self._clock = newest, clock
+        self._newest = ingestor.newest if ingestor else None
+        self._clock = ingestor.clock if ingestor else None
+        self._slack_s = max(LATE_S, ingestor.commit_s if ingestor else 0.0)  # received when they are committed
         self._links = links
         self._timelines_of = timelines_of
         self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -230,7 +230,10 @@ class QualityChecks:
                 return None
             if self._clock is not None:
                 now_ms = track.time_ms + round(1000 * (self._clock.monotonic() - track.received_s))
-            track.update_stale(now_ms, entry.late_s(track) if is_expected else None)
+            late_s = entry.late_s(track)
+            if late_s is not None:
+                late_s += self._slack_s - LATE_S
+            track.update_stale(now_ms, late_s if is_expected else None)
             return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
     def sensors(self, node: str) -> list[str]:

@@ -185,7 +185,8 @@ class ReceiptTest(unittest.TestCase):
         self.state.sensors = [{"name": "t", "unit": "", "limits": {"high": 30, "jump": 1}}]
         self.state.every_s = 10.0
         links = [types.SimpleNamespace(state=self.state)]
-        self.quality = QualityChecks(links, newest=self.newest, clock=self.clock)
+        self.ingestor = types.SimpleNamespace(newest=self.newest, clock=self.clock, commit_s=1.0)
+        self.quality = QualityChecks(links, ingestor=self.ingestor)
 
     def commit(self, *samples, outbox="outbox"):
         """Commit samples, each a value and its age in seconds."""
@@ -208,6 +209,16 @@ class ReceiptTest(unittest.TestCase):
             self.clock.sleep(34)
             self.assertEqual(self.kinds(), [])
             self.clock.sleep(2)
+            self.assertEqual(self.kinds(), ["stale"])
+
+    def test_interval_between_commits_is_waited_for(self):
+        for commit_s, late_s in ((0.05, 35), (5, 35), (60, 90), (600, 630)):
+            self.ingestor.commit_s = float(commit_s)
+            self.quality = QualityChecks(self.quality._links, ingestor=self.ingestor)
+            self.commit((20, 0))
+            self.clock.sleep(late_s - 0.5)
+            self.assertEqual(self.kinds(), [])
+            self.clock.sleep(1)
             self.assertEqual(self.kinds(), ["stale"])
 
     def test_failed_readings_do_not_prolong_a_value(self):

@@ -155,7 +155,7 @@ class WebHouse:
         )
         self.calibrations = Calibrations(self.folder, self.ingestor.names.current, self.faults)
         shown = self.calibrations.install(self.store, self.ingestor)
-        quality = QualityChecks(self.links, timelines_of=self.calibrations.of, newest=self.ingestor.newest, clock=clock)
+        quality = QualityChecks(self.links, timelines_of=self.calibrations.of, ingestor=self.ingestor)
         self.calibrations.on_change.append(quality.on_calibration)
         self.ingestor.subscribe(quality.on_commit)
         self.app = WebContext(

@@ -70,7 +70,7 @@ def _structure(plan: Plan) -> Iterator[str]:
     )
     yield f"head line: line {head.line}" if head.line else "head line: none, the columns are named by --columns"
     names = " + ".join(layout.headings[at] or f"column {at + 1}" for at in layout.times)
-    cells = plan.time_cell(head.rows[0]) if head.rows and len(head.rows[0]) >= len(layout.headings) else ""
+    cells = next((plan.time_cell(row) for row in head.rows if plan.is_data(row)), "")
     order = f", {_ORDERS[plan.order]}" if plan.order in _ORDERS else ""
     zone = plan.options.zone.name or "of this machine"
     yield f"time: column {names}, such as {cells!r}{order}; time zone of times without an offset: {zone}"

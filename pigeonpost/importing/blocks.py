@@ -24,12 +24,14 @@ class Block(NamedTuple):
         rows: Cells of each row.
         faults: Damaged lines before the end of the block, which have no row.
         may_lack_node: True if a row of the log may name no node.
+        may_have_zeros: True if a cell may contain a zero byte.
     """
 
     lines: Sequence[int]
     rows: list[list[str]]
     faults: Sequence[Fault] = ()
     may_lack_node: bool = False
+    may_have_zeros: bool = False
 
     def where(self, index: int) -> str:
         """Return the position of the row at `index`: "line 5"."""
@@ -64,13 +66,14 @@ def blocks(text: TextLines, head: Head, skip_bad: bool = False) -> Iterator[Bloc
         size += sum(map(len, new)) + sum(map(len, chain.from_iterable(new)))
         if error and skip_bad and isinstance(error, csv.Error):
             faults.append(Fault(f"line {head.skipped + reader.line_num}", str(error)))
+        line = (_numbers(start, rows)[-1] if rows else start) + 1 if error else 0  # of a row that is not valid
         if error or is_end or len(rows) >= BLOCK_ROWS or size >= _BLOCK_SIZE:
             faults += text.faults
             text.faults = []
-            yield Block(_numbers(start, rows), rows, faults)
+            yield Block(_numbers(start, rows), rows, faults, may_have_zeros=text.has_zeros)
             start, rows, size, faults = head.skipped + reader.line_num, [], 0, []
         if error and not (skip_bad and isinstance(error, csv.Error)):
-            raise RowError(f"line {max(head.skipped + reader.line_num, 1)}: {error}") from None
+            raise RowError(f"line {line}: {error}") from None
 
 
 def _numbers(line: int, rows: list[list[str]]) -> Sequence[int]:

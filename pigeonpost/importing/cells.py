@@ -193,7 +193,7 @@ def read_times(cells: Sequence[str]) -> list[int] | None:
     """
     text = "".join(cells)
     try:
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdecimal():
             counts = list(map(int, cells)) if all(map(_NUMERIC_TIME, cells)) else []
             times = [count if count >= 10**11 else count * 1000 for count in counts]
         elif "," in text or not all(map(_DATE_TIME, cells)):

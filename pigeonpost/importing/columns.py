@@ -14,7 +14,7 @@ from pigeonpost.core.format import counted
 from pigeonpost.importing.cells import MOST_COLUMNS, RowError, preview, sensor_name
 from pigeonpost.importing.dialect import Head
 from pigeonpost.importing.numbers import has_no_value, is_number
-from pigeonpost.importing.time_forms import find_time, is_clock_only, is_date_only, is_half, is_time
+from pigeonpost.importing.time_forms import find_time, is_after_clock, is_clock_only, is_count, is_date_only, is_time
 from pigeonpost.importing.time_names import plain, time_rank
 from pigeonpost.importing.units import heading_unit, is_unit, known_unit
 
@@ -31,7 +31,7 @@ _SENSORS = ("entity_id", "statistic_id", "sensor", "sensor_name", "sensorname", 
             "topic", "series", "messgrosse", "messgroe", "kanal", "_measurement", "measurement", "measure", "name",
             "key", "kind",
             "type", "tag")  # fmt: skip
-_VALUES = ("value", "_value", "state", "val", "reading", "wert", "messwert", "measurement", "mean")
+_VALUES = ("value", "_value", "state", "val", "reading", "wert", "messwert", "payload", "measurement", "mean")
 _UNITS = ("unit", "units", "unit_of_measurement", "symbol", "einheit", "uom")
 _ROW_NUMBERS = re.compile(
     r"(?:entry_?|row_?|record_?|unnamed_?)?(?:id|index|no|nr|number|nummer|0)|record|rn|rowid|oid|pk|"
@@ -40,7 +40,9 @@ _INFLUX = ("result", "table", "_start", "_stop")
 _HOURS = ("hour", "stunde", "heure", "hora", "hh", "uur")
 _PARTS = (("year", "jahr", "yyyy", "yr"), ("month", "monat", "mm", "mon"), ("day", "tag", "dd"), _HOURS,
           ("minute", "min", "minuten", "minutes"), ("second", "sec", "sekunde", "seconds"))  # fmt: skip
+_ZONES = re.compile(r"tz|(?:time_?)?zone|zeitzone|(?:utc|gmt|tz|zone)_?offset|offset_?(?:utc|gmt)").fullmatch
 _SAMPLE = 40  # rows
+_FIRST_DIGITS = re.compile(r"[0-9]{1,10}").findall
 _BRACKETS = re.compile(r"[()\[\]]").sub
 
 
@@ -102,7 +104,7 @@ def find_layout(head: Head, time_format: str = "") -> Layout:
         )
     cells = [[row[at].strip() for row in head.rows[:_SAMPLE] if at < len(row)] for at in range(len(headings))]
     times, date_parts = _time_columns(headings, cells, time_format)
-    times += tuple(at for at in range(len(headings)) if cells[at] and all(map(is_half, cells[at])))[:1]
+    times += _after_clock(headings, cells)
     lower = [heading.strip().lower() if heading.startswith("_") else plain(heading) for heading in headings]
 
     def position(names: Sequence[str], taken: Sequence[int]) -> int:
@@ -150,7 +152,7 @@ def _sensors(
             continue
         if lower[at] in _INFLUX and "_time" in lower:
             left_out.append((heading, "not used"))
-        elif _ROW_NUMBERS(lower[at]) and filled and all(cell.isdigit() for cell in filled) and heading != "!":
+        elif _ROW_NUMBERS(lower[at]) and filled and all(cell.isdecimal() for cell in filled) and heading != "!":
             left_out.append((heading or f"column {at + 1}", "row numbers"))
         elif filled and (time_rank(heading) >= 0 or not _has_numbers(filled)) and all(map(_is_any_time, filled)):
             left_out.append((heading, "another time"))
@@ -204,6 +206,14 @@ def _time_columns(headings: list[str], cells: list[list[str]], time_format: str)
     raise RowError(f"there is no column with a time; the columns are: {', '.join(headings)}"[:250])
 
 
+def _after_clock(headings: list[str], cells: list[list[str]]) -> tuple[int, ...]:
+    """Return the indexes of columns with AM or PM, and with an offset from UTC."""
+    found = [at for at, column in enumerate(cells) if column and all(map(is_after_clock, column))]
+    halves = [at for at in found if all(cell[-1:] in "Mm." for cell in cells[at])]
+    zones = [at for at in found if at not in halves and _ZONES(plain(headings[at]))]
+    return (*halves[:1], *zones[:1])
+
+
 def _is_full(cells: list[str], time_format: str, is_named: bool) -> bool:
     """Return True if the cells contain dates with times of day."""
 
@@ -213,7 +223,7 @@ def _is_full(cells: list[str], time_format: str, is_named: bool) -> bool:
                 return find_time(cell, "", time_format).ms >= 0
             except RowError:
                 return False
-        if not is_named and cell.replace(".", "").isdigit() and not 7e8 <= float(cell[:10]) <= 4e9:
+        if not is_named and is_count(cell) and not 700_000_000 <= int(_FIRST_DIGITS(cell)[0]) <= 4_000_000_000:
             return False
         return is_time(cell) and not is_date_only(cell)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from pigeonpost.core.format import counted
@@ -126,10 +127,11 @@ def _by_name(lines: Sequence[str], start: int, forced: str) -> tuple[int, str] |
         cells = _cells(text, separator)
         if not 2 <= len(cells) <= MOST_COLUMNS or not any(map(is_time_name, cells)) or any(map(is_time, cells)):
             continue
-        later = next((line for line in lines[index + 1 :] if line.strip() and not line.startswith("#")), "")
-        if lines[index].startswith("#") and not any(map(is_time, _cells(later, separator))):
+        rows = (line for line in lines[index + 1 :] if line.strip() and not line.startswith("#"))
+        later = [_cells(line, separator) for line in islice(rows, 3)]  # the first may be damaged
+        if lines[index].startswith("#") and not any(any(map(is_time, row)) for row in later[:1]):
             continue
-        if not later or len(_cells(later, separator)) >= 2:
+        if not later or max(map(len, later)) >= 2:
             return index, separator
     return None
 

@@ -178,11 +178,14 @@ class Plan:
         finder = FoldFinder(self.clock)
         for block in _until_error(self.blocks()):
             for line, row in zip(block.lines, block.rows):
-                if len(row) >= len(self.layout.headings):
-                    cell = self.time_cell(row)
-                    if cell:
-                        finder.add(line, cell, self.series_of(row))
+                if self.is_data(row) and (cell := self.time_cell(row)):
+                    finder.add(line, cell, self.series_of(row))
         self.clock.folds = finder.folds()
+
+    def is_data(self, row: Sequence[str]) -> bool:
+        """Return True if a `row` is complete, and neither a comment nor the head line again."""
+        headings = self.layout.headings
+        return len(row) >= len(headings) and not row[0].startswith("#") and row[: len(headings)] != headings
 
     def time_cell(self, row: Sequence[str]) -> str:
         """Return the text of the time of a `row`, or an empty string if a part of it is missing."""
@@ -207,15 +210,14 @@ class Plan:
         return bool(self.options.dates or self.options.time_format or not order.firsts or set(order.firsts) - {""})
 
     def _look(self, block: Block, order: DateOrder, facts: dict[int, ColumnFacts]) -> None:
-        width = len(self.layout.headings)
-        rows = [row for row in block.rows if len(row) >= width and row[:width] != self.head.headings]
+        rows = [row for row in block.rows if self.is_data(row)]
         if not rows:
             return
         if not self.options.dates and not self.options.time_format:
             first = rows[0][self.layout.times[0]]
-            if not first.isdigit() and not first[:4].isdigit():
+            if not first.isdecimal() and not first[:4].isdecimal():
                 for line, row in zip(block.lines, block.rows):
-                    if len(row) >= width and (cell := self.time_cell(row)):
+                    if self.is_data(row) and (cell := self.time_cell(row)):
                         order.add(line, cell)
         for at, one in facts.items():
             one.add([row[at] for row in rows])
@@ -226,8 +228,6 @@ class Plan:
         layout = self.layout
         values: dict[Key, list[str]] = {}
         for row in rows:
-            if row[0].startswith("#"):
-                continue
             key = tuple([row[at] for at in layout.names])
             if key not in values:
                 values[key] = []

@@ -241,10 +241,12 @@ def _table_readings(plan: Plan) -> Iterator[Item]:
 
 def _table_columns(block: Block, table: _Table) -> list[ReadingColumns] | None:
     """Return the readings by column, or None if the block has a cell or row of an unusual format."""
-    if set(map(len, block.rows)) != {table.width}:
+    if block.may_have_zeros or set(map(len, block.rows)) != {table.width}:
         return None
     layout, plan = table.plan.layout, table.plan
     columns = list(zip(*block.rows))
+    if "#" in "".join(columns[0]):  # perhaps a comment
+        return None
     series = columns[layout.node] if layout.node >= 0 else [""] * len(block.rows)
     times = columns[layout.times[0]] if len(layout.times) == 1 else [plan.time_cell(row) for row in block.rows]
     times_ms = plan.clock.read(times, block.lines, series)

@@ -30,6 +30,7 @@ class TextLines:
     Attributes:
         encoding: "utf-8", "utf-16-le" or "utf-16-be".
         not_utf8: Number of the first line that was decoded as Windows-1252, or 0.
+        has_zeros: True after a zero byte was read.
         faults: Damaged lines that were replaced.
     """
 
@@ -42,11 +43,11 @@ class TextLines:
         has_lf = ("\n".encode(self.encoding)) in head
         self._end = "\r" if not has_lf and "\r".encode(self.encoding) in head else "\n"
         self.not_utf8, self.faults = 0, list[Fault]()
-        self.line = 0
+        self.line, self.has_zeros = 0, False
 
     def __iter__(self) -> Iterator[str]:
         self._file.seek(len(self._bom))
-        self.line, self.faults = 0, []
+        self.line, self.faults, self.has_zeros = 0, [], False
         for lines in self._chunks():
             if len(max(lines, key=len, default="")) >= LINE_BYTES or (self._skip_bad and _is_odd(lines)):
                 for line in lines:
@@ -79,6 +80,7 @@ class TextLines:
             if decoder:
                 cut = len(text) if is_end else text.rfind("\n") + 1
                 text, text_rest = text[:cut], text[cut:][: LINE_BYTES + 1 + _CHUNK_BYTES]
+            self.has_zeros = self.has_zeros or "\0" in text
             yield io.StringIO(text, newline="\n").readlines()
 
     def _decoded(self, data: bytes) -> str:

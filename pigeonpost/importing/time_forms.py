@@ -97,7 +97,7 @@ def _general(text: str, order: str) -> FoundTime:
     rest = text[found.end() :].partition("(")[0].strip()
     if not rest:
         return FoundTime(days * _DAY_MS, True)
-    if rest[:4].isdigit():
+    if rest[:4].isdecimal():
         rest = ":".join((rest[:2], rest[2:4], rest[4:])).removesuffix(":")
     clock = _CLOCK(rest)
     if not clock:
@@ -121,13 +121,13 @@ def _general(text: str, order: str) -> FoundTime:
 @functools.lru_cache(4096)
 def _days(text: str, order: str) -> int:
     """Return the days from 1970 to a date of numbers and perhaps the name of a month."""
-    if len(text) == 8 and text.isdigit():
+    if len(text) == 8 and text.isdecimal():
         return date(int(text[:4]), int(text[4:6]), int(text[6:])).toordinal() - _FIRST_DAY
     parts = [part for part in _PARTS(text) if part.lower() not in ("st", "nd", "rd", "th")]
-    names = [index for index, part in enumerate(parts) if not part.isdigit()]
+    names = [index for index, part in enumerate(parts) if not part.isdecimal()]
     if len(parts) == 4 and names:  # the name of a day of the week
         parts.pop(names[0])
-        names = [index for index, part in enumerate(parts) if not part.isdigit()]
+        names = [index for index, part in enumerate(parts) if not part.isdecimal()]
     if len(parts) != 3 or len(names) > 1:
         raise ValueError("date")
     if names:
@@ -189,7 +189,7 @@ class DateOrder:
         self.firsts: dict[str, tuple[int, str]] = {}  # order, or "" for an ambiguous date: first line and cell
         self._before: tuple[tuple[int, int, int], int] | None = None
         self._within_ms = 0  # longest interval within a day
-        self._votes = {"dmy": 0, "mdy": 0}
+        self._changes: dict[str, list[int]] = {"dmy": [], "mdy": []}  # intervals at changes of the date
 
     def add(self, line: int, cell: str) -> None:
         """Add a `cell` with a time in the given `line`."""
@@ -213,7 +213,10 @@ class DateOrder:
         if before[0] == here[0]:
             self._within_ms = max(self._within_ms, abs(here[1] - before[1]))
             return
-        for order in self._votes:
+        if len(self._changes["dmy"]) >= _CHANGES:
+            return
+        found = {}
+        for order in self._changes:
             gaps = []
             for (first, second, year), clock_ms in (before, here):
                 day, month = (first, second) if order == "dmy" else (second, first)
@@ -221,7 +224,9 @@ class DateOrder:
                     gaps.append(date(year, month, day).toordinal() * _DAY_MS + clock_ms)
                 except ValueError:
                     return
-            self._votes[order] += abs(gaps[1] - gaps[0]) <= 3 * self._within_ms
+            found[order] = abs(gaps[1] - gaps[0])
+        for order, gap in found.items():
+            self._changes[order].append(gap)
 
     def decide(self) -> str:
         """Return "dmy" or "mdy", or an empty string if there are no dates of this kind.
@@ -240,8 +245,9 @@ class DateOrder:
                 return order
         if "" not in self.firsts:
             return ""
-        if bool(self._votes["dmy"]) != bool(self._votes["mdy"]):
-            return max(self._votes, key=lambda order: self._votes[order])
+        fits = [order for order, gaps in self._changes.items() if any(gap <= 3 * self._within_ms for gap in gaps)]
+        if len(fits) == 1:
+            return fits[0]
         line, cell = self.firsts[""]
         raise RowError(
             f"line {line}: {preview(cell)} may have the day or the month first: use --dates dmy (day first) or --dates"
@@ -288,19 +294,23 @@ def joined(cells: Sequence[str], date_parts: int = 1) -> str:
     texts = [cell.strip() for cell in cells]
     if not all(texts):
         raise RowError("the date or the time of day is missing")
-    half = f" {texts.pop()}" if is_half(texts[-1]) else ""
-    clock = ":".join(text.zfill(2) if text.isdigit() else text for text in texts[date_parts:])
+    more = ""
+    while len(texts) > 1 and is_after_clock(texts[-1]):
+        more = f" {texts.pop()}{more}"
+    clock = ":".join(text.zfill(2) if text.isdecimal() else text for text in texts[date_parts:])
     return (
-        f"{'-'.join(texts[:date_parts])} {f'{clock}:00' if clock.isdigit() and len(clock) <= 2 else clock}".rstrip()
-        + half
+        f"{'-'.join(texts[:date_parts])} {f'{clock}:00' if clock.isdecimal() and len(clock) <= 2 else clock}".rstrip()
+        + more
     )
 
 
-def is_half(cell: str) -> bool:
-    """Return True if a `cell` contains AM or PM."""
-    return cell.strip().lower().replace(".", "") in ("am", "pm")
+def is_after_clock(cell: str) -> bool:
+    """Return True if a `cell` contains AM, PM or an offset from UTC."""
+    text = cell.strip().upper()
+    return text.replace(".", "") in ("AM", "PM") or text in _ZONES or bool(_OFFSET(text))
 
 
+_CHANGES = 100  # changes of the date that are compared
 _USUAL_LENGTH = 80  # characters of a time
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 _HINT = "write it as 2026-11-20T15:36:10Z, or as seconds since 1970, or give its format with --time-format"
@@ -312,6 +322,7 @@ _ISO = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?)"
     r" ?([Zz]|UTC|GMT|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2})?"
 ).fullmatch
+is_count = _COUNT  # True for a count since 1970, or for digits such as 20231029123000
 is_iso = _ISO  # True for a text in the usual form of ISO 8601
 _WORD = r"[^\W\d_]{3,12}"
 _WEEKDAY = r"(?:[^\W\d_]{2,12}\.?,? +)?"
@@ -334,6 +345,7 @@ _CLOCK = re.compile(
 _NUMBERS_ONLY = re.compile(
     rf" *{_WEEKDAY}(([0-9]{{1,2}})([-/.]) ?([0-9]{{1,2}})\3 ?([0-9]{{4}}|[0-9]{{2}}))(?![0-9])"
 ).match
+_OFFSET = re.compile(r"(?:UTC|GMT)? ?[+-][0-9]{1,2}(?::?[0-9]{2})?").fullmatch
 _PARTS = re.compile(r"[0-9]+|[^\W\d_]+").findall
 _MONTHS = {
     name: number

@@ -6,7 +6,8 @@ the time has stepped back, the rows belong to the second hour. Errors: RowError.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from statistics import median
@@ -19,6 +20,11 @@ from pigeonpost.importing.zones import Transition
 
 _EPOCH = datetime(1970, 1, 1)
 _MS = timedelta(milliseconds=1)
+_FIXED_WIDTH = re.compile(r"[0-9]{2}([./-])[0-9]{2}\1[0-9]{4} [0-9]{2}:[0-9]{2}(?::[0-9]{2})?").fullmatch
+_TO_ISO: Mapping[str, Callable[[str], str]] = {
+    "dmy": lambda cell: f"{cell[6:10]}-{cell[3:5]}-{cell[:2]} {cell[11:]}",
+    "mdy": lambda cell: f"{cell[6:10]}-{cell[:2]}-{cell[3:5]} {cell[11:]}",
+}
 _STEP_MS = 60_000  # a smaller step back may be a correction of the clock
 
 
@@ -123,7 +129,10 @@ class Clock:
         """Return the times if all are counts, or all are in ISO 8601, all with an offset or all without one."""
         if self.options.time_format:
             return None
-        if not (cells[0][:4].isdigit() and cells[0][4:5] == "-"):
+        if self.order in _TO_ISO and all(map(_FIXED_WIDTH, cells)):
+            convert = _TO_ISO[self.order]
+            cells = [convert(cell) for cell in cells]
+        if not (cells[0][:4].isdecimal() and cells[0][4:5] == "-"):
             return read_times(cells) if set(map(len, cells)) <= {9, 10, 11, 13} else None
         if not all(map(is_iso, cells)):
             return None

@@ -96,7 +96,7 @@ def conversion(sensor: str, unit: str, options: ImportOptions) -> Conversion:
     raise BadOption(f"--unit: {sensor} is in {source}, which cannot be converted to {target}; add --scale and --offset")
 
 
-_SYMBOL = re.compile(r"(.*\w.*?)[ ,_:/-]*(°[CFcf]?|%(?: ?[Rr][Hh])?|[℃℉‰])").fullmatch
+_SYMBOL = re.compile(r"(.*?\w.*?)(?: in)?[ ,_:/-]*(°[CFcf]?|%(?: ?[Rr][Hh])?|[℃℉‰])").fullmatch
 _WORD = re.compile(r"(.+)_([a-z]+)").fullmatch
 _IS_TEMPERATURE = re.compile(
     r".*(?:temp|dew|chill|heat|therm|cpu|celsius|fahrenheit|aussen|innen|pit|probe).*", re.I

@@ -59,6 +59,10 @@ PROGRAMS = (
      [("", {"temp": 1}), ("", {"temp": 2})]),
     ("AM in a column", "Date,Time,AM/PM,t\n2023-10-28,12:00,PM,1\n2023-10-28,12:01,PM,2\n", [("", {"t": 1}), ("",
      {"t": 2})]),
+    ("offset in a column", "time,tz,t\n2023-10-28 14:00,+02:00,1\n2023-10-28 12:01,UTC,2\n", [("", {"t": 1}), ("",
+     {"t": 2})]),
+    ("MQTT log", "foo;topic;payload\n28.10.2023 12:00;home/t;1\n28.10.2023 12:01;home/t;2\n",
+     [("", {"home_t": 1}), ("", {"home_t": 2})]),
     ("Excel", "\ufeffsep=;\r\nDatum;Uhrzeit;T °C\r\n28.10.2023;12:00;1,5\r\n28.10.2023;12:01;2\r\n",
      [("", {"t": 1.5}), ("", {"t": 2})]),
     ("a head line at each start", "#time,t\n2023-10-28 12:00:00,1\n# started again\ntime,t\n2023-10-28 12:01:00,2\n",
@@ -181,6 +185,7 @@ class Damaged(unittest.TestCase):
             (good(2, '"9'), "line 3: a quotation mark is not closed"), (good(2, '"9"x'), "line 3: "),
             (good(2, "9" * 70_000), "line 3: the line is longer than 65,536 bytes"), (good(2, "1,2,3"),
              "line 3: the row has 5 cells"),
+            (good(2, "1,\0"), "line 3: the row"), ("xx\n", "line 3: the row has 1 cell"),
             (good(2, "1e999"), "line 3: a is too large"), ("2023-02-30 12:02,1,2\n",
              "line 3: '2023-02-30 12:02' is not"),
         ):  # fmt: skip
@@ -191,6 +196,20 @@ class Damaged(unittest.TestCase):
                 self.assertEqual(found.skipped_count, 1)
                 self.assertTrue(str(found.skipped[0]).startswith(said), found.skipped[0])
                 faults_of(text)
+
+    def test_zero_bytes_in_a_column_that_is_left_out_are_found(self):
+        text = "time,a,status\n2023-10-28 12:00,1,ok\n2023-10-28 12:01,2,o\0k\n2023-10-28 12:02,3,ok\n"
+        self.assertIn("line 3: the row contains 1 zero byte", faults_of(text))
+        self.assertEqual([values["a"] for _, _, values in rows_of(text, skip_bad=True)], [1, 3])
+
+    def test_damaged_first_row_is_no_head_line(self):
+        for bad in ("xx\n", "\0\0\n", "2023-\n", '"\n'):
+            found = rows_of(f"time,a\n{bad}2023-10-28 12:00,1\n", skip_bad=True)
+            self.assertEqual([values for _, _, values in found], [{"a": 1}], bad)
+
+    def test_comments_between_the_rows_are_ignored(self):
+        text = "a,time,b\n1,2023-10-28 12:00,N\n# started,2023-10-28 12:01,5\n2,2023-10-28 12:02,S\n"
+        self.assertEqual([values for _, _, values in rows_of(text)], [{"a": 1}, {"a": 2}])
 
     def test_end_of_a_torn_file_is_left_out(self):
         for end in ("2023-10-2", "2023-10-28 12:01,", '2023-10-28 12:01,"', "\0\0\0", "2023-10-28 12:01,1"):

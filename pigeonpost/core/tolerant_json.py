@@ -32,6 +32,7 @@ DEEPEST_FOREIGN_JSON = 32  # maximum nesting
 FAILURE_WORDS = frozenset((
     "nan", "-nan", "+nan", "inf", "-inf", "+inf", "infinity", "-infinity", "+infinity", "unavailable", "unknown",
     "undefined", "invalid", "error", "err", "fail", "failed", "n/a", "na", "-", "--", "---", "-.-", "--.-",
+    "ovf", "nan(ind)", "-nan(ind)", "1.#qnan", "-1.#ind", "1.#inf", "-1.#inf",  # print() of Arduino, printf of Windows
 ))  # fmt: skip
 _SPACE = " \t\r\n\0\ufeff"  # also the zero bytes with which programs in C end a text
 

@@ -322,6 +322,8 @@ class LastValues(Case):
         for payload, reading in (
             (b"21.5", 21.5), (b"online", 21.5), (b'{"rssi":-60}', 21.5), (b"", 21.5), (b"null", 21.5),
             (b"unavailable", "x: not a number: 'unavailable'"), (b"22\0", 22.0), (b"nan", "x: not a number: 'nan'"),
+            (b"ovf", "x: not a number: 'ovf'"), (b"online", "x: not a number: 'ovf'"),
+            (b"23", 23.0), (b"-nan(ind)", "x: not a number: '-nan(ind)'"), (b"1.#INF", "x: not a number: '1.#INF'"),
             (b"1e999", "x: not a number: '1e999'"), (b"ON", 1),
         ):  # fmt: skip
             self.publish(payload, source=source, topic="x")

@@ -19,7 +19,8 @@ from protocol import NODE_NAME
 
 def is_head(row: Sequence[str], headings: Sequence[str]) -> bool:
     """Return True if a `row` contains the `headings`: loggers write them again when they start."""
-    return row[0].strip() == headings[0] and [cell.strip() for cell in row[: len(headings)]] == headings
+    first = row[0].lstrip("\ufeff").strip()  # files that were joined have a byte order mark in the middle
+    return first == headings[0] and [cell.strip() for cell in row[1 : len(headings)]] == headings[1:]
 
 
 def check_row(row: list[str], width: int) -> None:

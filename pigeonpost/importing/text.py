@@ -15,6 +15,7 @@ from pigeonpost.core.format import counted
 from pigeonpost.importing.cells import LINE_BYTES, Fault, RowError
 
 _CHUNK_BYTES = 1 << 18
+_NO_TEXT = (b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
@@ -27,6 +28,9 @@ class TextLines:
         and to add a Fault to `faults`. Otherwise a line that
             is too long raises RowError, and other damage is found by the reader of the cells.
 
+    Raises:
+        RowError: The file is an archive or a spreadsheet.
+
     Attributes:
         encoding: "utf-8", "utf-16-le" or "utf-16-be".
         not_utf8: Number of the first line that was decoded as Windows-1252, or 0.
@@ -38,6 +42,8 @@ class TextLines:
         self._file, self._skip_bad = file, skip_bad
         file.seek(0)
         head = file.read(_CHUNK_BYTES)
+        if head.startswith(_NO_TEXT):
+            raise RowError("this is an archive or a spreadsheet, not a text: unpack it, or save it as CSV")
         self._bom = next((bom for bom, _ in _BOMS if head.startswith(bom)), b"")
         self.encoding = dict(_BOMS).get(self._bom, "") or _guess(head)
         has_lf = ("\n".encode(self.encoding)) in head

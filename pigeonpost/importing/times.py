@@ -25,6 +25,7 @@ _TO_ISO: Mapping[str, Callable[[str], str]] = {
     "dmy": lambda cell: f"{cell[6:10]}-{cell[3:5]}-{cell[:2]} {cell[11:]}",
     "mdy": lambda cell: f"{cell[6:10]}-{cell[:2]}-{cell[3:5]} {cell[11:]}",
 }
+_QUIET_MS = 100 * 86_400_000
 _STEP_MS = 60_000  # a smaller step back may be a correction of the clock
 
 
@@ -177,6 +178,7 @@ class FoldFinder:
         self._open: dict[str, _Run] = {}
         self._runs: list[tuple[_Run, int | None]] = []
         self._ups = self._downs = 0
+        self._quiet = 0, 0  # wall times between which no transition is
 
     def add(self, line: int, cell: str, series: str) -> None:
         """Add the time of a row.
@@ -203,9 +205,16 @@ class FoldFinder:
             return
         if run:
             self._runs.append((self._open.pop(series), wall_ms))
-        for one in self._clock.zone.transitions(wall_ms, wall_ms):
-            if one.after_s < one.before_s and one.start_ms <= wall_ms < one.end_ms:
-                self._open[series] = _Run(series, one, before_ms, [(line, wall_ms)])
+        if not self._quiet[0] <= wall_ms < self._quiet[1]:
+            found = self._clock.zone.transitions(wall_ms - _QUIET_MS, wall_ms + _QUIET_MS)
+            for one in found:
+                if one.after_s < one.before_s and one.start_ms <= wall_ms < one.end_ms:
+                    self._open[series] = _Run(series, one, before_ms, [(line, wall_ms)])
+                    return
+            self._quiet = (
+                max([wall_ms - _QUIET_MS, *(one.end_ms for one in found if one.end_ms <= wall_ms)]),
+                min([wall_ms + _QUIET_MS, *(one.start_ms for one in found if one.start_ms > wall_ms)]),
+            )
 
     def folds(self) -> Folds:
         """Return the result, after all rows have been added."""

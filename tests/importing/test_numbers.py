@@ -41,7 +41,8 @@ class Numbers(unittest.TestCase):
     def test_words_and_signs_for_no_value_are_known(self):
         for text in ("", " ", "-", "--", "---", "unavailable", "unknown", "Unknown", "error", "none", "None", "null",
          "NULL",
-                     "N/A", "n/a", "#N/A", "na", "NaN", "nan", "-nan", "?", "*", "undefined", "#VALUE!",
+                     "N/A", "n/a", "#N/A", "na", "NaN", "nan", "-nan", "?", "*", "undefined", "inf", "-Infinity",
+                     "-nan(ind)", "1.#QNAN", "#VALUE!",
                      "\u2014"):  # fmt: skip
             self.assertTrue(has_no_value(text), text)
             self.assertIsNone(read_number(text, "x", ","), text)

@@ -207,6 +207,14 @@ class Damaged(unittest.TestCase):
             found = rows_of(f"time,a\n{bad}2023-10-28 12:00,1\n", skip_bad=True)
             self.assertEqual([values for _, _, values in found], [{"a": 1}], bad)
 
+    def test_joined_files_with_marks_and_head_lines_are_read(self):
+        part = "\ufefftime,a\n2023-10-28 12:0{},1\n".format
+        self.assertEqual(len(rows_of(part(0) + part(1) + part(2))), 3)
+
+    def test_archives_and_spreadsheets_are_named(self):
+        for data in (b"PK\x03\x04" + b"x" * 99, b"\x1f\x8b\x08" + b"x" * 99, b"\xd0\xcf\x11\xe0" + b"\0" * 99):
+            self.assertIn("this is an archive or a spreadsheet, not a text: unpack it", faults_of(data))
+
     def test_comments_between_the_rows_are_ignored(self):
         text = "a,time,b\n1,2023-10-28 12:00,N\n# started,2023-10-28 12:01,5\n2,2023-10-28 12:02,S\n"
         self.assertEqual([values for _, _, values in rows_of(text)], [{"a": 1}, {"a": 2}])

@@ -133,7 +133,7 @@ def _calibrations(context: Context) -> int:
         names = NodeRegister(store, Tokens(context.data).text_of)
         found = _file(context, names)
         try:
-            node = require_sensor(store, names.current, chosen.node, chosen.sensor or "") if chosen.node else ""
+            node = require_sensor(store, names.current, chosen.node, chosen.sensor) if chosen.node else ""
         except Refused as error:
             raise Failed(str(error)) from None
     listed = [

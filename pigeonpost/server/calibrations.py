@@ -302,14 +302,14 @@ def announcement(node: str) -> list[EpochCommit]:
     return [EpochCommit(node, "", "", NOTHING)]
 
 
-def require_sensor(store: Store, current: Callable[[str], str], node: str, sensor: str) -> str:
+def require_sensor(store: Store, current: Callable[[str], str], node: str, sensor: str | None) -> str:
     """Return the current name of `node` if the store has samples of its `sensor`.
 
     Args:
         store: The store.
         current: Function that returns the current name of a node.
         node: Current or former name of the node.
-        sensor: Name of the sensor; empty to look up only the node.
+        sensor: Name of the sensor; None to look up only the node.
 
     Raises:
         Refused: The node or the sensor is unknown.
@@ -320,9 +320,9 @@ def require_sensor(store: Store, current: Callable[[str], str], node: str, senso
         raise Refused(
             f"nothing is stored for a node {node}; {_hint(node, stored, 'the stored nodes')}", is_unknown=True
         )
-    if sensor and sensor not in stored[found]:
+    if sensor is not None and sensor not in stored[found]:
         hint = _hint(sensor, stored[found], "its sensors")
-        raise Refused(f"node {found} has never had a sensor {sensor}; {hint}", is_unknown=True)
+        raise Refused(f"node {found} has never had a sensor {sensor or '(empty name)'}; {hint}", is_unknown=True)
     return found
 
 

@@ -159,6 +159,7 @@ class BadInputTest(CalibrationCase):
             ("basement", "temprature", "node basement has never had a sensor temprature; did you mean temperature?"),
             ("basement", "zzz", "has never had a sensor zzz; its sensors are: light, temperature"),
             ("Basement", "light", "did you mean basement?"),
+            ("basement", "", "has never had a sensor (empty name); its sensors are: light, temperature"),
         ):
             with self.subTest(node=node, sensor=sensor), self.assertRaises(Refused) as caught:
                 require_sensor(self.store, lambda name: name, node, sensor)

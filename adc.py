@@ -284,8 +284,9 @@ def _input(value: Any) -> tuple[int, int | None]:
 
 
 _TEMPERATURE = {"mcp9700": (500.0, 10.0), "tmp36": (500.0, 10.0), "lm35": (0.0, 10.0)}  # mV at 0 °C, mV per °C
-# Lowest and highest temperature: Microchip DS20001942 (MCP9700), Analog Devices TMP35/36/37, TI SNIS159 (LM35).
-_RANGES_C = {"mcp9700": (-40.0, 150.0), "tmp36": (-40.0, 150.0), "lm35": (-55.0, 150.0)}
+# Lowest and highest temperature: Microchip DS20001942 (MCP9700), Analog Devices TMP35/36/37, TI SNIS159 (LM35). The
+# first two measure -40 to 150 °C with an error of up to 4 °C, so a freezer at -40 °C can be measured as -43 °C.
+_RANGES_C = {"mcp9700": (-45.0, 155.0), "tmp36": (-45.0, 155.0), "lm35": (-55.0, 150.0)}
 _UNITS = {"counts": "counts", "volts": "V", "ldr_ohms": "Ω", "ldr_lux": "lx", **dict.fromkeys(_TEMPERATURE, "°C")}
 
 OPTIONS = (

@@ -184,12 +184,18 @@ class Sources(unittest.TestCase):
             return adc.make({"channels": {"t": {"input": 1, **options}}}, "here").channels[0].possible
 
         self.assertEqual([possible(convert=name) for name in ("mcp9700", "tmp36", "lm35", "volts")],
-                         [(-40, 150), (-40, 150), (-55, 150), None])  # fmt: skip
+                         [(-45, 155), (-45, 155), (-55, 150), None])  # fmt: skip
         for options in ({"gain": 1.8}, {"offset": 1}, {"unit": "°F"}, {"mv_per_c": 19.5}, {"offset_mv": 400}):
             self.assertIsNone(possible(convert="mcp9700", **options))
         table = {"channels": {"t": {"input": 1, "convert": "lm35", "gain": 1.8, "offset": 32, "raw": True}}}
         channels = with_limits(table, "here", lambda plain: adc.make(plain, "here")).channels
         self.assertEqual([channel.possible for channel in channels], [(-67, 302), (-55, 150)])
+
+    def test_temperature_within_the_accuracy_of_the_sensor_is_possible(self):
+        for count, expected in ((31, True), (18, True), (635, True), (1, False), (15, False), (640, False)):
+            source, _ = source_of({"t": {"input": 1, "convert": "tmp36"}}, lambda n, count=count: count)
+            low, high = source.channels[0].possible
+            self.assertEqual(low <= source.read()["t"] <= high, expected)
 
     def test_slope_and_offset_of_a_temperature_sensor_can_be_set(self):
         source, _ = source_of(

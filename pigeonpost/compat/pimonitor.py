@@ -33,6 +33,8 @@ from pigeonpost.core.faults import Faults
 from pigeonpost.core.json_file import JsonFile
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.http.message import TEXT, Endpoint, Request, Response
+from pigeonpost.sensors.chips import described
+from pigeonpost.sensors.ranges import ImpossibleValue, Range
 from pigeonpost.server.unnumbered_sources import Claim, ExternalReading
 from pigeonpost.transports.contract import PassiveTransport
 from protocol import LARGEST_INTEGER, NODE_NAME, NODE_NAME_TAKES, Number
@@ -380,10 +382,26 @@ class PiMonitorTransport(PassiveTransport):
     def _store(self, claim: Claim, readings: Sequence[DeviceReading], time_ms: int) -> None:
         self._context.unnumbered_sources.caller(claim)  # raises an error before names are stored for a refused node
         names = self._names.of(claim.node, readings)
-        values = {name: reading.value for name, reading in zip(names, readings, strict=True)}
         units = {name: reading.unit for name, reading in zip(names, readings, strict=True)}
-        errors = {name: "the device sent no value" for name, value in values.items() if value is None}
+        faults = {name: _fault(reading) for name, reading in zip(names, readings, strict=True)}
+        errors = {name: fault for name, fault in faults.items() if fault}
+        values = {
+            name: None if name in errors else reading.value for name, reading in zip(names, readings, strict=True)
+        }
         self._context.unnumbered_sources.store(ExternalReading(claim, values, units, time_ms, errors))
+
+
+def _fault(reading: DeviceReading) -> str:
+    """Return why `reading` has no value, or an empty text: the chip that its sensorType names can limit it."""
+    if reading.value is None:
+        return "the device sent no value"
+    limits = described(reading.kind, reading.unit, (reading.sensor, reading.kind))
+    try:
+        if limits is not None:
+            Range(*limits, reading.sensor).check(reading.value, reading.unit)
+    except ImpossibleValue as error:
+        return str(error)
+    return ""
 
 
 def _answer(text: str, status: int = 200) -> Response:

@@ -235,6 +235,22 @@ class SeveralSensors(PimonitorCase):
             "humidity", "temperature",
         ])  # fmt: skip
 
+    def test_value_that_the_named_chip_cannot_have_is_stored_as_null(self):
+        values = [
+            {"sensorType": "DS18B20", "temperature": -196.6},
+            {"sensorType": "DHT22", "temperature": 392, "humidity": 50},
+            {"sensorType": "BME280", "temperature": 32, "dewPoint": -60}, {"sensorType": "PT1000", "temperature": 302},
+            {"sensorType": "DHT11", "temperature": -40, "humidity": 100, "heatIndex": 200},
+        ]  # fmt: skip
+        self.assertEqual(self.post(sensors=values)[0], 200)
+        self.assertEqual(self.points()[0].values, {
+            "temperature": None, "dht22_temperature": None, "humidity": 50, "bme280_temperature": 0.0,
+            "dew_point": -51.111, "pt1000_temperature": 150.0, "dht11_temperature": -40.0, "dht11_humidity": 100,
+            "heat_index": 93.333,
+        })  # fmt: skip
+        self.assertEqual(pimonitor._fault(DeviceReading("ds18b20", "temperature", -127.0, "°C")),
+                         "impossible: -127 °C (ds18b20: -55 to 125 °C)")  # fmt: skip
+
     def test_failed_sensor_is_stored_as_null(self):
         self.assertEqual(self.post(sensors=[{**DHT22, "temperature": None}]), (200, STORED))
         self.assertEqual(self.values(), {"temperature": None, "humidity": 40.1})

@@ -260,10 +260,11 @@ def _make_sources(settings: Settings) -> list[SensorSource]:
     tables: Sequence[Mapping[str, Any]] = settings.tables.get("sensor") or ([_CHIP] if simulate else [_CHIP, _MACHINE])
     sources = [_make_source(table, f"{settings.file}: [[sensor]] {n}", simulate) for n, table in enumerate(tables, 1)]
     seen: set[str] = set()
-    for source in sources:
+    for n, source in enumerate(sources, 1):
         for channel in source.channels:
             if channel.name in seen:
-                raise SettingsError(f"{settings.file}: two sensors have a channel {channel.name!r}; rename one of them")
+                where = f"{settings.file}: [[sensor]] {n}: channels.{channel.name}"
+                raise SettingsError(f"{where}: two sensors have a channel {channel.name!r}; rename one of them")
             seen.add(channel.name)
     # A channel that is calculated from a simulated channel is simulated too. The order makes this transitive.
     for derived, name in in_order(sources):

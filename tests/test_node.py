@@ -262,7 +262,12 @@ class Settings_(NodeCase):
             ),
             ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "adc"', "[[sensor]] 2: channels is missing"),
             ('[[sensor]]\nkind = "machine"\ndsk = "/"', 'did you mean "disk"?'),
-            ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "machine"', "two sensors have a channel"),
+            ('[[sensor]]\nkind = "machine"\n[[sensor]]\nkind = "machine"', "[[sensor]] 2: channels.load: two sensors"),
+            (
+                '[[sensor]]\nkind = "counter"\nline = 4\nchannels.a = {}\n'
+                '[[sensor]]\nkind = "counter"\nline = 5\n[sensor.channels.a]',
+                "node.toml, line 8: [[sensor]] 2: channels.a: two sensors have a channel 'a'; rename one of them",
+            ),
             ('[sensor]\nkind = "machine"', "sensor must be written as [[sensor]]"),
             (
                 '[[sensor]]\nkind = "formula"\nchannels.x.formula = "1 +"',

@@ -101,6 +101,13 @@ _EXAMPLES = """examples:
   */5 * * * * python3 control.py check || mail -s pigeonpost you@example.org"""
 
 
+class _Help(argparse.HelpFormatter):
+    """Formatter of the help of a command. It does not wrap examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
 def data_folder(settings: Settings) -> str:
     """Return the path of the server's data folder.
 
@@ -129,7 +136,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pigeonpost {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=help_text(command), aliases=command.aliases)
+        sub = commands.add_parser(
+            name, help=command.help, description=help_text(command), aliases=command.aliases,
+            epilog=command.examples, formatter_class=_Help,
+        )  # fmt: skip
         sub.set_defaults(run=command.run, loads_settings=command.loads_settings)
         for flag, options in _EVERYWHERE:  # SUPPRESS: a default here would overwrite a flag before the command
             sub.add_argument(flag, **options, default=argparse.SUPPRESS)

@@ -35,6 +35,7 @@ class Command(NamedTuple):
         aliases: Its former names.
         loads_settings: True if the command loads the settings itself, so that it also runs if they are invalid. Its
             context then contains no settings, and `data` is an empty string.
+        examples: Examples at the end of its help, with the heading "examples:", or an empty string.
     """
 
     help: str
@@ -42,6 +43,7 @@ class Command(NamedTuple):
     run: Callable[[Context], int]
     aliases: Sequence[str] = ()
     loads_settings: bool = False
+    examples: str = ""
 
 
 class Context(NamedTuple):

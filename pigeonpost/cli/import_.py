@@ -100,13 +100,6 @@ def _import_files(context: Context) -> int:
     another program, or a PostgreSQL database given by its address (postgresql://...). Each reading is stored once, even
     if its file is imported again. A file with an invalid row is not imported, unless --skip-bad is given. --check shows
     how a file is understood, and stores nothing.
-
-    Examples:
-    import --check --node attic old.csv
-    import --node attic --dates dmy --timezone Europe/Berlin 2023.csv
-    import --node bbq --columns time,setpoint,pit,food1,-,ambient hm.csv
-    import --node shed --unit temperature=°C --skip-bad govee.txt
-    import --node home home-assistant_v2.db
     """
     chosen = context.arguments
     for path in chosen.file:
@@ -301,6 +294,15 @@ _OPTIONS: Sequence[tuple[str, dict[str, Any]]] = [
                 "help": "unit of a sensor, or of all; values in another unit are converted, unless --scale or --offset"
                 " is given; repeatable"}),
 ]  # fmt: skip
+_EXAMPLES = """examples:
+  python3 control.py import --check --node attic old.csv
+  python3 control.py import --node attic --dates dmy --timezone Europe/Berlin 2023.csv
+  python3 control.py import --node bbq --columns time,setpoint,pit,food1,-,ambient hm.csv
+  python3 control.py import --node shed --unit temperature=°C --skip-bad govee.txt
+  python3 control.py import --node home home-assistant_v2.db"""
 COMMANDS: Mapping[str, Command] = {
-    "import": Command("import readings from files, or from the database of another program", _OPTIONS, _import_files)
-}
+    "import": Command(
+        "import readings from files, or from the database of another program", _OPTIONS, _import_files,
+        examples=_EXAMPLES,
+    )
+}  # fmt: skip

@@ -82,6 +82,27 @@ class Importing(Case):
         self.assertEqual(self.import_text(text)[0], 5000)
         self.assertEqual([point.values["a"] for point in self.stored()], list(range(5000)))
 
+    def test_interrupted_import_of_a_table_with_one_row_per_value_is_continued(self):
+        self.enterContext(mock.patch.object(blocks, "BLOCK_ROWS", 64))
+        text = "entity_id,state,last_changed\n" + "".join(
+            f"sensor.s{row % 3},{row if row % 7 else 'unavailable'},{1_795_000_000 + row}\n" for row in range(600)
+        )
+        real, left = self.web.ingestor.submit, [5]
+
+        def submit(*args, **more):
+            left[0] -= 1
+            return left[0] >= 0 and real(*args, **more)
+
+        with mock.patch.object(self.web.ingestor, "submit", submit), self.assertRaises(NotStored):
+            self.import_text(text)
+        self.web.ingestor.flush(60)
+        stored = len(self.stored())
+        self.assertEqual(self.import_text(text), (600, 600 - stored))
+        self.assertEqual(self.import_text(text), (600, 0))
+        found = sorted((point.time_ms, *point.values.items()) for point in self.stored())
+        wanted = [((1_795_000_000 + row) * 1000, (f"s{row % 3}", row if row % 7 else None)) for row in range(600)]
+        self.assertEqual(found, wanted)
+
     def test_import_succeeds_after_the_disk_was_full(self):
         full = mock.patch.object(self.web.store, "writing", side_effect=NotStored("full"))
         full.start()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ANSWER_S = 20.0  # time limit for each response of the mail server
 # 530: the server requires STARTTLS or a password first. This is a fault of the settings, not of the message.
 _NEEDS_LOGIN, _CLOSES, _TOO_LARGE = 530, 421, 552
+_LOGGED_IN, _GO_ON, _IS_LOGGED_IN = 235, 334, 503  # responses to AUTH (RFC 4954, section 4)
 
 
 class MailServer(NamedTuple):
@@ -76,6 +77,9 @@ class EmailChannel(AlertChannel):
 
         try:
             mail = self._mail(message)
+        except ValueError as error:  # headers that the module email cannot write
+            raise Refused(f"{self.place}: the message cannot be written as a mail: {error}") from None
+        try:
             connection = self._connect()
             try:
                 self._hand_over(connection, mail)
@@ -85,10 +89,8 @@ class EmailChannel(AlertChannel):
                 connection.close()
         except smtplib.SMTPResponseException as error:
             raise NotSent(f"{self.place}: {_answer(error.smtp_code, error.smtp_error)}") from None
-        except (OSError, smtplib.SMTPException) as error:
+        except (OSError, smtplib.SMTPException, UnicodeError) as error:  # UnicodeError: an invalid host name
             raise error if isinstance(error, NotSent) else NotSent(f"{self.place}: {_reason(error)}") from None
-        except ValueError as error:  # headers that the module email cannot write
-            raise Refused(f"{self.place}: the message cannot be written as a mail: {error}") from None
 
     def _connect(self) -> smtplib.SMTP:
         import smtplib
@@ -105,7 +107,7 @@ class EmailChannel(AlertChannel):
             if tls == "starttls":
                 connection.starttls(context=context)
             if self._server.user:
-                connection.login(self._server.user, self._server.password)
+                self._log_in(connection)
         except smtplib.SMTPNotSupportedError as error:
             connection.close()
             raise NotSent(f'{self.place}: {error} Set [mail] tls = "tls" or "none", or remove [mail] user') from None
@@ -118,14 +120,39 @@ class EmailChannel(AlertChannel):
             raise
         return connection
 
+    def _log_in(self, connection: smtplib.SMTP) -> None:
+        """Log in. smtplib only encodes ASCII, but user names and passwords are UTF-8 (RFC 4616, section 2)."""
+        import smtplib
+        from base64 import b64encode
+
+        user, password = self._server.user, self._server.password
+        if (user + password).isascii():
+            connection.login(user, password)
+            return
+        connection.ehlo_or_helo_if_needed()
+        offered = connection.esmtp_features.get("auth", "").upper().split()
+        if "PLAIN" in offered:
+            code, text = connection.docmd("AUTH", "PLAIN " + b64encode(f"\0{user}\0{password}".encode()).decode())
+        elif "LOGIN" in offered:
+            code, text = connection.docmd("AUTH", "LOGIN " + b64encode(user.encode()).decode())
+            if code == _GO_ON:
+                code, text = connection.docmd(b64encode(password.encode()).decode())
+        else:
+            raise NotSent(f"{self.place}: it accepts only ASCII characters in [mail] user and the password")
+        if code not in (_LOGGED_IN, _IS_LOGGED_IN):
+            raise smtplib.SMTPAuthenticationError(code, text)
+
     def _hand_over(self, connection: smtplib.SMTP, mail: EmailMessage) -> None:
         """Send `mail`. Raise Refused if the response is about it or its recipient, and is permanent."""
         import smtplib
 
         code, text = 0, b""
         try:
-            connection.send_message(mail, self._server.sender, [self._to])
+            connection.send_message(mail, mail["From"], [mail["To"]])
             return
+        except smtplib.SMTPNotSupportedError:  # SMTPUTF8
+            said = "it accepts only ASCII characters in addresses: set [mail] from and to"
+            raise NotSent(f"{self.place}: {said}, not {mail['From']} and {mail['To']}") from None
         except smtplib.SMTPRecipientsRefused as error:
             ((code, text),) = error.recipients.values()
         except smtplib.SMTPSenderRefused as error:
@@ -147,8 +174,11 @@ class EmailChannel(AlertChannel):
         subject = _one_line(message.subject)
         # A long subject in ASCII stays on one line. If it were folded, the first line could be empty, which some spam
         # filters reject. Encoded words must be folded (RFC 2047, section 2).
-        mail = EmailMessage(SMTP.clone(max_line_length=_LINE) if subject.isascii() else SMTP)
-        mail["From"], mail["To"], mail["Subject"] = self._server.sender, self._to, subject
+        # 7bit: a mail server without 8BITMIME accepts only ASCII (RFC 6152).
+        policy = SMTP.clone(cte_type="7bit")
+        mail = EmailMessage(policy.clone(max_line_length=_LINE) if subject.isascii() else policy)
+        mail["From"], mail["To"] = _ascii_domain(self._server.sender), _ascii_domain(self._to)
+        mail["Subject"] = subject
         mail["Date"] = formatdate(localtime=True)
         # The same id in each attempt, so that the recipient's mail program can recognise a mail that arrives twice.
         mail["Message-ID"] = f"<{message.id}@pigeonpost.invalid>" if message.id else make_msgid("", _DOMAIN)
@@ -160,11 +190,26 @@ class EmailChannel(AlertChannel):
 
 
 _DOMAIN = "pigeonpost.invalid"
+# Python's codec "idna" is that of 2003, which changes these letters: it would select another domain.
+_CHANGED = "\u00df\u03c2\u200c\u200d"
 _LINE = 998  # characters in a line (RFC 5322, section 2.1.1)
+
+
+def _ascii_domain(address: str) -> str:
+    """Return `address` with the domain in ASCII, which each mail server accepts (RFC 5890, section 2.3.2.1)."""
+    local, _, domain = address.rpartition("@")
+    if any(letter in domain for letter in _CHANGED):
+        return address
+    try:
+        return f"{local}@{domain.encode('idna').decode()}"
+    except UnicodeError:
+        return address
 
 
 def _answer(code: int, text: bytes | str) -> str:
     """Return the response of a mail server as one line: `550 no such user`."""
+    if code < 0:  # smtplib: a response that does not begin with a number
+        return f"it does not answer as a mail server: {_one_line(_bytes(text).decode('utf-8', 'replace'))}"
     return f"{code} {_one_line(_bytes(text).decode('utf-8', 'replace'))}"
 
 
@@ -183,5 +228,6 @@ def _plain(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return a subject as one line of at most 200 characters. A line break would begin another header (RFC 5322)."""
-    return " ".join(_plain(text).split())[:200]
+    """Return `text` as one printable line of at most 200 characters. A line break would begin another header."""
+    shown = "".join(letter if letter.isprintable() or letter.isspace() else "\ufffd" for letter in _plain(text))
+    return " ".join(shown.split())[:200]

@@ -4,6 +4,7 @@ import email
 import email.policy
 import unittest
 import unittest.mock
+from base64 import b64encode
 from email.utils import formatdate
 
 from pigeonpost.alerts import email_channel, webhook_channel
@@ -16,8 +17,12 @@ from tests.page_support import for_class
 HELLO = AlertMessage("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"}, "a-1")
 
 
-def mail_to(port, to="you@example.org", tls="none", user=""):
-    return EmailChannel(MailServer("127.0.0.1", port, tls, user, "secret", "pi@example.org"), to)
+def mail_to(port, to="you@example.org", tls="none", user="", password="secret", sender="pi@example.org"):
+    return EmailChannel(MailServer("127.0.0.1", port, tls, user, password, sender), to)
+
+
+def base64(text):
+    return b64encode(text.encode()).decode()
 
 
 class Mail(unittest.TestCase):
@@ -102,6 +107,59 @@ class Mail(unittest.TestCase):
             error = self.error(responses, **options)
             self.assertNotIsInstance(error, Refused, responses)
             self.assertEqual(error.is_answer, is_answer, (responses, str(error)))
+
+    def test_mail_is_ascii_for_servers_without_8bitmime(self):
+        mail_to(self.port).send(HELLO._replace(text="Küche: 41 °C\n", html="<p>Küche: 41 °C</p>"))
+        self.assertEqual([line for line in self.server.received if not line.isascii()], [])
+        read = email.message_from_string(self.server.mails[0][1], policy=email.policy.default)
+        for kind in ("plain", "html"):
+            self.assertIn("Küche: 41 °C", read.get_body((kind,)).get_content())
+
+    def test_password_is_sent_as_utf_8(self):
+        for user, password, offered, line in (
+            ("pi", "pässwört", b"PLAIN LOGIN", "AUTH PLAIN " + base64("\0pi\0pässwört")),
+            ("pi", "€", b"CRAM-MD5 PLAIN", "AUTH PLAIN " + base64("\0pi\0€")),
+            ("jürgen", "x", b"PLAIN", "AUTH PLAIN " + base64("\0jürgen\0x")),
+            ("pi", "grün", b"LOGIN", base64("grün")),
+            ("küche@example.org", "x", b"CRAM-MD5 LOGIN", "AUTH LOGIN " + base64("küche@example.org")),
+        ):
+            go_on = {} if b"PLAIN" in offered else {"AUTH": b"334 VXNlcm5hbWU6"}
+            login = {"AUTH": b"235 fine", "": b"220 mail", **go_on, base64(password): b"235 fine"}
+            self.server.responses = {"EHLO": b"250-mail\r\n250 AUTH " + offered, **login}
+            mail_to(self.port, user=user, password=password).send(HELLO)
+            self.assertIn(line, self.server.received)
+
+    def test_fault_of_the_settings_refuses_no_message(self):
+        auth = {"EHLO": b"250-mail\r\n250 AUTH PLAIN LOGIN CRAM-MD5"}
+        for responses, options, words in (
+            ({**auth, "AUTH": b"535 no"}, {"user": "pi", "password": "grün"}, "535 no: check [mail] user and the"),
+            ({"EHLO": b"250-mail\r\n250 AUTH CRAM-MD5"}, {"user": "pi", "password": "grün"}, "only ASCII"),
+            ({}, {"user": "pi", "password": "grün"}, "only ASCII"),
+            ({}, {"to": "jürgen@example.org"}, "set [mail] from and to, not pi@example.org and jürgen@example.org"),
+            ({}, {"sender": "jürgen@example.org"}, "set [mail] from and to, not jürgen@example.org and you@"),
+            ({"": b"HTTP/1.1 400 Bad Request"}, {}, "it does not answer as a mail server: /1.1 400 Bad Request"),
+            ({"": b"SSH-2.0-OpenSSH"}, {}, "it does not answer as a mail server"),
+        ):  # fmt: skip
+            error = self.error(responses, **options)
+            self.assertNotIsInstance(error, Refused, options)
+            self.assertIn(words, str(error))
+        for host in ("smtp..example.org", "x" * 64 + ".org"):
+            with self.assertRaises(NotSent) as caught:
+                EmailChannel(MailServer(host, 25, "none", "", "", "pi@example.org"), "you@example.org").send(HELLO)
+            self.assertNotIsInstance(caught.exception, Refused)
+
+    def test_response_is_shown_without_control_characters(self):
+        self.assertIn("550 no\ufffd[31m user", str(self.error({"RCPT": b"550 no\x1b[31m user"})))
+
+    def test_domain_is_sent_in_ascii(self):
+        for to, sent in (
+            ("info@müller.example", "info@xn--mller-kva.example"), ("a@EXAMPLE.org", "a@EXAMPLE.org"),
+            ("a@bücher.münchen.example", "a@xn--bcher-kva.xn--mnchen-3ya.example"),
+            ("a@日本.example", "a@xn--wgv71a.example"), ("a@xn--mller-kva.example", "a@xn--mller-kva.example"),
+        ):  # fmt: skip
+            mail_to(self.port, to).send(HELLO)
+            self.assertEqual(self.server.mails[-1][0], sent)
+        self.assertIn("only ASCII", str(self.error({}, to="a@straße.example")))  # not strasse.example, another domain
 
     def test_server_that_refuses_the_connection_or_tls_is_a_temporary_error(self):
         port = self.port

@@ -168,7 +168,7 @@ def alert_channels(settings: Settings, current: Callable[[str], str] = lambda no
     `current` returns the current name of a node that was renamed.
 
     Raises:
-        SettingsError: No channel is set, or a [[recipient]] table is invalid.
+        SettingsError: No channel is set, the URL of the webhook is invalid, or a [[recipient]] table is.
     """
     from pigeonpost.alerts.recipients import EVERYTHING, read_recipients
 
@@ -189,5 +189,8 @@ def alert_channels(settings: Settings, current: Callable[[str], str] = lambda no
     if url := settings["webhook", "url"]:
         from pigeonpost.alerts.webhook_channel import WebhookChannel
 
-        channels.append(WebhookChannel(url))
+        try:
+            channels.append(WebhookChannel(url))
+        except ValueError as error:
+            raise SettingsError(f"{settings.origin('webhook', 'url')}: [webhook] url {error}") from None
     return channels

@@ -136,7 +136,10 @@ def split_url(url: str) -> Url:
     """Return the parts of `url`, an http: or https: address. Raise ValueError if it is not valid."""
     from urllib.parse import quote, urlsplit
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket without its counterpart
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("takes an address that begins with http:// or https:// and a host")
     secure = parts.scheme == "https"

@@ -207,6 +207,13 @@ class ReportSettings(unittest.TestCase):
             with self.assertRaisesRegex(SettingsError, words):
                 self.plans(text)
 
+    def test_invalid_address_of_the_webhook_is_refused_with_its_line(self):
+        for url in ("http://h:99999/x", "http://[::1/x", "http://a..b/", "https://:443/", "http://h:port/"):
+            self.plans(f'[webhook]\nurl = "{url}"\n')
+            with self.assertRaisesRegex(SettingsError, r"\[webhook\] url takes") as caught:
+                alert_channels(self.settings)
+            self.assertNotIn(url, str(caught.exception))  # it can be a secret
+
 
 class Content(unittest.TestCase):
     """10:00 to 10:04 UTC is 11:00 to 11:04 in Vienna."""

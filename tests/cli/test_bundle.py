@@ -59,7 +59,7 @@ class Bundle(unittest.TestCase):
     def test_bundle_runs_and_creates_an_identical_bundle(self):
         result = self.run_("control.pyz", "bundle", "node", "node.pyz")
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertRegex(result.stdout, r"^node\.pyz: 0\.\d MB; copy it and run it: python3 node\.pyz\n$")
+        self.assertRegex(result.stdout, r"^node\.pyz: 1\.\d MB; copy it and run it: python3 node\.pyz\n$")
         self.assertTrue(os.access(os.path.join(self.folder, "node.pyz"), os.X_OK))
         with open(os.path.join(self.folder, "node.pyz"), "rb") as file:
             self.assertEqual(file.read(), bundle_of("node"))

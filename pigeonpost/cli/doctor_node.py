@@ -40,7 +40,7 @@ from pigeonpost.cli.remote import local_host
 from pigeonpost.core import config
 from pigeonpost.core.addresses import is_loopback, join_address
 from pigeonpost.core.config import Settings
-from pigeonpost.core.data_folder import LINK_CERTIFICATE
+from pigeonpost.core.data_folder import COUNTERS, LINK_CERTIFICATE
 from pigeonpost.core.errors import PigeonpostError, SensorError
 from pigeonpost.core.http_client import split_url
 from pigeonpost.sensors.contract import DerivedSource
@@ -110,7 +110,8 @@ def check_sensors(settings: Settings, root: str, service: Service | None = None)
             yield Finding("note", f"{about}: not run as root, because other users may write to {settings.file}",
                           "run doctor without sudo, as the user of that file")  # fmt: skip
         elif all(finding.status == "ok" for finding in required):
-            yield from _readings(about, kind, table)
+            data = config.data_folder(settings["node", "data"]) if service is None else service.data
+            yield from _readings(about, kind, table, data)
     yield _interfaces(root)
     if service is None:
         yield from check_group("gpio", "only a pulse counter needs it, or a command that Pigeonpost runs")
@@ -259,7 +260,7 @@ def _channels(table: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return [channel for channel in channels.values() if isinstance(channel, dict)] if isinstance(channels, dict) else []
 
 
-def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Finding]:
+def _readings(about: str, kind: str, table: Mapping[str, Any], data: str) -> Iterator[Finding]:
     options = {key: value for key, value in table.items() if key != "kind"}
     if kind not in KINDS:
         yield Finding("wrong", f"{about}: this kind of sensor does not exist", "docs/sensors.md lists all kinds")
@@ -273,6 +274,7 @@ def _readings(about: str, kind: str, table: Mapping[str, Any]) -> Iterator[Findi
         return
     if kind == "counter":  # it can be read only by the node, which has reserved the line
         yield _line_use(about, int(table["line"]), str(table.get("chip", "")))
+        yield from _totals(about, table["channels"], data)
         return
     try:
         for channel, value in source.read().items():
@@ -301,6 +303,23 @@ def _line_use(about: str, line: int, chip_name: str) -> Finding:
     if user == gpio.CONSUMER:
         return Finding("ok", f"{about}: {where} is counted by a running node")
     return Finding("wrong", f"{about}: {where} is used by {user!r:.40}", "choose another line, or stop its user")
+
+
+def _totals(about: str, channels: Mapping[str, Mapping[str, Any]], data: str) -> Iterator[Finding]:
+    """Yield the findings on the stored totals of a counter."""
+    from pigeonpost.sensors.counter_file import CounterFile
+
+    for name, channel in channels.items():
+        path = os.path.join(data, COUNTERS, name)
+        if channel.get("value", "total") == "total" and os.access(path, os.R_OK):
+            try:
+                state = CounterFile(path).peek()
+            except SensorError as error:
+                fault, _, remedy = str(error).partition("; ")
+                yield Finding("wrong", f"{about}: {fault}", remedy)
+            else:
+                if state is not None:
+                    yield Finding("ok", f"{about}: total of {name} = {state.total:.12g}")
 
 
 # --------------------------------------------------------------------------------------------------- token and link

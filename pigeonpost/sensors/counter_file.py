@@ -72,6 +72,30 @@ class CounterFile:
         Raises:
             SensorError: The file is damaged, or cannot be read or written.
         """
+        newest = self._newest()
+        if newest is None:
+            return None
+        self._number, state, is_whole = newest
+        if not is_whole:
+            log.warning(
+                "%s: a part is damaged, by a power cut or a fault of the disk; the total continues at %.12g, and may"
+                " lack the pulses of the last write (remedy: compare it with the meter; set start)",
+                self.path, state.total,
+            )  # fmt: skip
+        self._write(self._number, state)
+        return state
+
+    def peek(self) -> CounterState | None:
+        """Return the newest state in the file without writing, or None if there is no file.
+
+        Raises:
+            SensorError: The file is damaged or cannot be read.
+        """
+        newest = self._newest()
+        return None if newest is None else newest[1]
+
+    def _newest(self) -> tuple[int, CounterState, bool] | None:
+        """Return the number of the newest slot, its state, and False if the other slot is damaged."""
         try:
             with open(self.path, "rb") as file:
                 content = file.read(2 * SLOT_BYTES)
@@ -85,15 +109,7 @@ class CounterFile:
             raise SensorError(
                 f"{self.path} is damaged, so the total is unknown; delete it, and set start to the present total"
             )
-        self._number, state = newest
-        if None in slots:
-            log.warning(
-                "%s: a part is damaged, by a power cut or a fault of the disk; the total continues at %.12g, and may"
-                " lack the pulses of the last write (remedy: compare it with the meter; set start)",
-                self.path, state.total,
-            )  # fmt: skip
-        self._write(self._number, state)
-        return state
+        return (*newest, None not in slots)
 
     def save(self, state: CounterState) -> None:
         """Store a state durably.

@@ -26,6 +26,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors import gpio
+from pigeonpost.sensors.counter_file import CounterFile, CounterState
 from pigeonpost.sensors.simulated import SimulatedChip, room
 from pigeonpost.settings import NODE, SERVER, SERVER_ARRAYS
 from tests.page_support import Node, Server, control, control_here
@@ -211,6 +212,22 @@ class Nodes(Case):
         self.assert_wrong(
             self.node(table.replace("17", "-1")), "line takes a whole number", "settings.md lists the keys"
         )
+
+    def test_total_of_a_counter_is_checked_without_writing(self):
+        table = '[[sensor]]\nkind = "counter"\nline = 17\nchannels.rain.unit = "mm"\nchannels.wind.value = "rate"\n'
+        self.put("dev/gpiochip0")
+        self.assertFalse([one for one in self.node(table) if "total" in one.about])
+        path = os.path.join(self.folder, "counters/rain")
+        file = CounterFile(path)
+        file.load()
+        file.save(CounterState(3, 0, 4711304.25, 0.5, None))
+        before = os.stat(path).st_mtime_ns
+        found = self.find(self.node(table), "counter: total of rain = 4711305.75")
+        self.assertEqual((found.status, os.stat(path).st_mtime_ns), ("ok", before))
+        for content in (b"", b"hello", bytes(8192), b"0" * 8192):
+            with open(path, "wb") as damaged:
+                damaged.write(content)
+            self.assert_wrong(self.node(table), "rain is damaged, so the total is unknown", "delete it, and set start")
 
     def test_enabled_buses_are_listed(self):
         found = self.find(self.node("simulate = true"), "buses enabled")

@@ -239,6 +239,11 @@ class CsvLog:
         self._due = LogMark(self.name, self.size, zlib.crc32(self._tail), self._filed)
         return self._due
 
+    @property
+    def limits_fault(self) -> str:
+        """Reason why old logs are not deleted, or an empty string."""
+        return self._retention.fault
+
     def _committed(self) -> None:
         """Note that the transaction has recorded the mark that `due` returned."""
         if self._due is not None:

@@ -26,7 +26,7 @@ from pigeonpost.core.data_folder import DATABASE, LOGS, SERVER_LOCK
 from pigeonpost.core.errors import InUse
 from pigeonpost.core.files import kind_of_filesystem, lock_data_dir
 from pigeonpost.core.mqtt_client import broker_address
-from pigeonpost.storage.csv.checksums import check_pieces, logs_in
+from pigeonpost.storage.csv.checksums import check_pieces, log_sizes
 from pigeonpost.storage.sqlite.schema import quick_faults
 
 REACH_S = 3.0  # limit for a connection to another machine or program, and for its answer
@@ -221,7 +221,7 @@ def check_database(data: str) -> Iterator[Finding]:
     for fault in faults:
         about, _, remedy = fault.partition("; ")
         yield Finding("wrong", about, remedy)
-    if sum(os.path.getsize(os.path.join(logs, name)) for name in logs_in(logs)) <= _MOST_LOG_BYTES:
+    if sum(log_sizes(logs).values()) <= _MOST_LOG_BYTES:
         for fault in filter(None, check_pieces(logs, f"python3 control.py --data {os.path.abspath(data)}")):
             about, _, remedy = fault.partition("; ")
             faults.append(fault)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 DATABASE_FAULT, LOGS_FAULT = "database", "logs"  # subjects in Faults
 LOST_FAULT = "lost rows"  # found only at the start, so the fault remains until the next start
+LIMITS_FAULT = "log limits"
 DAMAGE_FAULTS = {DATABASE_FAULT, LOGS_FAULT, LOST_FAULT}
 SHARE_PERCENT = 2.0  # maximum share of one core
 PASS_S = 21_600.0  # pause between two passes; a pass of 2 GB on a Pi and the pause take less than a day
@@ -70,8 +71,12 @@ def _opened(settings: Settings, data: str) -> Store:
 
 
 def show_lost_rows(store: Store, csv: CsvLog, faults: Faults) -> None:
-    """Add a fault to `faults` for stored rows that the start found to be missing in `store` or in the log `csv`."""
+    """Add a fault to `faults` for stored rows that the start found to be missing in `store` or in the log `csv`.
+
+    Add another one for old logs that cannot be deleted, since the logs then exceed their limits.
+    """
     faults.add_check(lambda: faults.set(LOST_FAULT, store.found_at_start or csv.beyond_store))
+    faults.add_check(lambda: faults.set(LIMITS_FAULT, csv.limits_fault))
 
 
 def make_check(data: str, store: Store, csv: CsvLog, faults: Faults, clock: Clock) -> DamageCheck:

@@ -137,7 +137,10 @@ def _disk_words(use: DiskUsage) -> str:
     left = ""
     if use.days is not None:
         left = ", space for years" if use.days > 1000 else f", space for {use.days:.0f} days"
-    written = f" {written_words(use)} written per day." if use.written is not None else ""
+    written = ""
+    if use.written is not None:
+        amount = written_words(use)
+        written = f" {amount[0].upper()}{amount[1:]} written per day."
     return f"{size(use.stored)} stored, {size(use.free)} free{left}.{written}"
 
 

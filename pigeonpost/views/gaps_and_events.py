@@ -91,8 +91,10 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
             for gap in app.store.gaps(SHOWN)
         ]
         events = event_log.all()
-        first_ms = min([app.started_ms, *[event.time_ms for event in events if not event.node]])
-        found = [*events, *missing, *_starts(os.path.join(app.data, LOGS), first_ms)]
+        found = [*events, *missing]
+        if len(events) < MOST:  # otherwise old starts are no longer known, and a log may begin without one
+            first_ms = min([app.started_ms, *[event.time_ms for event in events if not event.node]])
+            found += _starts(os.path.join(app.data, LOGS), first_ms)
         found.sort(key=lambda one: one.time_ms, reverse=True)
         found = found[:SHOWN]
         return render_table(context, TablePage(

@@ -312,7 +312,7 @@ class WalOfAnother(Damage):
         faults = Faults()
         settings = load(SERVER, argparse.Namespace(config=None), "", SERVER_ARRAYS, environment={})
         with contextlib.closing(damage_check.open_despite_damage(settings, crashed, faults)) as store:
-            damage_check.show_lost_rows(store, SimpleNamespace(beyond_store=""), faults)
+            damage_check.show_lost_rows(store, SimpleNamespace(beyond_store="", limits_fault=""), faults)
             self.assertRegex(
                 faults.present()[LOST_FAULT], "WAL, whose last [0-9]+ transactions cannot be read.*restore"
             )

@@ -12,6 +12,7 @@ from pigeonpost.compat.multicast_bus.state import BusState
 from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.server import event_log
 from pigeonpost.storage.csv.checksums import sums_text
+from pigeonpost.views import gaps_and_events
 from pigeonpost.views.about import PROMISE
 from protocol import Batch, Gap
 from tests.page_support import set_zone, use_memory_disk
@@ -113,6 +114,12 @@ class EventList(TableCase):
         self.assertEqual(kinds.count(("", "started")), 2)
         self.assertIn("19 Nov 07:15", self.page("/happenings"))
         self.assertEqual(len(self.rows("/happenings.csv")), len(found))
+
+    def test_logs_are_no_starts_when_old_starts_were_replaced_by_other_events(self):
+        path = os.path.join(self.web.folder, "logs", "sensorlog_191126_0715.csv")
+        with open(path, "w", encoding="utf-8"), mock.patch.object(gaps_and_events, "MOST", 1):
+            wait_until(lambda: "connected" in self.get("/happenings"), "the event log is updated")
+            self.assertNotIn("sensorlog_191126_0715.csv", self.get("/happenings"))
 
     def test_node_that_is_switched_off_is_listed(self):
         wait_until(lambda: "connected" in self.get("/happenings"), "the event log is updated")

@@ -8,6 +8,7 @@ Errors: none that stop the server. A failure is logged, and the next start adds 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pigeonpost.core.data_folder import LOG_CHECKSUMS
 from pigeonpost.core.files import replace_file
+from pigeonpost.storage.csv.format import is_log_name
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,15 @@ def logs_in(folder: str) -> list[str]:
         return sorted(name for name in os.listdir(folder) if name.endswith(".csv"))
     except FileNotFoundError:
         return []
+
+
+def log_sizes(folder: str) -> dict[str, int]:
+    """Return the size in bytes of each log of the server in `folder`, by its name, without links to missing files."""
+    found = {}
+    for name in filter(is_log_name, logs_in(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = os.path.getsize(os.path.join(folder, name))
+    return found
 
 
 def read_sums(folder: str) -> dict[str, str]:
@@ -150,8 +161,13 @@ class LogChecksums:
                 log.warning("%s cannot be written, and the next start tries again: %s", LOG_CHECKSUMS, error)
 
     def catch_up(self, current: str) -> None:
-        """Start a thread that calculates the missing checksums of all logs except `current`."""
-        missing = [name for name in logs_in(self._folder) if name != current and name not in read_sums(self._folder)]
+        """Start a thread that calculates the missing checksums of all logs except `current`.
+
+        Other CSV files in the folder belong to the user, who may change them.
+        """
+        known = read_sums(self._folder)
+        logs = filter(is_log_name, logs_in(self._folder))
+        missing = [name for name in logs if name not in known and name != current]
         if missing:
             self._thread = threading.Thread(target=self._add_missing, args=(missing,), name="log sums", daemon=True)
             self._thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
@@ -269,12 +270,20 @@ def guarded(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
+_LOG_NAME = re.compile(r"sensorlog_[0-9]{6}_[0-9]{4}(?:_[0-9]+)?\.csv").fullmatch
+
+
 def log_name(time_ms: int) -> str:
     """Return the name of a log that begins at `time_ms` (ms since 1970, UTC): `sensorlog_DDMMYY_HHMM.csv`.
 
     The name contains the local time.
     """
     return time.strftime("sensorlog_%d%m%y_%H%M.csv", time.localtime(time_ms / 1000))
+
+
+def is_log_name(name: str) -> bool:
+    """Return True if `name` is the name of a log: one of `log_name`, which may have a number."""
+    return _LOG_NAME(name) is not None
 
 
 def local_time(time_ms: int) -> str:

@@ -4,8 +4,8 @@ A log is deleted only if its content is exactly what the server wrote, and neith
 which the store records the position of the CSV log. Before that, its number of lines and the sum of their hashes are
 added to `logs/removed.json`, so that `control.py verify` can still compare all lines with the store.
 
-A separate thread reads and deletes logs. Errors: none that stop the server. A failure is logged, and the next pass
-tries again.
+A separate thread reads and deletes logs. Errors: none that stop the server. A failure is a fault of the server, and the
+next pass tries again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from pigeonpost.core.data_folder import REMOVED_LOGS
 from pigeonpost.core.files import replace_file, sync_folder
 from pigeonpost.core.format import size
 from pigeonpost.storage.csv.checksums import LogChecksums, logs_in, read_sums
+from pigeonpost.storage.csv.format import is_log_name
 from pigeonpost.storage.csv.lines import LineTally
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ _PARTS = 8  # a log is closed when it has this part of the limits, so that delet
 _LEAST_BYTES, _LEAST_S = 1 << 20, 3600.0  # no log is closed below this length and before this time
 _PASS_S = 600.0  # time between two passes
 _BLOCK_BYTES = 1 << 20
-_OURS = re.compile(r"sensorlog_[0-9]{6}_[0-9]{4}(?:_[0-9]+)?\.csv").fullmatch
 
 
 class LogLimits(NamedTuple):
@@ -108,8 +107,12 @@ def existing_logs(folder: str, removed: RemovedLogs) -> list[str]:
 
 
 def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 (hex) of a file, or an empty string if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 class LogRetention:
@@ -117,6 +120,7 @@ class LogRetention:
 
     Attributes:
         limits: The limits.
+        fault: Reason why old logs are not deleted, or an empty string.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class LogRetention:
         """
         self._folder, self.limits, self._sums = folder, limits, sums
         self._needed, self._may_delete, self._now_ms = needed, may_delete, now_ms
+        self.fault = ""
         self._left_alone: set[str] = set()  # logs that were changed by others
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log limits", daemon=True)
@@ -170,10 +175,13 @@ class LogRetention:
         found = []
         total = 0
         needed = self._needed()
-        for name in logs_in(self._folder):
-            status = os.stat(os.path.join(self._folder, name))
+        for name in filter(is_log_name, logs_in(self._folder)):
+            try:
+                status = os.stat(os.path.join(self._folder, name))
+            except FileNotFoundError:  # a link to a file that is missing
+                continue
             total += status.st_size
-            if _OURS(name) and name not in needed:
+            if name not in needed:
                 found.append((status.st_mtime, name, status.st_size))
         for changed_s, name, length in sorted(found):
             is_old = self.limits.days > 0 and self._now_ms() / 1000 - changed_s > self.limits.days * _DAY_S
@@ -219,14 +227,18 @@ class LogRetention:
         sync_folder(path)
 
     def _run(self) -> None:
-        reported = ""
         wait_s = 5.0  # at the start, connecting to the nodes has priority
         while not self._stopping.wait(wait_s):
             wait_s = _PASS_S
-            try:
-                self.delete_oldest()
-                reported = ""
-            except (OSError, ValueError) as error:
-                if reported != str(error):
-                    log.warning("old CSV logs are not deleted: %s", error)
-                reported = str(error)
+            self.delete_and_report()
+
+    def delete_and_report(self) -> None:
+        """Call `delete_oldest`, and keep its error as the `fault`."""
+        try:
+            self.delete_oldest()
+            self.fault = ""
+        except OSError as error:
+            again = "the server tries again every ten minutes"
+            self.fault = f"old CSV logs are not deleted: {error.filename}: {error.strerror}; {again}"
+        except ValueError as error:
+            self.fault = f"old CSV logs are not deleted: {error}; restore the file from a backup"

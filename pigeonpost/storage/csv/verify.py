@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress, repeat
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pigeonpost.core.clock import Clock, parse_rfc3339
 from pigeonpost.core.data_folder import LOG_CHECKSUMS
@@ -21,11 +21,12 @@ from pigeonpost.core.files import make_folder, replace_file, sync_folder
 from pigeonpost.core.format import counted
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.contract import Store
-from pigeonpost.storage.csv.checksums import logs_in, sums_text
+from pigeonpost.storage.csv.checksums import read_sums, sums_text
 from pigeonpost.storage.csv.format import (
     HEADER,
     TAIL_BYTES,
     is_left_by_crash,
+    is_log_name,
     lacking,
     log_rows,
     logged_rows,
@@ -34,7 +35,7 @@ from pigeonpost.storage.csv.format import (
     rows_written,
 )
 from pigeonpost.storage.csv.lines import LineTally
-from pigeonpost.storage.csv.retention import NONE_REMOVED, RemovedLogs, existing_logs, read_removed
+from pigeonpost.storage.csv.retention import RemovedLogs, existing_logs, read_removed
 from pigeonpost.storage.models import LogMark
 from protocol import LONGEST_WHY, Gap
 
@@ -126,6 +127,8 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
     Rows that are missing in the last log because of a crash are not a fault, because the next start writes them.
     Normally all lines have exactly the bytes that would be written now. The lines are parsed only if they differ.
 
+    If the files do not match, and some of them have other names than the server's logs, these are left out.
+
     The lines of logs that were deleted because of the limits are counted as if the logs still existed. If the lines
     differ, only the number of the deleted readings can be compared, and not even that if stored samples have expired.
 
@@ -142,18 +145,63 @@ def verify_logs(folder: str, store: Store) -> Iterator[str]:
         return
     mark = store.log_mark()
     pending = b"".join(map(logged_rows, store.logged_after(mark.filed))) if mark is not None else b""
-    if not _are_same_lines(folder, store, mark, pending, removed):
-        yield from _compare_meanings(folder, store, mark, pending.splitlines(keepends=True), removed)
+    names, unreadable, closed = [], [], read_sums(folder)
+    for name in existing_logs(folder, removed):
+        if fault := _read_fault(os.path.join(folder, name)):
+            if is_log_name(name) and name not in closed:  # `checksums.faults` reports closed logs
+                unreadable.append(f"{name}: this log cannot be read: {fault}")
+        else:
+            names.append(name)
+    yield from unreadable
+    lines = pending.splitlines(keepends=True)
+    found: list[str] = []
+    for chosen in _selections(names):
+        logs = _Logs(folder, chosen, mark, removed)
+        if _are_same_lines(logs, store, pending):
+            return
+        different = list(_compare_meanings(logs, store, lines))
+        if not different:
+            return
+        found = found or different
+    yield from found
 
 
-def _are_same_lines(
-    folder: str, store: Store, mark: LogMark | None, pending: bytes, removed: RemovedLogs = NONE_REMOVED
-) -> bool:
+def _selections(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the names of the server's logs among `names` of CSV files, then all names, if there are others.
+
+    The user may have copied other files to the folder, or may have renamed a log.
+    """
+    own = [name for name in names if is_log_name(name)]
+    yield own
+    if len(own) != len(names):
+        yield names
+
+
+def _read_fault(path: str) -> str:
+    """Return the reason why a file cannot be read, or an empty string."""
+    try:
+        with open(path, "rb"):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+class _Logs(NamedTuple):
+    """Logs to compare: their folder and names, the recorded position, and the record of deleted logs."""
+
+    folder: str
+    names: Sequence[str]
+    mark: LogMark | None
+    removed: RemovedLogs
+
+
+def _are_same_lines(logs: _Logs, store: Store, pending: bytes) -> bool:
     """Return True if the logs contain exactly the lines that would be written for the stored data, in any order."""
+    folder, names, mark, removed = logs
     is_stable = removed.logs > 0
     written, stored = LineTally(is_stable), LineTally(is_stable)
     written.lines, written.sum, written.gaps = removed.lines, removed.sum, removed.gaps
-    for name in existing_logs(folder, removed):
+    for name in names:
         with open(os.path.join(folder, name), "rb") as log:
             size = os.fstat(log.fileno()).st_size
             if mark is not None and mark.name == name and pending and size >= mark.size:
@@ -169,16 +217,15 @@ def _are_same_lines(
     return (written.lines, written.sum, written.gaps) == (stored.lines, stored.sum, store.own_gaps())
 
 
-def _compare_meanings(
-    folder: str, store: Store, mark: LogMark | None, pending: Sequence[bytes], removed: RemovedLogs = NONE_REMOVED
-) -> Iterator[str]:
+def _compare_meanings(logs: _Logs, store: Store, pending: Sequence[bytes]) -> Iterator[str]:
+    folder, names, mark, removed = logs
     alias = names_as_one(store.node_records().former)
     expired_ms = _expired(store, alias)
     written, stored = LogTally(expired_ms, alias), Tally()
-    for name in existing_logs(folder, removed):
+    for name in names:
         of_log = pending if mark is not None and mark.name == name else ()
         yield from written.count_log(os.path.join(folder, name), mark if of_log else None, of_log)
-    if mark is not None and mark.name not in logs_in(folder):
+    if mark is not None and mark.name not in names:
         yield from written.count_lines(mark.name, pending)
     for node, _, batch in store.own_batches():
         stored.add_batch(alias.get(node, node), batch, expired_ms)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from pigeonpost.core.data_folder import DATABASE, LOGS
 from pigeonpost.core.errors import StoreDamaged
-from pigeonpost.storage.csv.checksums import logs_in
+from pigeonpost.storage.csv.checksums import log_sizes
 from pigeonpost.storage.csv.format import HEADER
 
 _COMPARED_EPOCHS = 100_000  # the newest epochs: enough to recognise the WAL of another file
@@ -175,8 +175,7 @@ def missing_text(folder: str) -> str:
 
 def has_rows(folder: str) -> bool:
     """Return True if a CSV log in `folder` has more than its header."""
-    logs = os.path.join(folder, LOGS)
-    return any(os.path.getsize(os.path.join(logs, name)) > len(HEADER.encode()) for name in logs_in(logs))
+    return any(size > len(HEADER.encode()) for size in log_sizes(os.path.join(folder, LOGS)).values())
 
 
 class _State(NamedTuple):

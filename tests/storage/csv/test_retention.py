@@ -203,6 +203,48 @@ class ProtectionTest(LimitedLogCase):
         self.delete_oldest()
         self.assertLessEqual({"notes.csv", "sensorlog_now.csv", "sensorlog.csv"}, set(self.names()))
 
+    def test_files_with_other_names_do_not_count_for_the_limit(self):
+        before = self.old_logs()
+        self.log._retention.limits = LogLimits(mib=1)
+        for name in ("export.csv", "sensorlog (copy).csv", "sensorlog_now.csv"):
+            with open(self.path(name), "wb") as file:
+                file.truncate(2 * MIB)
+        self.delete_oldest()
+        self.assertLessEqual(set(before), set(self.names()))
+
+    def test_files_with_other_names_get_no_checksum(self):
+        self.old_logs()
+        for name in ("export.csv", "sensorlog_now.csv"):
+            with open(self.path(name), "wb") as file:
+                file.write(b"mine\n")
+        self.restart()
+        self.log._sums._thread and self.log._sums._thread.join(10)
+        self.assertFalse({"export.csv", "sensorlog_now.csv"} & set(read_sums(os.path.join(self.folder, "logs"))))
+
+    def test_link_to_a_missing_file_does_not_prevent_deletions(self):
+        name = self.old_logs()[5]
+        os.unlink(self.path(name))
+        os.symlink("/mnt/away/log.csv", self.path(name))
+        self.delete_oldest()
+        self.assertGreater(read_removed(os.path.join(self.folder, "logs")).logs, 1)
+        self.assertIn(name, self.names())
+
+    def test_log_that_cannot_be_deleted_is_a_fault_until_it_is_deleted(self):
+        name = self.old_logs()[0]
+        for code, words in ((1, "Operation not permitted"), (30, "Read-only file system"), (5, "Input/output error")):
+            error = OSError(code, words, self.path(name))
+            with self.subTest(words=words), mock.patch.object(retention.os, "unlink", side_effect=error):
+                self.log._retention.delete_and_report()
+                self.assertRegex(self.log.limits_fault, f"{name}: {words}; .*tries again")
+        with mock.patch.object(retention, "replace_file", side_effect=OSError(28, "No space left on device", "x")):
+            self.log._retention.delete_and_report()
+        self.log._retention.delete_and_report()
+        self.assertEqual(self.log.limits_fault, "")
+        with open(self.path("removed.json"), "wb") as file:
+            file.write(b"{")
+        self.log._retention.delete_and_report()
+        self.assertIn("removed.json is damaged", self.log.limits_fault)
+
     def test_damaged_database_prevents_any_deletion(self):
         before = self.old_logs()
         self.is_damaged = True

@@ -7,7 +7,7 @@ from unittest import mock
 from csvbuffer import CsvLog
 from pigeonpost.core.clock import FakeClock, parse_rfc3339
 from pigeonpost.storage.csv import format, verify
-from pigeonpost.storage.csv.checksums import faults, read_sums
+from pigeonpost.storage.csv.checksums import faults, log_sizes, read_sums
 from pigeonpost.storage.csv.format import HEADER, _minutes, local_time, log_name
 from pigeonpost.storage.csv.verify import rebuild_log, verify_logs
 from pigeonpost.storage.models import LogMark
@@ -90,6 +90,36 @@ class Verification(LogFileCase):
         os.unlink(self.path())
         expected = "the logs contain 0 readings and the store 70; they differ (was a log changed?)"
         self.assertEqual(self.faults(), [expected, "the logs contain 0 gaps and the store 1"])
+
+    def test_files_with_other_names_are_left_out(self):
+        rows = self.content()
+        self.write(rows, "sensorlog_010120_0000 (copy).csv")
+        self.write(b"name;value\n1;2\n", "export.csv")
+        self.write(b"\xff\xfe\0t", "notes.csv")
+        os.mkdir(self.path("old.csv"))
+        os.symlink("/mnt/away/log.csv", self.path("elsewhere.csv"))
+        self.assertEqual(self.faults(), [])
+        self.replace(b",light,1,", b",light,9,")
+        self.assertEqual(len(self.faults()), 1)
+
+    def test_renamed_log_is_counted(self):
+        name = self.log.name
+        self.log.close()
+        os.rename(self.path(name), self.path("november.csv"))
+        self.assertEqual(self.faults(), [])
+
+    def test_log_that_cannot_be_read_is_reported_by_its_name(self):
+        os.symlink("/mnt/away/log.csv", self.path("sensorlog_010120_0000.csv"))
+        os.mkdir(self.path("sensorlog_010120_0000_2.csv"))
+        self.assertEqual(self.faults(), [
+            "sensorlog_010120_0000.csv: this log cannot be read: No such file or directory",
+            "sensorlog_010120_0000_2.csv: this log cannot be read: Is a directory",
+        ])  # fmt: skip
+
+    def test_sizes_are_those_of_the_logs_of_the_server(self):
+        self.write(b"mine\n", "export.csv")
+        os.symlink("/mnt/away/log.csv", self.path("sensorlog_010120_0000.csv"))
+        self.assertEqual(log_sizes(os.path.dirname(self.path())), {self.log.name: len(self.content())})
 
     def test_empty_store_without_logs_has_no_faults(self):
         self.assertEqual(list(verify_logs(os.path.join(temp_folder(self), "logs"), MemoryStore())), [])

@@ -42,6 +42,10 @@ _NO_CHANNEL = (
     "No alerts are sent: there is no recipient. Set [mail] to or [webhook] url in the settings of the server, and"
     " restart it (docs/alerts.md)."
 )
+_OTHER_CHANGE = (
+    "Another user has changed the rules since you opened this page. The text below is yours. Save again to replace the"
+    " present rules by it."
+)
 
 
 def routes(events: EventLog) -> list[Route]:
@@ -163,13 +167,19 @@ def _test(context: RequestContext) -> Response:
 
 
 def _save_rules(events: EventLog) -> Callable[[RequestContext], Response]:
-    """Return the function for `POST /alerts/rules` with `rules`, a TOML text of [[alert]] tables."""
+    """Return the function for `POST /alerts/rules` with `rules`, a TOML text of [[alert]] tables.
+
+    `before` is the state of the rules that the form showed. Without it, the rules are replaced in any state.
+    """
 
     def answer(context: RequestContext) -> Response:
         engine = context.app.alerts
         if engine is None:
             raise HTTPError(409, _NO_CHANNEL, "no-channel")
-        text = form_of(context.request).get("rules", "").replace("\r\n", "\n")
+        form = form_of(context.request)
+        text = form.get("rules", "").replace("\r\n", "\n")
+        if form.get("before", _state_of(context)) != _state_of(context):
+            return _page(context, text, _OTHER_CHANGE, 409)
         try:
             tables = read_rules_text(text)
             engine.set_rules(tables)
@@ -181,6 +191,18 @@ def _save_rules(events: EventLog) -> Callable[[RequestContext], Response]:
         return see_other("/alerts?saved#rules")
 
     return answer
+
+
+def _page_rules(context: RequestContext) -> str:
+    """Return the rules of the page as TOML."""
+    return rules_text([one for one in _rules(context) if one.origin == "page"])
+
+
+def _state_of(context: RequestContext) -> str:
+    """Return a text that differs if the rules of the page differ."""
+    from hashlib import sha256
+
+    return sha256(_page_rules(context).encode()).hexdigest()[:16]
 
 
 def read_rules_text(text: str) -> list[Mapping[str, Any]]:
@@ -221,7 +243,7 @@ def alerts_page(context: RequestContext) -> Response:
     """Return the page for `context`: `GET /alerts`."""
     if not context.request.wants_html:
         return text_page("\n".join(_text(context)) + "\n", context=context)
-    return _page(context, rules_text([one for one in _rules(context) if one.origin == "page"]))
+    return _page(context, _page_rules(context))
 
 
 def _page(context: RequestContext, text: str, fault: str = "", status: int = 200) -> Response:
@@ -342,16 +364,20 @@ def _rule_section(context: RequestContext, text: str, fault: str) -> Html:
         shown = Html("<pre>{}</pre>\n").format(text) if text else Html("<p>There are none.</p>\n")
         return join_html([*parts, Html("<h3>Set on this page</h3>\n"), shown])
     saved = Html('<p class="notice" role="status">Saved.</p>\n') if "saved" in context.request.query else Html("")
+    if fault == _OTHER_CHANGE:
+        parts.append(Html("<h3>Present rules of this page</h3>\n<pre>{}</pre>\n").format(_page_rules(context)))
     form = Html(
         '<h3><label for="rule-text">Set on this page</label></h3>\n{saved}{fault}'
         '<form method="post" action="/alerts/rules"><input type="hidden" name="csrf" value="{csrf}">'
+        '<input type="hidden" name="before" value="{before}">'
         '<textarea id="rule-text" name="rules" rows="{rows}" cols="72" spellcheck="false" autocapitalize="off"'
         ' placeholder="{example}">\n{text}</textarea>'
         '<div class="buttons"><button{off}>Save the rules</button></div></form>\n'
         "<p>One [[alert]] table per rule, with the same keys as in the settings file"
-        ' (<a href="/help/alerts.md">manual</a>). They apply immediately.</p>\n'
+        ' (<a href="/help/alerts.md">manual</a>). They apply immediately. Comments are not stored.</p>\n'
     ).format(
-        saved=saved, fault=_fault_notice(fault), csrf=context.csrf, rows=max(8, min(30, text.count("\n") + 3)),
+        saved=saved, fault=_fault_notice(fault), csrf=context.csrf, before=_state_of(context),
+        rows=max(8, min(30, text.count("\n") + 3)),
         example='[[alert]]\nsensor = "temperature"\nabove = 40', text=text, off=disabled(context),
     )  # fmt: skip
     return join_html([*parts, form])

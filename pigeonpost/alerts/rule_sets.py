@@ -55,7 +55,7 @@ class RuleSets:
             tables = file.now().get("rules", []) if file is not None else []
             self.use(self._read(tables), tables)
         except (SettingsError, DamagedFile) as error:
-            self.fault = f"{error}; save the rules on the page again"
+            self.fault = f"{str(error).removeprefix(f'{ON_PAGE}: ')}; save the rules on the page again"
 
     def all(self) -> list[Rule]:
         """Return all rules that apply."""

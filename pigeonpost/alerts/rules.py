@@ -184,6 +184,8 @@ def _check(rule: Rule, table: Mapping[str, Any], here: str) -> None:
             raise SettingsError(f"{here}: {key} must not be used with kind = {kind!r}")
     if kind == "value" and not (has_threshold and rule.sensor):
         raise SettingsError(f'{here}: kind = "value" requires `sensor`, and `above` or `below`')
+    if kind == "disk" and rule.below is not None and rule.below <= 0:
+        raise SettingsError(f"{here}: below takes a number of MiB that is greater than 0, not {rule.below:g}")
     if rule.sensor and kind not in _MAY_HAVE_SENSOR:
         raise SettingsError(f"{here}: sensor must not be used with kind = {kind!r}")
     if rule.silent_s is not None and kind != "silent":

@@ -51,6 +51,7 @@ class Tables(unittest.TestCase):
             ({"silent": 9, "clear": 1}, "clear must not be used"), ({"silent": 9, "severity": "bad"}, "severity takes"),
             ({"silent": 9, "quiet": "22-7"}, "quiet takes two"), ({"silent": 9, "repeats": 2}, "`again`"),
             ({"silent": 9, "again": 5, "repeats": 1.5}, "repeats takes a whole"), ({"silent": 9, "name": ""}, "name"),
+            ({"kind": "disk", "below": 0}, "greater than 0"), ({"kind": "disk", "below": -5}, "greater than 0, not -5"),
         ):  # fmt: skip
             with self.subTest(table), self.assertRaises(SettingsError) as caught:
                 read_rules([{"silent": 9}, table], "server.toml")

@@ -143,20 +143,28 @@ _CELSIUS, _FAHRENHEIT = of_channel("", "°C"), of_channel("", "°F")
 _DESCRIBED = tuple(
     (re.compile(rf"(?<![a-z0-9])({names})(?![a-z0-9])").search, limits)
     for names, limits in (
-        (r"ds18[bsx]20|ds1822|w1_slave", {"temp": (-55.0, 125.0)}),
+        (r"ds18[bsx]20|ds1822|w1_slave|(10|22|28|42)-[0-9a-f]{12}", {"temp": (-55.0, 125.0)}),
         (r"dht(11|22)|am230[12]|rht03", {"temp": (-40.0, 80.0), "humidity": (0.0, 100.0)}),
         (r"bm[ep](280|680|688)", {"temp": (-40.0, 85.0), "humidity": (0.0, 100.0)}),
-        (r"sht3[x015]", {"temp": (-40.0, 125.0), "humidity": (0.0, 100.0)}),
+        (r"sht3[x015]|shtc[13]|hdc(10|20|30)[0-9x]+", {"temp": (-40.0, 125.0), "humidity": (0.0, 100.0)}),
+        (r"aht[12][0-9x]|dht20", {"temp": (-40.0, 85.0), "humidity": (0.0, 100.0)}),
         (r"sht[24][x015]|htu21d?|si702[01]", {"temp": (-40.0, 125.0), "humidity": OVERSHOOT_RH}),
-        (r"thermal_zone[0-9]*|vcgencmd|cpu|coretemp|esp32|esp8266", {"temp": (-40.0, 150.0)}),
+        (r"thermal_zone[0-9]*|vcgencmd|cpu|coretemp", {"temp": (-40.0, 150.0)}),
     )
 )
 # Temperatures that are calculated, and sensors with other ranges, such as a PT1000 on the board of a BME280.
 _NOT_OF_THE_CHIP = re.compile(
     r"dew|frost.?point|taupunkt|heat.?index|humidex|feels|apparent|perceived|wind.?chill|wet.?bulb"
-    r"|(?<![a-z])(pt.?1000?|rtd|ntc|analog)(?![a-z0-9])|thermocouple|thermoelement|max318[56]|max6675|k.?type"
+    r"|(?<![a-z])(pt.?1000?|rtd|ntc|analog)(?![a-z0-9])|thermocouple|thermoelement|max318[56]|max6675|(?<![a-z])k.?type"
     r"|collector|kollektor|chimney|stove"
 ).search
+_BOARD = re.compile(r"(?<![a-z0-9])esp(32|8266)(?![a-z0-9])").search
+# Places that are hotter than a humidity sensor can be. Its board, `esp-dht22/boiler`, has another sensor for them.
+_HOT = re.compile(
+    r"(?<![a-z])(boiler|kessel|flow|return|vorlauf|ruecklauf|oven|ofen|kiln|furnace|flue|exhaust|engine|motor|heater"
+    r"|buffer|puffer|hot|sauna|water|wasser)(?![a-z])"
+).search
+_HOT_C = 100.0
 # Last words of a path that do not name the quantity: {"humidity": {"value": 48}}
 _VALUE = re.compile(r"value|val|state|current|now|last|latest|reading|measurement|result|-?[0-9]+").fullmatch
 
@@ -190,10 +198,14 @@ def described(name: str, unit: str, words: Iterable[str]) -> tuple[float, float]
 
 def _range_of_chip(parts: Sequence[str], kind: str) -> tuple[float, float] | None:
     """Return the range of the chip that the name of the channel, or else the last of the other `parts`, contains."""
+    is_hot = False
     for part in (parts[0], *reversed(parts[1:])):
         if kind == "temp" and _NOT_OF_THE_CHIP(part):
             return None
+        is_hot = is_hot or (kind == "temp" and _HOT(part) is not None)
         found = next((limits[kind] for search, limits in _DESCRIBED if kind in limits and search(part)), None)
         if found is not None:
-            return found
+            return None if is_hot and found[1] < _HOT_C else found
+        if _BOARD(part):
+            return None
     return None

@@ -320,6 +320,8 @@ class Described(unittest.TestCase):
             ("°C", ("StatusSNS", "DS18B20", "Temperature"), (-55, 125)), ("°C", ("DS18B20-1", "x"), (-55, 125)),
             ("°F", ("DS18B20", "Temperature"), (-67, 257)), ("°C", ("tele", "am2301", "t"), (-40, 80)),
             ("%", ("AM2301", "Humidity"), (0, 100)), ("°C", ("BME280", "Temperature"), (-40, 85)),
+            ("°C", ("AHT2X", "Temperature"), (-40, 85)), ("°C", ("hdc1080", "t"), (-40, 125)),
+            ("°C", ("sensors", "28-0316a2794bff"), (-55, 125)), ("%", ("SHTC3", "Humidity"), (0, 100)),
             ("%", ("SI7021", "Humidity"), (-5, 105)), ("°C", ("SHT3X-0x44", "Temperature"), (-40, 125)),
         ):  # fmt: skip
             self.assertEqual(chips.described("x", unit, words), expected, words)
@@ -367,9 +369,12 @@ class Described(unittest.TestCase):
             ("x", ("tele", "bme280", "SENSOR", "PT1000", "Temperature"), None),
             ("x", ("tele", "bme280", "SENSOR", "MAX31855", "ProbeTemperature"), None),
             ("collector", ("esp-dht22", "t2"), None), ("x", ("esp-dht22", "thermocouple", "value"), None),
-            ("x", ("dht22_node", "cpu"), (-40, 150)), ("x", ("bme280", "ESP32", "Temperature"), (-40, 150)),
+            ("x", ("dht22_node", "cpu"), (-40, 150)), ("x", ("bme280", "ESP32", "Temperature"), None),
             ("x", ("esp32-dht22", "t"), (-40, 80)), ("cpu_temp", ("a", "b"), (-40, 150)),
-            ("bme280_temp", ("a", "b"), (-40, 85)),
+            ("bme280_temp", ("a", "b"), (-40, 85)), ("x", ("esp32-kiln", "temperature"), None),
+            ("x", ("esp-dht22", "boiler"), None), ("flow", ("bme280-node", "t3"), None),
+            ("x", ("dht22", "hot_water", "value"), None), ("boiler", ("DS18B20", "Temperature"), (-55, 125)),
+            ("x", ("stock_type", "dht22", "t"), (-40, 80)),
         ):  # fmt: skip
             self.assertEqual(chips.described(name, "°C", words), expected, words)
 

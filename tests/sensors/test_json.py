@@ -587,7 +587,10 @@ class Tables(JsonCase):
             ({**channels, "url": "ftp://a/"}, "url takes an address that begins with http:// or https://"),
             ({**channels, "url": "http://"}, "url takes an address"),
             ({**channels, "url": "http://a:99999/"}, "url takes an address whose port is a number"),
-            ({**channels, "url": "http://[::1/"}, "url Invalid IPv6 URL"),
+            (
+                {**channels, "url": "http://[::1/"},
+                "url takes an address that begins with http:// or https:// and a host",
+            ),
             ({**channels, "url": "http://me:sesame@a/"}, "url must not contain a user and a password"),
             ({**channels, **url, "timeout": 0}, "timeout takes a number from 0.1"),
             ({**channels, **url, "headers": {"a b": "c"}}, "headers takes names of HTTP headers as keys"),

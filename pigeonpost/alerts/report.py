@@ -6,7 +6,8 @@ It runs in the Notifier's thread. Errors: those of the store.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.alerts.recipients import ReportPlan
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MOST_SENSORS = 2000  # sensors in a report
 MOST_GAPS = 10_000  # gaps that are searched for those of the time range
-MOST_LINES = 50  # gaps and alerts in a report
+MOST_LINES = 50  # gaps, alerts, and sensors of a node without values, in a report
 _COLUMNS = 288  # ranges in which the lowest and the highest value are searched: 5 minutes of a day
 _HOUR_MS = 3_600_000
 
@@ -69,12 +70,15 @@ class NodeStatistics(NamedTuple):
         lost: Number of samples that were recorded as lost in the time range.
         last_ms: Time of its last stored sample, in ms since 1970 (UTC), or None.
         sensors: Its sensors with values; empty if the node was silent.
+        empty: Titles of its sensors without values, although it still sends them or sent values shortly before; by
+            name.
     """
 
     name: str
     lost: int
     last_ms: int | None
     sensors: Sequence[SensorStatistics]
+    empty: Mapping[str, str] = MappingProxyType({})
 
 
 class ReportContent(NamedTuple):
@@ -91,6 +95,7 @@ class ReportContent(NamedTuple):
         alerts: Alerts of the time range, oldest first, as in the list of recent messages.
         faults: Current faults of the server.
         disk: Disk usage, or None.
+        is_selection: True if the recipient has selected nodes.
     """
 
     server: str
@@ -103,6 +108,7 @@ class ReportContent(NamedTuple):
     alerts: Sequence[dict[str, Any]] = ()
     faults: Sequence[str] = ()
     disk: DiskUsage | None = None
+    is_selection: bool = False
 
 
 class ReportSource(NamedTuple):
@@ -139,20 +145,31 @@ class ReportSource(NamedTuple):
             if not chosen.covers(node) or (names is not None and names.retired_ms(node) is not None):
                 continue
             sensors = [name for name in about["sensors"] if chosen.covers(node, name)]
-            found = []
+            titles = {name: labels.get((node, name)) or name.replace("_", " ") for name in sensors}
+            found, empty = [], []
             for name in sensors[: max(0, MOST_SENSORS - left)]:
                 one = self._statistics(node, name, about["sensors"][name], from_ms, to_ms)
-                found += (
-                    [one._replace(title=labels.get((node, name)) or name.replace("_", " "))] if one is not None else []
-                )
+                if one is None:
+                    empty.append(name)
+                else:
+                    found.append(one._replace(title=titles[name]))
             more += max(0, len(sensors) - max(0, MOST_SENSORS - left))
             left += len(sensors)
             lost = sum(gap_count(gap) for gap in gaps if gap["node"] == node)
-            nodes.append(NodeStatistics(node, lost, about["last_ms"], found))
+            failed = self._failed(node, empty, from_ms, to_ms) if found and empty else []
+            nodes.append(NodeStatistics(node, lost, about["last_ms"], found, {name: titles[name] for name in failed}))
         return ReportContent(
             self.server, str(plan), from_ms, to_ms, nodes, more, gaps, self.alerts(from_ms, to_ms, plan.channels),
-            self.faults(), self.disk(),
+            self.faults(), self.disk(), bool(chosen.nodes),
         )  # fmt: skip
+
+    def _failed(self, node: str, names: Sequence[str], from_ms: int, to_ms: int) -> list[str]:
+        """Return those of `names`, sensors without values, that are in use: a removed sensor is not a fault."""
+        sent = {name for last in self.store.points(node, from_ms, to_ms, 1) for name in last.values}
+        before_ms = max(0, 2 * from_ms - to_ms)
+        return [
+            name for name in names if name in sent or self.store.downsample(node, name, before_ms, from_ms, 1)
+        ]  # fmt: skip
 
     def _statistics(self, node: str, name: str, unit: str, from_ms: int, to_ms: int) -> SensorStatistics | None:
         buckets = self.store.downsample(node, name, from_ms, to_ms, _COLUMNS)
@@ -216,6 +233,23 @@ def silent_nodes(content: ReportContent) -> list[str]:
     ]
 
 
+def no_samples(content: ReportContent) -> str:
+    """Return the reason why `content` has no nodes."""
+    if content.is_selection:
+        return "No samples of the selected nodes are stored. Check `nodes` in the [[recipient]] table."
+    return "No samples are stored."
+
+
+def empty_sensors(content: ReportContent) -> list[str]:
+    """Return a text for each node in `content` with sensors that have no values: `attic: humidity, pressure`."""
+    texts = []
+    for one in content.nodes:
+        titles = list(one.empty.values())
+        more = f" and {len(titles) - MOST_LINES:,} more" if len(titles) > MOST_LINES else ""
+        texts += [f"{one.name}: {', '.join(titles[:MOST_LINES])}{more}"] if titles else []
+    return texts
+
+
 def gap_lines(content: ReportContent) -> list[tuple[str, str, str, str]]:
     """Return the time, node, number of samples and reason of each gap in `content`."""
     return [
@@ -254,9 +288,11 @@ def _lines(content: ReportContent) -> Iterator[str]:
     if content.more:
         yield from ("", f"{counted(content.more, 'more sensor')} not listed here; see the page.")
     if not content.nodes:
-        yield from ("", "No samples are stored.")
+        yield from ("", no_samples(content))
     if silent := silent_nodes(content):
         yield from ("", "Nodes without values:", *(f"  {one}" for one in silent))
+    if empty := empty_sensors(content):
+        yield from ("", "Sensors without values:", *(f"  {one}" for one in empty))
     if gaps := gap_lines(content):
         lines = aligned(("recorded", "node", "samples", "reason"), gaps, "<<><")
         yield from ("", f"Lost samples ({counted(len(content.gaps), 'gap')}):", *(f"  {line}" for line in lines))
@@ -278,6 +314,7 @@ def report_facts(content: ReportContent) -> dict[str, Any]:
                 for one in node.sensors
             } for node in content.nodes
         },
+        "without_values": {node.name: list(node.empty) for node in content.nodes if node.empty},
         "lost": {node.name: node.lost for node in content.nodes if node.lost},
         "faults": list(content.faults),
     }  # fmt: skip

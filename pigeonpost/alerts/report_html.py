@@ -17,7 +17,9 @@ from pigeonpost.alerts.report import (
     SensorStatistics,
     alert_lines,
     disk_text,
+    empty_sensors,
     gap_lines,
+    no_samples,
     silent_nodes,
     span_text,
     when,
@@ -65,9 +67,11 @@ def report_html(content: ReportContent) -> str:
     if more:
         parts.append(_paragraph(f"{counted(more, 'more sensor')} not listed here; see the page."))
     if not content.nodes:
-        parts.append(_paragraph("No samples are stored."))
+        parts.append(_paragraph(no_samples(content)))
     if silent := silent_nodes(content):
         parts.append(_section("Nodes without values", _list(silent)))
+    if empty := empty_sensors(content):
+        parts.append(_section("Sensors without values", _list(empty)))
     if gaps := gap_lines(content):
         note = f"The latest {MOST_LINES} of {len(content.gaps):,} gaps." if len(content.gaps) > MOST_LINES else ""
         parts.append(_section("Lost samples", _table(("recorded", "node", "samples", "reason"), gaps), note))
@@ -125,9 +129,9 @@ def _node(node: NodeStatistics, sensors: Sequence[SensorStatistics], ranges: dic
 
 def _value(value: float, unit: str, at: str) -> Html:
     time = Html('<br><span style="{}">{}</span>').format(_SMALL, at) if at else ""
-    return Html('<td style="padding:6px 6px 2px;text-align:right;vertical-align:top">{}{}</td>').format(
-        with_unit(number(value), unit).replace(" ", "\u00a0"), time
-    )
+    return Html(
+        '<td style="padding:6px 6px 2px;text-align:right;vertical-align:top;word-break:break-word">{}{}</td>'
+    ).format(with_unit(number(value), unit).replace(" ", "\u00a0", 1), time)
 
 
 def _bar(one: SensorStatistics, low: float, high: float) -> Html:

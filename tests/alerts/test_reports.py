@@ -281,6 +281,24 @@ class Content(unittest.TestCase):
         retired = SimpleNamespace(current=lambda name: name, retired_ms=lambda name: 5 if name == "cellar" else None)
         self.assertNotIn("cellar", self.report(names=retired).text.partition("Lost samples")[0])
 
+    def test_sensors_in_use_without_values_are_listed(self):
+        """Failed, failed and no longer sent; not: never sent, removed long ago, without a value only at the end."""
+        day_ms, names = self.TO - self.FROM, ("always", "failed", "gone", "old", "pauses")
+        rows = [
+            (1, self.FROM - 3 * day_ms, {"always": 1, "failed": 1, "gone": 1, "old": 1, "pauses": 1}),
+            (2, self.FROM - day_ms // 2, {"always": 1, "failed": 1, "gone": 1, "pauses": 1}),
+            (3, self.FROM + 60_000, {"always": 1, "failed": None, "pauses": 1}),
+            (4, self.FROM + 120_000, {"always": 2, "failed": None, "pauses": None}),
+        ]
+        for seq, at, values in rows:
+            made = SampleBatch.of([sample(seq, 0, at)._replace(values=values)])
+            file(self.store, Batch("shed", OUTBOX, E1, 0, made, None, dict.fromkeys(names, "%"), print, print))
+        message = self.report()
+        self.assertIn("\nSensors without values:\n  shed: failed, gone\n", message.text)
+        self.assertIn("<li>shed: failed, gone</li>", message.html)
+        self.assertEqual(message.info["without_values"], {"shed": ["failed", "gone"]})
+        self.assertNotIn("failed", self.report(Filter(sensors=["always"])).text)
+
     def test_report_contains_the_gaps_of_its_time(self):
         gaps = [{"node": "attic", "epoch": E1, "from": 1, "to": 7, "before": 2, "why": "overwritten", "noted_ms": at}
                 for at in (self.FROM - 1, self.FROM, self.TO)]  # fmt: skip
@@ -294,6 +312,13 @@ class Content(unittest.TestCase):
         for chosen, words in ((Filter(nodes=["cellar"]), "21 °C"), (Filter(sensors=["humidity"]), "21 °C"),
                               (Filter(nodes=["attic"]), "cellar")):  # fmt: skip
             self.assertNotIn(words, self.report(chosen).text + self.report(chosen).html)
+
+    def test_report_names_a_selection_without_samples(self):
+        message = self.report(Filter(nodes=["atic"]))
+        for text in (message.text, message.html):
+            self.assertIn(
+                "No samples of the selected nodes are stored. Check `nodes` in the [[recipient]] table.", text
+            )
 
     def test_offsets_are_shown_if_they_differ(self):
         self.FROM, self.TO = parse_rfc3339("2026-10-24T05:00:00Z"), parse_rfc3339("2026-10-25T06:00:00Z")

@@ -370,6 +370,11 @@ class StoreContract:
         other = LogMark("two.csv", 5, 8, after)
         self.assertEqual(file(self.store, log=other), after)
         self.assertEqual(self.store.log_mark(), other)
+        for name, size in (("one.csv", 28), ("two.csv", 30), ("one.csv", 1)):
+            again = LogMark(name, size, 9, after)
+            with self.subTest(name=name):  # a new log may have the name of an older log that was deleted
+                file(self.store, log=again)
+                self.assertEqual(self.store.log_mark(), again)
         self.assertEqual(list(self.store.logged_after(after)), [])
         self.assertGreater(file(self.store, batch(4, 4)), after)
 

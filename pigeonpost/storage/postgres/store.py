@@ -267,10 +267,11 @@ class PostgresStore(Reader):
             return last
 
     def _put_log(self, log: LogMark) -> None:
+        # The new id makes it the newest log, even if it has the name of an older log that was deleted or moved away.
         self._db.execute(
             "INSERT INTO logs (server, name, size, tail, filed) VALUES (%s, %s, %s, %s, %s)"
             " ON CONFLICT (server, name) DO UPDATE"
-            " SET size = excluded.size, tail = excluded.tail, filed = excluded.filed",
+            " SET id = DEFAULT, size = excluded.size, tail = excluded.tail, filed = excluded.filed",
             (self._server, *log),
         )
         self._db.execute("DELETE FROM filings WHERE server = %s AND id <= %s", (self._server, log.filed))

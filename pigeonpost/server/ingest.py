@@ -452,11 +452,12 @@ class Ingestor:
 
     def _commit_or_wait(self) -> None:
         while not self._stopping.is_set():
+            is_proof = bool(self._batches)  # without samples a commit writes nothing, and succeeds on a full disk too
             try:
                 self.commit()
-                if self.fault:
+                if self.fault and is_proof:
                     log.warning("samples are stored again")
-                self.fault = ""
+                    self.fault = ""
                 return
             except NotStored as error:
                 if not self.fault:

@@ -571,6 +571,31 @@ class WriterThreadTest(RunningCase):
             self.assertEqual(len(logged.output), 2)  # at the beginning and the end of the fault
             self.assertEqual(self.ingestor.fault, "")
 
+    def test_fault_remains_until_samples_are_stored(self):
+        self.start(commit_s=0.001)
+        calls, real = [], self.store.put
+
+        def put(epoch_commits, *arguments):
+            calls.append(len(epoch_commits))
+            if epoch_commits:
+                raise NotStored("disk full")
+            return real(epoch_commits, *arguments)
+
+        self.enterContext(mock.patch("pigeonpost.server.ingest._RETRY_S", 0.001))
+        with self.assertLogs("pigeonpost.server.ingest") as logged:
+            with mock.patch.object(self.store, "put", put):
+                refused = self.answers.of(batch(1, 3))  # as of a client, which cancels it after some seconds
+                self.ingestor.submit(refused)
+                wait_until(lambda: self.ingestor.fault, "it has tried")
+                wait_until(lambda: self.ingestor.cancel(refused), "it is removed from the queue")
+                wait_until(lambda: calls[-1] == 0, "the empty queue is committed")
+                self.ingestor.run(lambda: None, LIMIT_S)  # then the writer thread has left the retries
+                self.assertEqual(self.ingestor.fault, "nothing can be stored: disk full")
+            self.submit(batch(1, 3))
+            wait_until(lambda: not self.ingestor.fault, "samples are stored")
+        self.assertEqual(len(logged.output), 2)
+        self.assertEqual(self.seqs(), [1, 2, 3])
+
     def test_stop_that_takes_too_long_reports_the_samples_not_stored(self):
         self.start(commit_s=600)
         with self.held_store():

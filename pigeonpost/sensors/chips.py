@@ -60,6 +60,8 @@ _CHIPS = (
     Chip("INA219", r"ina2(19|20)", {"in0": (-0.3277, 0.3277), "in1": (0, 32.77), "power": (0, math.inf)}),
     Chip("INA226", r"ina2(26|30|31|60)", {"in0": (-0.082, 0.082), "in1": (0, 41), "power": (0, math.inf)}),
     Chip("thermocouple", r"max31855.?|max31856|max6675|mcp9600|mcp9601", {"temp": (ABSOLUTE_ZERO_C, 1820)}),
+    Chip("MAX31865", r"max31865", {"temp": (-240, 850)}),  # its ends are reported for a short circuit and a broken wire
+    Chip("bridge of Industrial I/O", r"iio_hwmon", {"temp": (ABSOLUTE_ZERO_C, 1820)}),
     Chip("infrared thermometer", r"mlx906(14|15|32)", {"temp": (-70, 382.2)}),
     Chip("thermometer", r"lm7[35].?|tmp1[0-9]+|tmp75.?|ds1621|ds1775|adt74[0-9]+|jc42|mcp980[0-9x]|max30208|stds75"
          r"|pct2075|tmp00[67]", {"temp": (-55, 150)}),
@@ -104,8 +106,8 @@ def possible(subsystem: str, names: tuple[str, ...], kind: str, channel: str) ->
 
 
 def is_any(pattern: str, names: Collection[str]) -> bool:
-    """Return True if the regular expression `pattern` matches one of `names` completely."""
-    return any(re.fullmatch(pattern, name) for name in names)
+    """Return True if the regular expression `pattern` matches one of `names` completely: `BME280@76` is `bme280`."""
+    return any(re.fullmatch(pattern, name.casefold().partition("@")[0]) for name in names)
 
 
 def is_dht(names: Collection[str]) -> bool:

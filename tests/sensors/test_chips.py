@@ -144,6 +144,19 @@ class OtherChips(ChipCase):
                 self.assert_impossible(f"hwmon/{name}/temp1", f"impossible '{value}'")
                 self.assert_impossible(f"hwmon/{name}/temp/die", f"impossible '{value}'")
 
+    def test_platinum_and_bridged_thermometers_have_wide_ranges(self):
+        for value, expected in ((150_000, 150), (-200_000, -200), (1_023_969, None), (-242_020, None)):
+            self.put(IIO, name="max31865", in_temp_input=value)
+            found = self.read("iio/max31865/temp")
+            self.assertEqual(None if isinstance(found, ImpossibleValue) else found, expected)
+        self.put(HWMON, name="iio_hwmon", temp1_input=1_100_000)
+        self.assertEqual(self.read("hwmon/iio_hwmon/temp1"), 1100)
+
+    def test_case_and_address_in_a_name_do_not_matter(self):
+        for name in ("BME280", "bme280@76", "BMP280@77"):
+            self.put(IIO, name=name, in_temp_input=180_000)
+            self.assert_impossible(f"iio/{name}/temp", "-40 to 85 °C")
+
     def test_unknown_device_has_the_limits_of_its_quantity(self):
         self.put(IIO, name="max31856", in_temp_input=1_200_000)
         self.assertEqual(self.read("iio/max31856/temp"), 1200)

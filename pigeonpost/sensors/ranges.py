@@ -107,7 +107,9 @@ _AMBIGUOUS = {
 }  # fmt: skip
 _PERCENT_RH = re.compile(r"%\s*r\.?\s*[hf]\.?|r\.?h\.?\s*%?|%\s*relative humidity").fullmatch
 # Not `attempts`, `tempo` or `template`.
-_TEMPERATURE_NAME = re.compile(r"temp(?!ts?(?![a-z])|o(?![a-z])|late|or)|dew_?point|freezer|fridge").search
+_TEMPERATURE_NAME = re.compile(
+    r"temp(?!ts?(?![a-z])|o(?![a-z])|late|or)|dew_?point|freezer|fridge|(?<![a-z])[cg]pu(?![a-z])"
+).search
 _HUMIDITY_NAME = re.compile(
     r"humid(?!if)|luftfeucht|humedad|umidit|umidade|vochtigheid|luftfukt|fuktighet|luftfugt|fugtighed|wilgotno|vlhkost"
     r"|kosteus|hygrom|(?<![a-z])feucht|(?<![a-z])(rh|hum|relhum)(?![a-z])"

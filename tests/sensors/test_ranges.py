@@ -23,6 +23,7 @@ class Temperature(unittest.TestCase):
             ("x", "°C", -273.15), ("x", "ºC", -273.15), ("x", "℃", -273.15), ("x", "Celsius", -273.15),
             ("x", "degC", -273.15), ("x", "°F", -459.67), ("x", "Fahrenheit", -459.67), ("outside_temp", "K", 0),
             ("temperature", "C", -273.15), ("temperature2", "F", -459.67), ("x", "m°C", -273_150),
+            ("cpu", "C", -273.15),
         ):  # fmt: skip
             with self.subTest(unit):
                 self.assertTrue(is_possible(name, unit, lowest))

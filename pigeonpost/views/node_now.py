@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protocol import Sample
 
 _BACKLOG_S = 300.0  # values that are older than this when they arrive are not current, if the node's clock is known
+AHEAD_MS = 60_000  # a stored date that is further in the future than this is that of a wrong clock
 _OUT_OF_RANGE = ("range", "rail", "stuck", "stale")  # without "jump", which ends with the next sample
 
 
@@ -68,7 +69,8 @@ def node_now(
     if silent_s is not None:
         is_late = silent_s > limit_s
     else:  # receive times of earlier runs, and of other servers that store samples here, are not known
-        is_missed = state is not None and not is_new
+        is_ahead = latest is not None and latest.sample.time_ms > now_ms + AHEAD_MS
+        is_missed = state is not None and (is_ahead or not is_new)  # the age of a sample from the future is unknown
         is_late = is_missed or last_ms is None or now_ms - last_ms > 1000 * limit_s
     now = NodeNow(
         name, state.address if state else "", state, latest.sample if latest else None, last_ms, is_late, "past", "",

@@ -28,7 +28,7 @@ from pigeonpost.views.context import WebContext
 from pigeonpost.views.failures import FailureTracker
 from pigeonpost.views.lazy import LazyItems, LazyWhole
 from pigeonpost.views.models import UNWATCHED, NodeNow, NodeView, SensorFault, SensorView, StatusSnapshot
-from pigeonpost.views.node_now import Moment, failing, is_out_of_range, node_now
+from pigeonpost.views.node_now import AHEAD_MS, Moment, failing, is_out_of_range, node_now
 from pigeonpost.views.sensor_views import sensor_views
 from pigeonpost.views.summary import summary
 from protocol import Number, Sample
@@ -46,7 +46,6 @@ MANY_NODES = 200  # with more nodes, counts are read from the store only every C
 COUNTS_S = 10.0
 _NEVER = float("-inf")
 _FAR_MS = 1 << 52  # a time after all samples
-_AHEAD_MS = 3_600_000  # samples later than this are in the future: the clocks of nodes may be ahead a little
 _DAY_MS = 86_400_000
 
 
@@ -217,7 +216,7 @@ class SnapshotBuilder:
         key = about.get("last_ms"), about.get("samples")  # an import or another server may change them
         if key[0] is not None and (known is None or known[0] != key):
             try:
-                points = self._app.store.points(name, FIRST_MS, now_ms + _AHEAD_MS, 1)
+                points = self._app.store.points(name, FIRST_MS, now_ms + AHEAD_MS, 1)
                 for point in points or self._app.store.points(name, FIRST_MS, _FAR_MS, 1):
                     sample = Sample(point.seq, point.time_ms, 0, point.values, {}, point.clock)
                     stored_ms = now_ms if point.time_ms <= now_ms else self._started_ms

@@ -378,6 +378,23 @@ class Liveness(SnapshotCase):
         self.clock.sleep(36)
         self.assertEqual((self.view().state, self.card().is_stale, self.view().age_s), ("late", True, 36.0))
 
+    def test_sample_of_an_earlier_run_with_a_date_in_the_future_is_not_current(self):
+        for ahead_s in (61, 3600, 3601, 86_400, 366 * 86_400):
+            for link in ({"ago_s": 0}, {"ago_s": 0, "connected": False}, {"ago_s": None, "calls_in": True}):
+                with self.subTest(ahead_s=ahead_s, link=link):
+                    self.store = CountingStore(temp_folder(self))
+                    self.addCleanup(self.store.close)
+                    self.house = self.house._replace(store=self.store)
+                    self.links.clear()
+                    self.seqs.clear()
+                    self.overview = SnapshotBuilder(self.house, self.book.day)
+                    self.node(**link)
+                    self.put(ago_s=-ahead_s, received=False)
+                    self.assertNotEqual(self.view().state, "reporting")
+                    self.assertTrue(self.card().is_stale)
+                    self.put(ago_s=3600, values={"temperature": 3.0}, received=False)
+                    self.assertEqual(self.card().value, 3.0)
+
     def test_stored_sample_that_is_far_in_the_future_is_not_the_newest(self):
         self.put(ago_s=-366 * 86_400, received=False)
         self.node()

@@ -33,7 +33,7 @@ def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) 
         received_s, now_s, commit_s = context.ingestor.received_s, context.clock.monotonic(), context.ingestor.commit_s
         return {
             state.name: {
-                "IsActive": bool(state.connected and state.on)
+                "IsActive": bool(state.connected and state.on is not False)  # None: a client that does not report it
                 and not is_silent(state, received_s.get(state.name), now_s, commit_s),
                 "ITimestamp": state.checked_ms,
                 "TDuration": state.round_trip_ms,

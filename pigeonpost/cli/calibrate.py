@@ -145,7 +145,8 @@ def _calibrations(context: Context) -> int:
     for name, sensor, one in listed:
         print(f"{name} {sensor} {_described(one)}")
     if not listed:
-        print("no sensor is calibrated" if not node else f"no sensor of {node} is calibrated")
+        what = f"{chosen.sensor} of {node}" if chosen.sensor else f"no sensor of {node}" if node else "no sensor"
+        print(f"{what} is {'not ' if chosen.sensor else ''}calibrated")
     return 0
 
 

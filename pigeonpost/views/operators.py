@@ -145,8 +145,9 @@ def _is_point(point: Any) -> bool:
 
 
 def _from(body: dict[str, Any], key: str) -> int:
+    text = _text(body, key)
     try:
-        return parse_from(_text(body, key))
+        return parse_from(text)
     except ValueError as error:
         raise HTTPError(400, f'`{key}` must be "{BEGINNING}" or a time: {error}.', key) from None
 

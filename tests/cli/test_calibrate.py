@@ -42,6 +42,8 @@ class WithoutServer(CalibrateCase):
         )
         self.assertEqual(self.column("light"), [1, 2, 3])
         self.assertEqual(self.done("calibrations"), "no sensor is calibrated\n")
+        self.assertEqual(self.done("calibrations", "a"), "no sensor of a is calibrated\n")
+        self.assertEqual(self.done("calibrations", "a", "light"), "light of a is not calibrated\n")
 
     def test_every_kind_of_points_is_accepted(self):
         for points, wanted in (

@@ -131,7 +131,7 @@ class Requests(CalibrationCase):
             ({"sensor": "temperature", "points": [[1, 2], [1, 3]]}, 409, "the raw value 1 has two true values"),
             ({"sensor": "temperature", "points": [[10**400, 2]]}, 409, "must be from"),
             ({"sensor": "temperature", "points": one, "from": "noon"}, 400, '`from` must be "beginning" or a time'),
-            ({"sensor": "temperature", "points": one, "from": 5}, 400, "`from` must be a string"),
+            ({"sensor": "temperature", "points": one, "from": 5}, 400, "`from` must be a string."),
             ({"sensor": "temperature", "points": one, "unit": 5}, 400, "`unit` must be a string"),
             ({"sensor": "temperature", "points": one, "note": "a\nb"}, 409, "a note must be one line"),
             ({"sensor": "temprature", "points": one}, 404, "did you mean temperature?"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ANSWER_S = 20.0  # time limit for each response of the mail server
 # 530: the server requires STARTTLS or a password first. This is a fault of the settings, not of the message.
 _NEEDS_LOGIN, _CLOSES, _TOO_LARGE = 530, 421, 552
+_TLS_PORT = 465  # RFC 8314, section 7.3
 _LOGGED_IN, _GO_ON, _IS_LOGGED_IN = 235, 334, 503  # responses to AUTH (RFC 4954, section 4)
 
 
@@ -66,7 +67,7 @@ class EmailChannel(AlertChannel):
         self.place = f"mail server {server.host}"
         self.key, self.name = f"mail:{to}", to
         self._server, self._to, self._chosen, self._current = server, to, chosen, current
-        self._port = server.port or {"starttls": 587, "tls": 465, "none": 25}[server.tls]
+        self._port = server.port or {"starttls": 587, "tls": _TLS_PORT, "none": 25}[server.tls]
 
     def select(self, message: AlertMessage) -> AlertMessage | None:
         return self._chosen._replace(nodes=[self._current(one) for one in self._chosen.nodes]).select(message)
@@ -90,7 +91,19 @@ class EmailChannel(AlertChannel):
         except smtplib.SMTPResponseException as error:
             raise NotSent(f"{self.place}: {_answer(error.smtp_code, error.smtp_error)}") from None
         except (OSError, smtplib.SMTPException, UnicodeError) as error:  # UnicodeError: an invalid host name
-            raise error if isinstance(error, NotSent) else NotSent(f"{self.place}: {_reason(error)}") from None
+            raise (
+                error if isinstance(error, NotSent) else NotSent(f"{self.place}: {_reason(error)}{self._remedy(error)}")
+            ) from None
+
+    def _remedy(self, error: Exception) -> str:
+        import ssl
+
+        tls = self._server.tls
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return ": the certificate must be valid for [mail] host, and signed by an authority known to this system"
+        if isinstance(error, ssl.SSLError) and tls == "tls":
+            return ': set [mail] tls = "starttls" if the mail server does not begin with TLS'
+        return ': for this port, set [mail] tls = "tls"' if self._port == _TLS_PORT and tls != "tls" else ""
 
     def _connect(self) -> smtplib.SMTP:
         import smtplib

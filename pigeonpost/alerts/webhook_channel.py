@@ -21,6 +21,7 @@ ANSWER_S = 20.0  # time limit for the response of the web server
 LONGEST_PAUSE_S = 86_400.0  # longest time of Retry-After that is obeyed
 # Request Timeout, Too Early, Too Many Requests: of the statuses from 400 to 499, only these are temporary.
 _TEMPORARY = (408, 425, 429)
+_MOVED = (301, 302, 303, 307, 308)
 
 
 class WebhookChannel(AlertChannel):
@@ -51,6 +52,8 @@ class WebhookChannel(AlertChannel):
         said = f"{self.place}: the response has the status {status}"
         if 400 <= status < 500 and status not in _TEMPORARY:
             raise Refused(said)
+        if status in _MOVED:  # not followed: the message is only for the host in the settings
+            said += "; it has another address now: set [webhook] url"
         pause_s = retry_after_s(answer.headers.get("Retry-After", ""), time.time())
         raise NotSent(said, pause_s, is_answer=status >= 500 and pause_s is None)
 

@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import ssl
 import unittest
 import unittest.mock
 from base64 import b64encode
@@ -148,6 +149,21 @@ class Mail(unittest.TestCase):
                 EmailChannel(MailServer(host, 25, "none", "", "", "pi@example.org"), "you@example.org").send(HELLO)
             self.assertNotIsInstance(caught.exception, Refused)
 
+    def test_errors_of_tls_name_the_setting(self):
+        wrong, timeout = ssl.SSLError(1, "wrong version number"), TimeoutError("timed out")
+        for error, port, tls, words in (
+            (ssl.SSLCertVerificationError(1, "self-signed certificate"), 587, "starttls", "valid for [mail] host"),
+            (ssl.SSLCertVerificationError(1, "Hostname mismatch"), 465, "tls", "known to this system"),
+            (wrong, 587, "tls", 'wrong version number: set [mail] tls = "starttls"'), (wrong, 25, "tls", '"starttls"'),
+            (timeout, 465, "starttls", 'timed out: for this port, set [mail] tls = "tls"'),
+            (timeout, 465, "none", '"tls"'), (timeout, 587, "starttls", ": timed out"), (timeout, 465, "tls", "out"),
+        ):  # fmt: skip
+            connect = unittest.mock.patch("smtplib.socket.create_connection", side_effect=error)
+            with connect, self.assertRaises(NotSent) as caught:
+                mail_to(port, tls=tls).send(HELLO)
+            self.assertNotIsInstance(caught.exception, Refused)
+            self.assertIn(words, str(caught.exception))
+
     def test_response_is_shown_without_control_characters(self):
         self.assertIn("550 no\ufffd[31m user", str(self.error({"RCPT": b"550 no\x1b[31m user"})))
 
@@ -190,7 +206,8 @@ class Webhook(unittest.TestCase):
         self.server.status, self.server.head = status, dict(head)
         with self.assertRaises(NotSent) as caught:
             self.hook.send(HELLO)
-        self.assertEqual(str(caught.exception), f"webhook at 127.0.0.1: the response has the status {status}")
+        remedy = "; it has another address now: set [webhook] url" if status in (301, 302, 303, 307, 308) else ""
+        self.assertEqual(str(caught.exception), f"webhook at 127.0.0.1: the response has the status {status}{remedy}")
         return caught.exception
 
     def test_webhook_receives_the_message_as_json(self):
@@ -208,6 +225,7 @@ class Webhook(unittest.TestCase):
     def test_status_that_may_pass_is_temporary(self):
         for status, is_answer in (
             (408, False), (425, False), (429, False), (500, True), (502, True), (503, True), (301, False),
+            (302, False), (303, False), (304, False), (307, False), (308, False),
         ):  # fmt: skip
             error = self.error(status)
             self.assertNotIsInstance(error, Refused, status)

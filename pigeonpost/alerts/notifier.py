@@ -291,7 +291,7 @@ class Notifier:
 
     def _refuse(self, one: _Delivery, queued: QueuedMessage, reason: str) -> None:
         reason = hide_secrets(reason)
-        one.refusal = f"a message was refused and is not sent again: {reason} ({queued.message.subject[:80]})"
+        one.refusal = f"a message was refused and is not sent again: {reason} ({queued.message.subject})"
         one.refused_s = self._clock.monotonic()
         log.error("%s", one.refusal)
         self._finish(one, queued, "refused", reason)

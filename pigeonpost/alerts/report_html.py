@@ -142,7 +142,9 @@ def _bar(one: SensorStatistics, low: float, high: float) -> Html:
     else:
         edges = [low, one.low, one.mean, one.high, high]
         shares = [100 * (end - start) / width for start, end in pairwise(edges)]
-        shares[1] = max(shares[1], 0.5)  # a constant value is visible, too
+        added = max(0.0, 0.5 - shares[1])  # a constant value is visible, too
+        shares[1] += added
+        shares[0 if shares[0] > shares[3] else 3] -= added
     cells = join_html(
         Html('<td width="{}%"{} style="height:6px;font-size:0;line-height:6px">&nbsp;</td>').format(
             f"{share:.1f}", Html(' bgcolor="{}"').format(colour) if colour else ""

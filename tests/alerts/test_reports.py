@@ -258,6 +258,15 @@ class Content(unittest.TestCase):
             widths = [float(width) for width in re.findall(r'width="([0-9.]+)%" ?(?:bgcolor|style)', bar)]
             self.assertAlmostEqual(sum(widths), 100, delta=1.0)
 
+    def test_bar_of_a_constant_value_is_visible_anywhere_on_its_scale(self):
+        for node, value in (("shed", -40), ("loft", 60), ("barn", 59.99), ("mill", 20), ("dock", -39.99)):
+            samples = SampleBatch.of([sample(1, value, self.FROM)])
+            file(self.store, Batch(node, OUTBOX, E1, 0, samples, None, {"temperature": "°C"}, print, print))
+        for bar in re.findall(r'<table role="presentation".*?</table>', self.report().html):
+            blank = sum(float(width) for width in re.findall(r'width="([0-9.]+)%" style', bar))
+            self.assertRegex(bar, "bgcolor")
+            self.assertLess(blank, 99.6)
+
     def test_html_of_many_sensors_is_shorter_than_what_gmail_shows(self):
         units = {f"temperature_of_rack_{n}": "°C" for n in range(100)}
         one = sample(1, 0, self.FROM)._replace(values={name: 1234.5 + n for n, name in enumerate(units)})

@@ -7,7 +7,8 @@ never delays samples.
 Any thread may use it. `_lock` guards the content in memory and the connection. It is held during a write, which happens
 only when an alert or a message changes.
 Errors: none. While the disk cannot be written, everything stays in memory, messages are delivered nevertheless, and
-each further change tries to write all of it. `fault` contains the reason. A damaged file is renamed and replaced.
+each further change tries to write all of it. `fault` contains the reason. A file that cannot be read is read later, and
+before that it is not written, so that its messages are not lost. A damaged file is renamed and replaced.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pigeonpost.core.files import give_to_owner
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 500  # messages per channel; at the limit the oldest message is dropped
+_READ_AGAIN_S = 60.0  # time after which a file that could not be read is read again
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -59,12 +61,12 @@ class AlertStore:
         self._queues: dict[str, dict[int, QueuedMessage]] = {channel: {} for channel in self._channels}
         self._last = 0  # number of the last message
         self._db: sqlite3.Connection | None = None
+        self._is_read = False  # True if what the file contained at the start is in memory
+        self._read_s = clock.monotonic()  # time of the last attempt to read it
         try:
-            self._load()
-        except (OSError, sqlite3.OperationalError) as error:  # it cannot be opened or written now
+            self._write(self._load())
+        except (OSError, sqlite3.Error) as error:  # it cannot be opened or written now
             self._fail(error)
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            self._replace_damaged(error)
 
     @property
     def fault(self) -> str:
@@ -102,6 +104,8 @@ class AlertStore:
     def waiting(self, channel: str) -> list[QueuedMessage]:
         """Return the messages that wait for `channel`, the oldest first."""
         with self._lock:
+            if not self._is_read and self._clock.monotonic() - self._read_s >= _READ_AGAIN_S:
+                self._write([])
             return list(self._queues.get(channel, {}).values())
 
     def remove(self, channel: str, number: int) -> None:
@@ -160,42 +164,67 @@ class AlertStore:
 
     # ---------------------------------------------------------------------------------------------- on the disk
 
-    def _load(self) -> None:
-        self._db = _open(self._path)
-        self._states = {key: json.loads(text) for key, text in self._db.execute("SELECT key, state FROM states")}
-        self._notes = dict(self._db.execute("SELECT key, value FROM notes"))
-        for number, channel, queued_ms, text in self._db.execute(
-            "SELECT number, channel, queued_ms, message FROM queue ORDER BY number"
-        ).fetchall():
-            if channel in self._queues:
-                self._queues[channel][number] = QueuedMessage(number, queued_ms, AlertMessage(*json.loads(text)))
-            else:
-                self._write([("DELETE FROM queue WHERE number = ?", (number,))])
-        found = self._db.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
-        self._last = found[0] or 0
+    def _load(self) -> list[_Statement]:
+        """Read the file, and replace it if it is damaged.
 
-    def _replace_damaged(self, error: Exception) -> None:
+        Returns:
+            The statements that remove the messages of channels that are no longer configured.
+        """
+        self._read_s = self._clock.monotonic()
+        try:
+            return self._read_file()
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            self._set_aside(error)
+            return self._read_file()
+
+    def _read_file(self) -> list[_Statement]:
+        """Add the content of the file to that in memory, which is newer."""
+        if self._db is None:
+            self._db = _open(self._path)
+        states = {key: json.loads(text) for key, text in self._db.execute("SELECT key, state FROM states")}
+        notes = dict(self._db.execute("SELECT key, value FROM notes"))
+        queued = [
+            (channel, QueuedMessage(number, queued_ms, AlertMessage(*json.loads(text))))
+            for number, channel, queued_ms, text in self._db.execute(
+                "SELECT number, channel, queued_ms, message FROM queue ORDER BY number"
+            )
+        ]
+        found = self._db.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
+        self._states, self._notes = {**states, **self._states}, {**notes, **self._notes}
+        has_messages = self._last > 0  # those in memory keep their numbers, by which the Notifier knows them
+        self._last = max(self._last, found[0] or 0)
+        dropped: list[_Statement] = []
+        for channel, one in queued:
+            if channel not in self._queues:
+                dropped.append(("DELETE FROM queue WHERE number = ?", (one.number,)))
+                continue
+            if has_messages:
+                self._last += 1
+                one = one._replace(number=self._last)
+            self._queues[channel][one.number] = one
+        self._is_read = True
+        return dropped
+
+    def _set_aside(self, error: Exception) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
         set_aside = f"{self._path}.damaged-{self._clock.wall_ms()}"
         log.error("%s is damaged (%s). It is renamed to %s; the states of the alerts are lost", self._path, error,
                   os.path.basename(set_aside))  # fmt: skip
-        self._states, self._notes, self._last = {}, {}, 0
-        self._queues = {channel: {} for channel in self._channels}
-        try:
-            os.rename(self._path, set_aside)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self._path}-journal")
-            self._load()
-        except (OSError, sqlite3.Error) as problem:
-            self._fail(problem)
+        os.rename(self._path, set_aside)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._path}-journal")
 
     def _write(self, statements: Sequence[_Statement]) -> None:
         """Execute `statements` in one transaction; after an earlier error, write the whole content instead."""
         if not statements and not self._is_behind:
             return
         try:
+            if not self._is_read:
+                self._load()
             if self._db is None:
                 self._db = _open(self._path)
             self._db.execute("BEGIN IMMEDIATE")

@@ -3,7 +3,9 @@
 import os
 import sqlite3
 import unittest
+from unittest import mock
 
+from pigeonpost.alerts import alert_store
 from pigeonpost.alerts.alert_store import MOST_WAITING, AlertStore
 from pigeonpost.alerts.contract import AlertMessage
 from pigeonpost.core.clock import FakeClock
@@ -111,6 +113,38 @@ class Stored(unittest.TestCase):
             store.remove("mail", store.waiting("mail")[0].number)
         again = self.open()
         self.assertEqual((store.fault, again.states(), self.subjects(again)), ("", {"a": 2}, ["two"]))
+
+    def test_messages_of_a_file_that_cannot_be_read_at_the_start_are_not_lost(self):
+        errors = [
+            OSError(24, "Too many open files"), OSError(13, "Permission denied"), OSError(5, "Input/output error"),
+            sqlite3.OperationalError("database is locked"), sqlite3.OperationalError("disk I/O error"),
+        ]  # fmt: skip
+        for error in errors:
+            with self.subTest(error), self.assertLogs("pigeonpost.alerts.alert_store", "WARNING"):
+                self.path = os.path.join(temp_folder(self), "alerts.sqlite3")
+                first = self.open()
+                first.commit({"a": 1, "b": 1}, [message("one"), message("two")], {"mark": "7"})
+                first.close()
+                with mock.patch.object(alert_store, "_open", side_effect=error):
+                    store = self.open()
+                    store.commit({"b": 2}, [message("three")], {})
+                sent = store.waiting("mail")
+                self.assertEqual(([one.message.subject for one in sent], bool(store.fault)), (["three"], True))
+                self.clock.sleep(60)
+                self.assertEqual(self.subjects(store), ["three", "one", "two"])
+                store.remove("mail", sent[0].number)
+                again = self.open()
+                self.assertEqual((store.fault, self.subjects(again)), ("", ["one", "two"]))
+                self.assertEqual((again.states(), again.noted("mark")), ({"a": 1, "b": 2}, "7"))
+
+    def test_file_that_is_found_to_be_damaged_later_is_set_aside(self):
+        with open(self.path, "wb") as file:
+            file.write(b"no database")
+        with self.assertLogs("pigeonpost.alerts.alert_store", "WARNING"):
+            with mock.patch.object(alert_store, "_open", side_effect=OSError(24, "Too many open files")):
+                store = self.open()
+            store.put([message()])
+        self.assertEqual((store.fault, self.subjects(self.open())), ("", ["Alert"]))
 
     def test_missing_folder_is_a_fault(self):
         self.path = os.path.join(self.path, "missing", "alerts.sqlite3")

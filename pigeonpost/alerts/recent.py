@@ -65,7 +65,7 @@ class RecentMessages:
                 entry = _entry(queued)
                 found.append(entry)
             entry["results"].append({"channel": channel, "result": result, "time": rfc3339(now_ms), "reason": reason})
-            self._queue.note(_KEY, json.dumps(found[-MOST_RECENT:], ensure_ascii=False))
+            self._queue.note(_KEY, json.dumps(found[-MOST_RECENT:]))
 
     def _read(self) -> list[dict[str, Any]]:
         try:

@@ -89,4 +89,5 @@ class JsonLines:
 
 
 def _text(values: Sequence[Any]) -> bytes:
-    return "".join([json.dumps(value, ensure_ascii=False) + "\n" for value in values]).encode()
+    # A text can contain the name of a file that is not UTF-8.
+    return "".join([json.dumps(value, ensure_ascii=False) + "\n" for value in values]).encode(errors="replace")

@@ -213,6 +213,12 @@ class SaveTest(EventLogCase):
                 run.save(now=True)
                 self.assertEqual([kind for _, kind, _ in self.events()], ["lost", "reached"])
 
+    def test_name_of_a_file_that_is_not_utf_8_is_saved(self):
+        run = self.log_of_a_run()
+        run.record("", "fault", os.fsdecode(b"caf\xe9/tokens.json is damaged"))
+        run.save(now=True)
+        self.assertEqual(self.events(), [("", "fault", "caf?/tokens.json is damaged")])
+
     def test_events_that_cannot_be_written_are_written_later(self):
         run = self.log_of_a_run()
         os.mkdir(self.path)

@@ -303,8 +303,12 @@ class CsvLog:
         except OSError:
             self._is_unsynced = True
             raise
-        self._sums.seal(self.name, self._sum.hexdigest())
-        self._begin()
+        name, checksum = self.name, self._sum.hexdigest()
+        try:
+            self._begin()
+        finally:
+            if self.name != name:  # otherwise more rows will be written to it
+                self._sums.seal(name, checksum)
 
     def _path(self) -> str:
         return os.path.join(self._folder, self.name)

@@ -122,6 +122,18 @@ class PartTest(LimitedLogCase):
         self.add()
         self.assertEqual(self.all_lights(), list(range(1, self.seq + 1)))
 
+    def test_log_is_not_sealed_while_the_next_one_cannot_be_created(self):
+        self.add()
+        self.clock.sleep(86_400)
+        with (
+            mock.patch.object(self.log, "_begin", side_effect=OSError(28, "No space left on device")),
+            self.assertLogs("csvbuffer", "ERROR"),
+        ):
+            self.add()
+        self.add()
+        self.log.record()
+        self.assertEqual((self.faults(), self.all_lights()), ([], list(range(1, self.seq + 1))))
+
 
 class DeletionTest(LimitedLogCase):
     def test_logs_older_than_the_limit_are_deleted(self):

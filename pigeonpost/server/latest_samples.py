@@ -164,6 +164,7 @@ class LatestSamples:
 
     def record(self, epoch_commits: Sequence[EpochCommit], now_ms: int, now_s: float) -> None:
         """Record the samples in `epoch_commits`, which were committed at `now_ms` (ms since 1970) and `now_s`."""
+        changed: dict[str, None] = {}
         for commit in epoch_commits:
             batches = [item for item in commit.items if isinstance(item, SampleBatch)]
             if not batches or commit.outbox == IMPORTED:
@@ -174,6 +175,9 @@ class LatestSamples:
                 sample = batch[-1] if is_numbered else batch[_newest(batch.times)]
                 latest = LatestSample(sample, commit.units, now_ms, now_s)
                 self._add(commit.node, _Part(latest, commit.outbox if is_numbered else "", commit.epoch), now_s)
+            changed[commit.node] = None
+        for node in changed:  # once per commit, because it may contain many messages
+            self.show_again(node)
 
     def rename(self, node: str, new: str) -> None:
         """Assign the samples of `node` to its new name `new`."""
@@ -190,7 +194,6 @@ class LatestSamples:
             parts = [part for part in parts if part.outbox != new.outbox]
             if not parts:  # almost always: only one sender has the name of the node
                 self._parts[node] = [new]
-                self.show_again(node)
                 return
         same = [part for part in parts if not names.isdisjoint(part.latest.sample.values)]
         newer = [part for part in same if not part.is_replaced_by(new, now_s)]
@@ -211,7 +214,6 @@ class LatestSamples:
             parts = [rest for part in parts if (rest := part.without(names)) is not None]
         place = next((n for n, part in enumerate(parts) if part.is_replaced_by(new, now_s)), len(parts))
         self._parts[node] = [*parts[:place], kept, *parts[place:]][:_MOST_PARTS]
-        self.show_again(node)
 
     def show_again(self, node: str) -> None:
         """Convert the newest values of `node` again, because they or its calibrations have changed."""

@@ -43,8 +43,8 @@ _NO_CHANNEL = (
     " restart it (docs/alerts.md)."
 )
 _OTHER_CHANGE = (
-    "Another user has changed the rules since you opened this page. The text below is yours. Save again to replace the"
-    " present rules by it."
+    "The present rules differ from those that you opened. The text below is yours. Save again to replace the present"
+    " rules by it."
 )
 
 
@@ -178,13 +178,17 @@ def _save_rules(events: EventLog) -> Callable[[RequestContext], Response]:
             raise HTTPError(409, _NO_CHANNEL, "no-channel")
         form = form_of(context.request)
         text = form.get("rules", "").replace("\r\n", "\n")
-        if form.get("before", _state_of(context)) != _state_of(context):
-            return _page(context, text, _OTHER_CHANGE, 409)
+        present = _page_rules(context)
+        before = form.get("before", _state_of(present))
         try:
             tables = read_rules_text(text)
+            # The same rules again are no conflict: a button that was pressed twice sends the form twice.
+            is_same = tables == [dict(one.table) for one in present]
+            if not is_same and before != _state_of(present):
+                return _page(context, text, _OTHER_CHANGE, 409)
             engine.set_rules(tables)
         except SettingsError as error:
-            return _page(context, text, _with_line(str(error), text), 400)
+            return _page(context, text, _with_line(str(error), text), 400, before)
         except DiskError as error:
             raise HTTPError(503, f"Nothing was changed: {error}.", "disk", {"Retry-After": "10"}) from None
         events.record("", "alert", f"the alert rules were changed by {context.user}: {counted(len(tables), 'rule')}")
@@ -193,16 +197,16 @@ def _save_rules(events: EventLog) -> Callable[[RequestContext], Response]:
     return answer
 
 
-def _page_rules(context: RequestContext) -> str:
-    """Return the rules of the page as TOML."""
-    return rules_text([one for one in _rules(context) if one.origin == "page"])
+def _page_rules(context: RequestContext) -> list[AlertRule]:
+    """Return the rules of the page."""
+    return [one for one in _rules(context) if one.origin == "page"]
 
 
-def _state_of(context: RequestContext) -> str:
-    """Return a text that differs if the rules of the page differ."""
+def _state_of(rules: Sequence[AlertRule]) -> str:
+    """Return a text that differs if the `rules` differ."""
     from hashlib import sha256
 
-    return sha256(_page_rules(context).encode()).hexdigest()[:16]
+    return sha256(rules_text(rules).encode()).hexdigest()[:16]
 
 
 def read_rules_text(text: str) -> list[Mapping[str, Any]]:
@@ -243,10 +247,10 @@ def alerts_page(context: RequestContext) -> Response:
     """Return the page for `context`: `GET /alerts`."""
     if not context.request.wants_html:
         return text_page("\n".join(_text(context)) + "\n", context=context)
-    return _page(context, _page_rules(context))
+    return _page(context, rules_text(_page_rules(context)))
 
 
-def _page(context: RequestContext, text: str, fault: str = "", status: int = 200) -> Response:
+def _page(context: RequestContext, text: str, fault: str = "", status: int = 200, before: str = "") -> Response:
     """Return the HTML page.
 
     Args:
@@ -254,6 +258,7 @@ def _page(context: RequestContext, text: str, fault: str = "", status: int = 200
         text: Content of the text area with the rules.
         fault: Reason why these rules could not be saved, or an empty string.
         status: HTTP status.
+        before: State of the rules that the form replaces; empty for the present one.
     """
     notifier = context.app.notifier
     body = Html("<h1>Alerts</h1>\n{}{}{}{}{}").format(
@@ -261,7 +266,9 @@ def _page(context: RequestContext, text: str, fault: str = "", status: int = 200
         _fault_notice(_NO_CHANNEL if notifier is None else f"The rules were not saved. {fault}" if fault else ""),
         _active_table(context),
         _delivery(context, notifier) if notifier is not None else "",
-        _rule_section(context, text, fault) if context.app.alerts is not None else "",
+        _rule_section(context, text, fault, before or _state_of(_page_rules(context)))
+        if context.app.alerts is not None
+        else "",
     )
     return html_page("Alerts", body, context, status=status)
 
@@ -351,7 +358,7 @@ def _last_test(context: RequestContext, notifier: Notifier) -> Html:
     )
 
 
-def _rule_section(context: RequestContext, text: str, fault: str) -> Html:
+def _rule_section(context: RequestContext, text: str, fault: str, before: str) -> Html:
     settings = [one for one in _rules(context) if one.origin == "settings"]
     usual = [one for one in _rules(context) if one.origin == "default"]
     parts = [Html('<h2 id="rules">Rules</h2>\n')]
@@ -365,7 +372,9 @@ def _rule_section(context: RequestContext, text: str, fault: str) -> Html:
         return join_html([*parts, Html("<h3>Set on this page</h3>\n"), shown])
     saved = Html('<p class="notice" role="status">Saved.</p>\n') if "saved" in context.request.query else Html("")
     if fault == _OTHER_CHANGE:
-        parts.append(Html("<h3>Present rules of this page</h3>\n<pre>{}</pre>\n").format(_page_rules(context)))
+        parts.append(
+            Html("<h3>Present rules of this page</h3>\n<pre>{}</pre>\n").format(rules_text(_page_rules(context)))
+        )
     form = Html(
         '<h3><label for="rule-text">Set on this page</label></h3>\n{saved}{fault}'
         '<form method="post" action="/alerts/rules"><input type="hidden" name="csrf" value="{csrf}">'
@@ -376,7 +385,7 @@ def _rule_section(context: RequestContext, text: str, fault: str) -> Html:
         "<p>One [[alert]] table per rule, with the same keys as in the settings file"
         ' (<a href="/help/alerts.md">manual</a>). They apply immediately. Comments are not stored.</p>\n'
     ).format(
-        saved=saved, fault=_fault_notice(fault), csrf=context.csrf, before=_state_of(context),
+        saved=saved, fault=_fault_notice(fault), csrf=context.csrf, before=before,
         rows=max(8, min(30, text.count("\n") + 3)),
         example='[[alert]]\nsensor = "temperature"\nabove = 40', text=text, off=disabled(context),
     )  # fmt: skip

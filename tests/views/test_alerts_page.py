@@ -161,14 +161,17 @@ class AlertsPage(PageCase):
         for other in ([], [{"silent": 60}], [TABLE, {"silent": 60}], [dict(TABLE, name="x")], [{"sensor": "a<b"}]):
             self.engine.tables, before = [dict(TABLE)], state(self.get())
             self.engine.tables = other
+            status, _, body = self.post("/alerts/rules", rules="[[alert]", before=before)
+            self.assertEqual((status, state(body.decode())), (400, before))
             status, _, body = self.post("/alerts/rules", rules=mine, before=before)
             page = html.unescape(body.decode())
             self.assertEqual((status, self.engine.tables), (409, other))
-            self.assertIn("Another user has changed the rules", page)
+            self.assertIn("The present rules differ from those that you opened.", page)
             self.assertIn(f">\n{mine}</textarea>", page)
             self.assertIn(f"<pre>{rules_text([AlertRule('', 'page', table) for table in other])}</pre>", page)
             self.assertEqual(self.post("/alerts/rules", rules=mine, before=state(page))[0], 303)
             self.assertEqual(self.engine.tables, [{"silent": 70}])
+            self.assertEqual(self.post("/alerts/rules", rules=mine, before=state(page))[0], 303)  # pressed twice
 
     def test_rules_that_cannot_be_stored_are_reported(self):
         self.engine.error = DiskError("disk full")

@@ -38,7 +38,7 @@ from pigeonpost.core.data_folder import (
     USERS,
 )
 from pigeonpost.core.errors import DiskError, InUse, NotStored, SettingsError, StoreDamaged
-from pigeonpost.core.files import give_to_owner, lock_data_dir, make_folder, replace_file, sync_folder
+from pigeonpost.core.files import give_to_owner, is_device, lock_data_dir, make_folder, replace_file, sync_folder
 from pigeonpost.core.format import counted
 from pigeonpost.server import backup as server_backup
 from pigeonpost.server.backup_file import contents_of, contents_text, make_backup_file
@@ -84,6 +84,8 @@ def _target(path: str, data: str) -> str:
     target = os.path.abspath(path)
     if os.path.isdir(target):
         target = os.path.join(target, time.strftime("pigeonpost-%Y-%m-%d_%H%M%S.tar"))
+    if is_device(target):
+        raise SettingsError(f"{target} is not a regular file: name another one")
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise SettingsError(f"{folder} is not a folder")

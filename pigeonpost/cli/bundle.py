@@ -13,7 +13,7 @@ import zipfile
 from pigeonpost.cli.contract import Command, Context
 from pigeonpost.cli.program_files import PROGRAMS, program_files
 from pigeonpost.core.errors import SettingsError
-from pigeonpost.core.files import replace_file
+from pigeonpost.core.files import is_device, replace_file
 
 _FIRST_LINE = b"#!/usr/bin/env python3\n"
 _MAIN = """import sys
@@ -34,6 +34,8 @@ def _bundle(context: Context) -> int:
         raise SettingsError(
             f"{path} is a folder: give the name of a file, such as {os.path.join(path, program + '.pyz')}"
         )
+    if is_device(path):
+        raise SettingsError(f"{path} is not a regular file: name another one")
     content = bundle_of(program)
     replace_file(path, content, 0o755)
     print(f"{path}: {len(content) / 1e6:.1f} MB; copy it and run it: {shlex.join(['python3', os.path.basename(path)])}")

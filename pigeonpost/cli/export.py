@@ -37,7 +37,7 @@ from pigeonpost.cli.export_rows import FORMATS, Rows, UnreadableRange, labelled,
 from pigeonpost.cli.export_sqlite import write_sqlite
 from pigeonpost.core.clock import FIRST_MS
 from pigeonpost.core.errors import PigeonpostError, SettingsError, StoreDamaged
-from pigeonpost.core.files import replacement_of
+from pigeonpost.core.files import is_device, replacement_of
 from pigeonpost.core.format import counted, stamp, zone_minutes
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.server.calibrations import Calibrations
@@ -301,11 +301,13 @@ def _all_sensors(store: Store, spans: Iterable[tuple[dict[str, Any], int, int]])
 
 
 def _to_file(path: str, texts: Iterable[bytes]) -> int:
-    """Write a file, and return its size in bytes. On an error, an existing file stays unchanged."""
-    with replacement_of(path) as new, open(new, "wb") as file:
-        for text in texts:
-            file.write(text)
-    return os.path.getsize(path)
+    """Write a file, and return its size in bytes. On an error, an existing file stays unchanged.
+
+    A device or a pipe, such as `/dev/stdout`, is not replaced: the export is written to it.
+    """
+    place = contextlib.nullcontext(path) if is_device(path) else replacement_of(path)
+    with place as new, open(new, "wb") as file:
+        return sum(map(file.write, texts))
 
 
 @contextlib.contextmanager

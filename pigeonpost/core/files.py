@@ -172,6 +172,16 @@ def write_all(fd: int, content: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
+def is_device(path: str) -> bool:
+    """Return True if `path` is a device, a pipe or a socket, such as `/dev/stdout`: no file may replace it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    in_system = os.path.abspath(path).startswith(("/dev/", "/proc/")) and os.path.islink(path)
+    return in_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 @contextlib.contextmanager
 def replacement_of(path: str) -> Iterator[str]:
     """Yield the path for a new file that replaces `path` atomically and durably at the end of the block.
@@ -179,8 +189,11 @@ def replacement_of(path: str) -> Iterator[str]:
     If the block raises an exception, the new file is deleted, and `path` is unchanged.
 
     Raises:
+        DiskError: `path` is a device.
         OSError: The disk is full or faulty.
     """
+    if is_device(path):
+        raise DiskError(f"{path} is not a regular file: name another one")
     new = f"{path}.part"
     try:
         with contextlib.suppress(FileNotFoundError):

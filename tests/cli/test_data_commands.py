@@ -885,6 +885,18 @@ class Export(DataCase):
     def lines(self, *arguments):
         return self.done("export", *arguments).splitlines()
 
+    def test_pipe_gets_the_export_and_is_not_replaced(self):
+        pipe = os.path.join(self.place, "pipe")
+        os.mkfifo(pipe)
+        fd = os.open(pipe, os.O_RDWR)
+        self.addCleanup(os.close, fd)
+        expected = self.done("export", "--sensor", "light", "--to", "2026-11-20").encode()
+        self.done("export", "--sensor", "light", "--to", "2026-11-20", "--out", pipe)
+        self.assertEqual(os.read(fd, 1 << 16), expected)
+        for command in (("export", "--format", "sqlite", pipe), ("backup", pipe), ("bundle", "node", pipe)):
+            self.assertIn("pipe is not a regular file: name another one", self.run_(*command)[2])
+        self.assertEqual(os.listdir(self.place), ["pipe"])
+
     def test_csv_export_is_equal_to_the_log(self):
         (log,) = logs_in(self.logs())
         logged = content(os.path.join(self.logs(), log)).decode().splitlines()

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import socket
 import subprocess
 import sys
 import unittest
@@ -13,10 +14,12 @@ from pigeonpost.core.errors import DiskError, InUse
 from pigeonpost.core.files import (
     close_to_others,
     give_to_owner,
+    is_device,
     kind_of_filesystem,
     lock_data_dir,
     make_folder,
     replace_file,
+    replacement_of,
     sync_folder,
 )
 from pigeonpost.core.json_file import JsonFile
@@ -118,6 +121,36 @@ class ReplaceFile(unittest.TestCase):
         with self.assertRaises(DiskError) as caught:
             replace_file("/proc/nothing/here", b"x")
         self.assertTrue(str(caught.exception).startswith("/proc/nothing/here: "))
+
+
+class Devices(unittest.TestCase):
+    def setUp(self):
+        self.folder = temp_folder(self)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def test_devices_and_pipes_are_recognised(self):
+        os.mkfifo(self.path("fifo"))
+        os.symlink("fifo", self.path("link"))
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(self.path("socket"))
+            paths = ("/dev/null", "/dev/zero", self.path("fifo"), self.path("link"), self.path("socket"))
+            for path in paths:
+                self.assertTrue(is_device(path), path)
+
+    def test_files_and_folders_are_no_devices(self):
+        with open(self.path("file"), "wb"):
+            pass
+        os.symlink("file", self.path("link"))
+        for path in (self.path("file"), self.path("link"), self.path("missing"), self.path("file/x"), self.folder):
+            self.assertFalse(is_device(path), path)
+
+    def test_device_is_not_replaced(self):
+        os.mkfifo(self.path("fifo"))
+        with self.assertRaisesRegex(DiskError, "fifo is not a regular file"), replacement_of(self.path("fifo")):
+            self.fail("the block is not entered")
+        self.assertEqual(os.listdir(self.folder), ["fifo"])
 
 
 class Locks(unittest.TestCase):

@@ -80,8 +80,13 @@ def _summary(snapshot: StatusSnapshot) -> Html:
 
 
 def _contains_age(snapshot: StatusSnapshot) -> bool:
-    """Return True if the summary already contains the age of a node's last sample, so no other age must follow."""
-    return not snapshot.faults and any(node.condition == "late" for node in snapshot.summaries)
+    """Return True if no age of the last sample must follow the summary.
+
+    It then contains the age of a node's last sample, or ends with one of several nodes that cannot be reached: the age
+    of the last sample of all nodes would seem to be that of this node.
+    """
+    conditions = [node.condition for node in snapshot.summaries if node.condition not in UNWATCHED]
+    return not snapshot.faults and ("late" in conditions or ("lost" in conditions and len(conditions) > 1))
 
 
 def _cards(context: RequestContext, listed: NodeList) -> tuple[list[Html], bool]:

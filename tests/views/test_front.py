@@ -182,6 +182,17 @@ class Cards(FrontCase):
         )
         self.assertIn("but has sent nothing for 10 min.\n", self.text())
 
+    def test_headline_shows_no_age_of_other_nodes_after_a_lost_node(self):
+        lost = r"Node basement cannot be reached since \d\d:\d\d: Connection refused"
+        state = self.links[0].state
+        state.connected, state.fault = False, "cannot be reached: Connection refused"
+        self.assertRegex(self.page(), f'<h1 class="verdict bad"[^>]*>{lost}; last sample <span')  # its own
+        self.web.links.append(FakeLink("attic", UNITS))
+        self.web.store_samples("attic", [{"temperature": 18.5, "light": 5}], UNITS)
+        lost = f"1 of 2 nodes is not reporting: {lost[5:]}"
+        self.assertRegex(self.page(), rf'<h1 class="verdict bad"[^>]*>{lost}\.</h1>')
+        self.assertRegex(self.text(), rf"(?m)^{lost}\.$")
+
     def test_label_replaces_the_name_of_a_sensor(self):
         names = self.web.ingestor.names
         names._records = names._records._replace(labels={("basement", "temperature"): "Wine <shelf>"})

@@ -136,14 +136,14 @@ def local_moment(text: str) -> int:
     A time without a zone, as the date fields of browsers send it, is in the local time of the server. Raises HTTPError
     400 if the time is invalid.
     """
-    found = _LOCAL(text)
-    if not found:
-        return moment(text)
     try:
+        if not _LOCAL(text):
+            return moment(text)
         t = datetime.fromisoformat(text)
         return int(time.mktime((*t.timetuple()[:6], 0, 0, -1))) * 1000
-    except (ValueError, OverflowError):
-        raise HTTPError(400, "A time must be like 2026-11-20T15:36.", "time") from None
+    except (HTTPError, ValueError, OverflowError):
+        forms = "2026-11-20T15:36 (local time), 2026-11-20T15:36:10Z, or milliseconds since 1970"
+        raise HTTPError(400, f"A time must be like {forms}.", "time") from None
 
 
 def heading(all_series: Sequence[Series]) -> str:

@@ -43,7 +43,7 @@ class Times(unittest.TestCase):
             "2026-11-20",
             "",
         ):
-            with self.assertRaises(HTTPError):
+            with self.assertRaisesRegex(HTTPError, r"like 2026-11-20T15:36 \(local time\), 2026-11-20T15:36:10Z, or"):
                 local_moment(text)
 
 

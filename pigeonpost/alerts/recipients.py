@@ -215,5 +215,8 @@ def make_schedule(at: str, period: str, day: str, where: str) -> Schedule:
         return Schedule(at, "monthly", int(day or "1"))
     if period == "daily" and not day:
         return Schedule(at)
-    takes = {"weekly": "takes the name of a weekday", "monthly": "takes a number from 1 to 31", "daily": "is not used"}
-    raise SettingsError(f"{where} {takes[period]} with the period {period}, not {day!r}")
+    if period == "daily":
+        fitting = "monthly" if day.isdigit() else "weekly"
+        raise SettingsError(f"{where} is not used with the period daily: remove it, or choose the period {fitting}")
+    takes = {"weekly": "the name of a weekday", "monthly": "a number from 1 to 31"}
+    raise SettingsError(f"{where} takes {takes[period]} with the period {period}, not {day!r}")

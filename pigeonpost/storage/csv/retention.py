@@ -238,7 +238,7 @@ class LogRetention:
             self.delete_oldest()
             self.fault = ""
         except OSError as error:
-            again = "the server tries again every ten minutes"
-            self.fault = f"old CSV logs are not deleted: {error.filename}: {error.strerror}; {again}"
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error)  # a DiskError is only a text
+            self.fault = f"old CSV logs are not deleted: {why}; the server tries again every ten minutes"
         except ValueError as error:
             self.fault = f"old CSV logs are not deleted: {error}; restore the file from a backup"

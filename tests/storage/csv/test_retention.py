@@ -7,6 +7,7 @@ import unittest
 from unittest import mock
 
 from csvbuffer import CsvLog
+from pigeonpost.core.errors import DiskError
 from pigeonpost.server import backup
 from pigeonpost.server.backup_file import make_backup_file
 from pigeonpost.storage.csv import retention
@@ -248,8 +249,11 @@ class ProtectionTest(LimitedLogCase):
             with self.subTest(words=words), mock.patch.object(retention.os, "unlink", side_effect=error):
                 self.log._retention.delete_and_report()
                 self.assertRegex(self.log.limits_fault, f"{name}: {words}; .*tries again")
-        with mock.patch.object(retention, "replace_file", side_effect=OSError(28, "No space left on device", "x")):
-            self.log._retention.delete_and_report()
+        for text in ("removed.json: No space left on device", "removed.json: Read-only file system"):
+            with mock.patch.object(retention, "replace_file", side_effect=DiskError(text)):
+                self.clock.sleep(86_400)
+                self.log._retention.delete_and_report()
+            self.assertIn(f"not deleted: {text}; ", self.log.limits_fault)
         self.log._retention.delete_and_report()
         self.assertEqual(self.log.limits_fault, "")
         with open(self.path("removed.json"), "wb") as file:

@@ -6,6 +6,7 @@ the disk is full during the import; another import then continues after the stor
 
 A reading is identified by node, epoch and number. The epoch is derived from the SHA-256 of the file, and the numbers of
 a node are consecutive. So the store recognises readings that it already has, in the same way as samples of nodes.
+Readings that it has from other files are recognised by their content: see the module `repeats`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pigeonpost.core.errors import BeyondLimit, NotStored, PigeonpostError, Wire
 from pigeonpost.importing.cells import LAST_MS, Fault, ImportedReading, ReadingColumns, RowError
 from pigeonpost.importing.options import NO_OPTIONS, ImportOptions
 from pigeonpost.importing.readers import is_json, readings
+from pigeonpost.importing.repeats import find_repeats
 from pigeonpost.importing.survey import Plan
 from pigeonpost.importing.tables import fault
 from pigeonpost.importing.times import UnknownFold
@@ -179,12 +181,13 @@ class _NodeBatcher:
 
     Args:
         node: Name of the node.
+        epoch: Id of the epoch of its readings.
         stored: Highest number that is stored already, or 0.
         known_units: Units by sensor, for sensors that have no unit in the file.
     """
 
-    def __init__(self, node: str, stored: int, known_units: Mapping[str, str]) -> None:
-        self.node, self._stored, self.seq = node, stored, 0
+    def __init__(self, node: str, epoch: str, stored: int, known_units: Mapping[str, str]) -> None:
+        self.node, self.epoch, self._stored, self.seq = node, epoch, stored, 0
         self.units: dict[str, str] = {}
         self._known_units = known_units
         self._samples: list[Sample] = []  # single readings that are not in a batch yet
@@ -253,28 +256,41 @@ def import_readings(
     Raises:
         NotStored: The readings could not be stored completely. The same call continues after the stored readings.
     """
-    epoch, waiter = checksum[:16], CommitWaiter(ingestor, ingestor.clock)
+    waiter = CommitWaiter(ingestor, ingestor.clock)
     batchers: dict[str, _NodeBatcher] = {}
 
     def submit(batcher: _NodeBatcher, batches: Iterable[SampleBatch]) -> None:
         for samples in batches:
-            batch = Batch(batcher.node, IMPORTED, epoch, None, samples, None, dict(batcher.units))
+            batch = Batch(batcher.node, IMPORTED, batcher.epoch, None, samples, None, dict(batcher.units))
             if not waiter.submit(batch, limit_s=STORE_S):
                 raise NotStored(ingestor.fault or "the server is stopping")
 
-    options, plan = (inspection.options, inspection.plan) if inspection else (NO_OPTIONS, None)
+    inspection = inspection or inspect_file(file, name)
+    summary, options, plan = inspection.summary, inspection.options, inspection.plan
+    others = [  # nodes with readings in the time of the file, but not from this file
+        one
+        for one in ({node} if node else summary.nodes)
+        if not ingestor.marks(one, IMPORTED, [checksum[:16]])[1]
+        and any(True for _ in ingestor.stored_batches(one, summary.first_ms, summary.last_ms + 1))
+    ]
+    repeats = find_repeats(readings(file, name, options, plan) if others else (), node, others, ingestor.stored_batches)
+    total = 0
     for item in readings(file, name, options, plan):
         if not isinstance(item, Fault):
+            total += len(item.times) if isinstance(item, ReadingColumns) else 1
             of_node = node or item.node
+            found = repeats.get(of_node)
             if of_node not in batchers:
+                epoch = found.epoch(checksum) if found else checksum[:16]
                 mark = ingestor.marks(of_node, IMPORTED, [epoch])[1].get(epoch)
-                batchers[of_node] = _NodeBatcher(of_node, mark.seq if mark else 0, known_units.get(of_node, {}))
-            submit(batchers[of_node], batchers[of_node].add(item))
+                batchers[of_node] = _NodeBatcher(of_node, epoch, mark.seq if mark else 0, known_units.get(of_node, {}))
+            for part in found.left(item) if found else (item,):
+                submit(batchers[of_node], batchers[of_node].add(part))
     for batcher in batchers.values():
         submit(batcher, batcher.flush())
     if not ingestor.flush(STORE_S) or not _all_committed(waiter):
         raise NotStored(ingestor.fault or f"the readings were not stored within {STORE_S:g} s")
-    return sum(batcher.seq for batcher in batchers.values()), sum(batcher.new for batcher in batchers.values())
+    return total, sum(batcher.new for batcher in batchers.values())
 
 
 def _all_committed(waiter: CommitWaiter) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from csvbuffer import CsvLog
@@ -34,7 +34,7 @@ from pigeonpost.server.latest_samples import LatestSamples
 from pigeonpost.server.node_limits import REFUSED, NodeLimits
 from pigeonpost.server.node_register import NodeRegister
 from pigeonpost.storage.contract import FormerNamesUsed, Store
-from pigeonpost.storage.models import EpochCommit, HighWaterMark
+from pigeonpost.storage.models import EpochCommit, HighWaterMark, StoredBatch
 from protocol import Batch, Gap
 
 log = logging.getLogger(__name__)
@@ -230,6 +230,16 @@ class Ingestor:
             epochs: Ids of epochs.
         """
         return self._store.marks(self.names.current(node), outbox, epochs)
+
+    def stored_batches(self, node: str, from_ms: int, to_ms: int) -> Iterator[StoredBatch]:
+        """Yield the durable samples of a node with raw values, without the queued batches: see Store.stored_batches.
+
+        Args:
+            node: Current or former name of the node.
+            from_ms: Start in ms since 1970 (UTC).
+            to_ms: End, which is excluded.
+        """
+        return self._store.stored_batches(self.names.current(node), from_ms, to_ms)
 
     def submit(self, batch: Batch, urgent: bool = False, limit_s: float | None = None) -> bool:
         """Queue a batch for the next commit. Wait while too many samples are queued.

@@ -124,7 +124,9 @@ class Importing(Case):
 
     def test_last_batch_does_not_wait_for_the_next_commit(self):
         self.enterContext(mock.patch.object(self.web.ingestor, "commit_s", 3600.0))
-        self.assertEqual([self.import_text(table(rows)) for rows in (3, 4)], [(3, 3), (4, 4)])
+        self.assertEqual(
+            [self.import_text(table(rows, 1_795_000_000 + rows * 100)) for rows in (3, 4)], [(3, 3), (4, 4)]
+        )
 
     def test_log_of_several_nodes_is_imported_per_node(self):
         text = "time,node,sensor,value,unit\n" + "".join(

@@ -5,8 +5,9 @@ AlertEngine. `_lock` guards the states and rules, and is held for one of these c
 `_writing` serialises changes together with their writes, so that an older state is never written after a newer one.
 
 Alerts that become due within COLLECT_S are sent as one message, because one cause often raises many: a power failure,
-a broker that is down. The same applies to their ends. In quiet hours, messages that are not critical are held. Those
-about alerts that have ended in the meantime are never sent.
+a broker that is down. The same applies to their ends. After many messages this time is longer: a device that invents
+nodes, or alerts that begin one after the other, must not fill a mailbox. In quiet hours, messages that are not critical
+are held. Those about alerts that have ended in the meantime are never sent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLLECT_S = 10.0  # time in which alerts are collected for one message
+_MOST_PROMPT = 20  # messages within an hour, after which alerts are collected for longer, except critical ones
+_COLLECT_MANY_S = 300.0  # the time after that
 _COLLECT_SILENT_S = 60.0  # the same for silent nodes, which are noticed one after the other: a tenth of their time
 KEEP_S = 600.0  # interval at which the times of the last values are stored
 _REPLAYED = 4096  # samples per node that are checked again after a crash, at most
@@ -94,10 +98,11 @@ class Alerts:
         self.polls = Polls(self.table, links, self._silence.has_received, self._samples.has_sensor, now.s)
         self._written: dict[str, Any] = {}  # stored form of what is in `queue`, by its key there
         self._former: list[str] = []  # keys in `queue` that contain the former name of a node
-        self._signatures: dict[str, object] = {}
+        self._signatures: dict[str, tuple[object, ...]] = {}
         self._known_sensors = self._known_nodes = 0
         self._gaps_ms = now.ms
         self._kept_s = now.s
+        self._told_s: deque[float] = deque(maxlen=_MOST_PROMPT)  # times of the last messages, without repetitions
         self._apply_rules()
         if names is not None:
             names.on_rename.append(self._on_rename)
@@ -155,23 +160,30 @@ class Alerts:
         found = [state for state in self.table.states.values() if not self._is_quiet(state.rule, now.ms)]
         owed = [state for state in found if state.is_owed]
         repeated = [state for state in found if state.is_repeat_due(now.s)]
-        ends = [state for state in found if state.is_end_due]
+        ends = [state for state in found if state.is_end_due and now.s - state.due_s >= state.calm_s]
         messages = []
-        if any(now.s - state.due_s >= self._collect_time_s(state) for state in owed):
+        is_busy = len(self._told_s) == _MOST_PROMPT and now.s - self._told_s[0] < 3600 and self._collect_s > 0
+        if any(now.s - state.due_s >= self._collect_time_s(state, is_busy) for state in owed):
             messages.append(alert_message(_sorted(owed), self._server, self._page, now.ms))
             for state in owed:
                 state.told(now.s, now.ms)
+                state.calm_s = self.table.calm_s(state.key, now.s)
+            self._told_s.append(now.s)
         if repeated:
             messages.append(alert_message(_sorted(repeated), self._server, self._page, now.ms))
             for state in repeated:
                 state.told(now.s, now.ms)
-        if any(now.s - state.due_s >= self._collect_time_s(state) for state in ends):
+        if any(now.s - state.due_s >= self._collect_time_s(state, is_busy) for state in ends):
             messages.append(end_message(_sorted(ends), self._server, self._page, now.ms))
             for state in ends:
                 state.told_end()
+                self.table.count_end(state.key, now.s)
+            self._told_s.append(now.s)
         return messages
 
-    def _collect_time_s(self, state: AlertState) -> float:
+    def _collect_time_s(self, state: AlertState, is_busy: bool) -> float:
+        if is_busy and state.rule.severity != "critical":
+            return _COLLECT_MANY_S
         if state.rule.condition_kind != "silent" or not self._collect_s or state.is_end_due:
             return self._collect_s
         silent_s = state.rule.silent_s if state.rule.silent_s is not None else state.value
@@ -288,20 +300,16 @@ class Alerts:
         if self._queue is None:
             return {}, {}
         changes: dict[str, Any] = {}
-        signatures: dict[str, object] = {}
-        nodes = set()
-        for key, state in self.table.states.items():
-            name = json.dumps(["state", *key])
-            if state.is_idle and not state.peak:
-                continue
-            signatures[name] = state.signature()
-            if self._signatures.get(name) != signatures[name]:
-                changes[name] = state.stored()
-                nodes.add(key.node)
-        for name in self._signatures.keys() - signatures.keys():
+        found = [state for state in self.table.states.values() if not state.is_idle or state.peak]
+        states = {json.dumps(["state", *state.key]): state for state in found}
+        nodes = {
+            state.key.node for name, state in states.items()
+            if self._signatures.get(name, ())[:-1] != state.signature()[:-1]
+        }  # fmt: skip
+        for name in self._signatures.keys() - states.keys():
             changes[name] = None
             nodes.add(json.loads(name)[2])
-        self._signatures = signatures
+            del self._signatures[name]
         is_due = now.s - self._kept_s >= KEEP_S
         if is_due:
             self._kept_s = now.s
@@ -315,6 +323,9 @@ class Alerts:
             for (node, sensor), time_ms in latest.items():
                 if is_due or node in nodes:  # all sensors of a node together: see _replay
                     self._change(changes, ["latest", node, sensor], time_ms)
+        for name, state in states.items():
+            if (is_due or state.key.node in nodes) and self._signatures.get(name) != state.signature():
+                changes[name], self._signatures[name] = state.stored(), state.signature()
         for node in self._silence.known:
             self._change(changes, ["node", node], self._silence.stored(node))
         if len(self._silence.known) < self._known_nodes:

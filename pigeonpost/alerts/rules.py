@@ -2,7 +2,7 @@
 
 Errors: SettingsError for an invalid table.
 
-    value    a value above `above` or below `below`, until it is back past `clear`
+    value    a value above `above` or below `below`, until it has returned to `clear`
     failed   a sensor without a value for the time `for`
     flag     a quality flag of a sensor (server/quality.py)
     silent   a node without samples for `silent` seconds
@@ -58,7 +58,9 @@ OPTIONS = (
     Option("for", number(0, 864_000), None, "seconds for which the condition must last before the alert is sent"),
     Option("again", number(0, 8_640_000), 0.0, "seconds after which the alert is repeated; 0: never"),
     Option("kind", one_of(*KINDS), "", "kind of the condition"),
-    Option("clear", _clear, (), "the alert ends only when the value is back past this; [low, high] for two thresholds"),
+    Option(
+        "clear", _clear, (), "the alert ends only when the value has returned to this; [low, high] for two thresholds"
+    ),
     Option("severity", one_of(*SEVERITIES), "warning", "info, warning or critical"),
     Option("quiet", quiet_hours, None, "quiet hours in local time, such as 22:00-07:00; critical alerts pass"),
     Option("repeats", number(0, 1_000_000, whole=True), None, "maximum number of repetitions with `again`"),
@@ -86,6 +88,7 @@ class Rule(NamedTuple):
     repeats: int | None = None
     flags: tuple[str, ...] = ()
     name: str = ""
+    twin: int = 0  # number of earlier tables with the same condition but another `for`, severity or `again`
 
     def is_met(self, value: float) -> bool:
         """Return True if `value` is above the upper or below the lower threshold; with voltage: if it is not 0."""
@@ -94,7 +97,7 @@ class Rule(NamedTuple):
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
     def is_cleared(self, value: float) -> bool:
-        """Return True if `value` ends the alert: with `clear`, only a value that is past it."""
+        """Return True if `value` ends the alert: with `clear`, only a value that is not beyond it."""
         if not self.clear:
             return not self.is_met(value)
         return (self.above is None or value <= self.clear[-1]) and (self.below is None or value >= self.clear[0])
@@ -105,7 +108,7 @@ class Rule(NamedTuple):
         if self.name:
             return self.name
         condition = (self.condition_kind, self.node, self.sensor, self.above, self.below, self.silent_s, self.flags)
-        return json.dumps(condition)
+        return json.dumps((*condition, self.twin) if self.twin else condition)
 
     @property
     def condition_kind(self) -> str:
@@ -167,6 +170,8 @@ def read_rules(tables: Iterable[Mapping[str, Any]], where: str) -> list[Rule]:
         if rule.name and rule.name in names:
             raise SettingsError(f"{here}: name {rule.name!r} belongs to another table already; names must differ")
         names.add(rule.name)
+        if rule not in [one._replace(twin=0) for one in rules]:
+            rule = rule._replace(twin=0 if rule.name else sum(one._replace(twin=0).key == rule.key for one in rules))
         rules.append(rule)
     return rules
 

@@ -7,6 +7,9 @@
 
 So each message about an alert is followed by exactly one about its end. All of this is stored, and is the same after a
 restart. Only Alerts (engine.py) uses these objects, with its lock.
+
+An alert that begins and ends again and again would send a message each time. After FREE_ENDS ends, each further end is
+therefore reported only if the condition was not met for some time, which is doubled each time.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from pigeonpost.alerts.rules import Rule
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_register import NodeRegister
+
+FREE_ENDS = 3  # ends of an alert that are reported without a delay
+_CALM_S, _LONGEST_CALM_S = 60.0, 3600.0  # first and longest delay of the further ones; forgotten after the longest
 
 
 class StateKey(NamedTuple):
@@ -63,6 +69,7 @@ class AlertState:
         sent: Number of messages about this alert.
         sent_ms: Time of the last message in ms since 1970 (UTC).
         ended_ms: `ended_s` in ms since 1970 (UTC).
+        calm_s: Time without the condition after which the end is reported.
         by: User who has acknowledged it; empty if no user has.
         by_ms: Time of the acknowledgement in ms since 1970 (UTC), or None.
     """
@@ -75,7 +82,7 @@ class AlertState:
         self.text = self.met_text = self.end_text = self.peak = self.unit = ""
         self.value: float = 0
         self.is_open = self.is_owed = self.is_told = self.is_restored = False
-        self.due_s = self.sent_s = self.began_s = self.ended_s = 0.0
+        self.due_s = self.sent_s = self.began_s = self.ended_s = self.calm_s = 0.0
         self.id = ""
         self.sent = self.sent_ms = self.ended_ms = 0
         self.by = ""
@@ -109,7 +116,8 @@ class AlertState:
             is_quiet: True in the quiet hours of its rule.
         """
         is_met = self.since_s is not None
-        if not self.is_open and (self.peak or (self.since_s is not None and now_s - self.since_s >= self.rule.for_s)):
+        is_new_peak = bool(self.peak) and not self.is_owed
+        if not self.is_open and (is_new_peak or (self.since_s is not None and now_s - self.since_s >= self.rule.for_s)):
             self.is_open = True
             if not self.is_told and not self.is_owed:
                 self.id, self.is_owed, self.due_s = secrets.token_hex(8), True, now_s
@@ -160,8 +168,12 @@ class AlertState:
     # ------------------------------------------------------------------------------------------------ stored form
 
     def signature(self) -> tuple[object, ...]:
-        """Return the part of the state whose changes are stored immediately."""
-        return self.id, self.is_open, self.is_owed, self.is_told, self.sent, self.by
+        """Return the part of the state whose changes are stored: immediately, except those of the last item.
+
+        A condition that is met and not met in turn would otherwise write each time. After a crash, the values since the
+        last write are checked again.
+        """
+        return self.id, self.is_owed, self.is_told, self.sent, self.by, self.is_open
 
     def stored(self) -> dict[str, Any]:
         """Return the state as a JSON object."""
@@ -213,6 +225,7 @@ class StateTable:
     def __init__(self, names: NodeRegister | None) -> None:
         """Create an empty table. `names` is the register of renamed and retired nodes, or None."""
         self.states: dict[StateKey, AlertState] = {}
+        self._ends: dict[StateKey, tuple[int, float]] = {}  # ends that were reported, and the time of the last one
         self._names = names
 
     def of(self, rule: Rule, node: str, sensor: str = "", detail: str = "") -> AlertState:
@@ -230,6 +243,18 @@ class StateTable:
     def of_rule(self, rule: Rule) -> list[AlertState]:
         """Return all states of `rule`."""
         return [state for state in self.states.values() if state.key.rule == rule.key]
+
+    def count_end(self, key: StateKey, now_s: float) -> None:
+        """Record that the end of the alert `key` was reported at the time `now_s` of the monotonic clock."""
+        self._ends = {one: end for one, end in self._ends.items() if now_s - end[1] < _LONGEST_CALM_S}
+        self._ends[key] = self._ends.get(key, (0, 0.0))[0] + 1, now_s
+
+    def calm_s(self, key: StateKey, now_s: float) -> float:
+        """Return how long the condition of the alert `key` must not be met before its end is reported, at `now_s`."""
+        count, last_s = self._ends.get(key, (0, now_s))
+        if count < FREE_ENDS or now_s - last_s >= _LONGEST_CALM_S:
+            return 0.0
+        return min(_CALM_S * 2.0 ** (count - FREE_ENDS), _LONGEST_CALM_S)
 
     def present(self, node: str) -> str:
         """Return the current name of `node`."""

@@ -70,7 +70,7 @@ def node_now(
         is_late = silent_s > limit_s
     else:  # receive times of earlier runs, and of other servers that store samples here, are not known
         is_ahead = latest is not None and latest.sample.time_ms > now_ms + AHEAD_MS
-        is_missed = state is not None and (is_ahead or not is_new)  # the age of a sample from the future is unknown
+        is_missed = is_ahead or (state is not None and not is_new)  # the age of a sample from the future is unknown
         is_late = is_missed or last_ms is None or now_ms - last_ms > 1000 * limit_s
     now = NodeNow(
         name, state.address if state else "", state, latest.sample if latest else None, last_ms, is_late, "past", "",

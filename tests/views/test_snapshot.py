@@ -380,7 +380,7 @@ class Liveness(SnapshotCase):
 
     def test_sample_of_an_earlier_run_with_a_date_in_the_future_is_not_current(self):
         for ahead_s in (61, 3600, 3601, 86_400, 366 * 86_400):
-            for link in ({"ago_s": 0}, {"ago_s": 0, "connected": False}, {"ago_s": None, "calls_in": True}):
+            for link in ({"ago_s": 0}, {"ago_s": 0, "connected": False}, {"ago_s": None, "calls_in": True}, None):
                 with self.subTest(ahead_s=ahead_s, link=link):
                     self.store = CountingStore(temp_folder(self))
                     self.addCleanup(self.store.close)
@@ -388,7 +388,8 @@ class Liveness(SnapshotCase):
                     self.links.clear()
                     self.seqs.clear()
                     self.overview = SnapshotBuilder(self.house, self.book.day)
-                    self.node(**link)
+                    if link is not None:
+                        self.node(**link)
                     self.put(ago_s=-ahead_s, received=False)
                     self.assertNotEqual(self.view().state, "reporting")
                     self.assertTrue(self.card().is_stale)

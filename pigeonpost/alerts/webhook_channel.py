@@ -37,7 +37,8 @@ class WebhookChannel(AlertChannel):
         self.key = self.name = "webhook"
 
     def send(self, message: AlertMessage) -> None:
-        body = write_json({"subject": message.subject, "text": message.text, "facts": message.info}).encode()
+        content = {"subject": message.subject, "text": message.text, "facts": message.info}
+        body = write_json(content).encode(errors="replace")  # the text can contain the name of a file that is not UTF-8
         headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT, "Idempotency-Key": message.id}
         connection = HttpConnection(self._url, ANSWER_S)
         try:

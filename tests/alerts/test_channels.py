@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import os
 import ssl
 import unittest
 import unittest.mock
@@ -217,6 +218,10 @@ class Webhook(unittest.TestCase):
              {"subject": HELLO.subject, "text": HELLO.text, "facts": HELLO.info})
         ])  # fmt: skip
         self.assertEqual(self.server.keys, ["a-1"])
+
+    def test_name_of_a_file_that_is_not_utf_8_is_sent(self):
+        self.hook.send(HELLO._replace(text=os.fsdecode(b"caf\xe9 is damaged")))
+        self.assertEqual(self.server.received[0][2]["text"], "caf? is damaged")
 
     def test_client_error_is_a_permanent_refusal(self):
         for status in (400, 401, 403, 404, 410, 413, 422):

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from pigeonpost.alerts.recipients import ReportPlan
     from pigeonpost.alerts.reporter import Reporter
     from pigeonpost.alerts.rules import Rule
+    from pigeonpost.core.faults import Faults
+    from pigeonpost.server.ingest import Subscriber
     from pigeonpost.server.quality import QualityChecks
+    from pigeonpost.storage.models import EpochCommit
     from pigeonpost.transports.contract import ServerContext
 
 log = logging.getLogger(__name__)
+
+_CHECK = "alerts about new values"  # subject of its faults
 
 
 class AlertParts(NamedTuple):
@@ -68,7 +73,7 @@ def make_alerts(context: ServerContext, csv: CsvLog, quality: QualityChecks) -> 
     alerts.polls.faults = lambda: {
         "samples": context.ingestor.fault, "CSV log": csv.fault, **context.faults.present()
     }  # fmt: skip
-    context.ingestor.subscribe(alerts.on_commit)
+    context.ingestor.subscribe(guarded(alerts.on_commit, context.faults))
 
     def look() -> None:
         try:
@@ -89,6 +94,21 @@ def make_alerts(context: ServerContext, csv: CsvLog, quality: QualityChecks) -> 
 
     reporter = _make_reporter(context, queue)
     return AlertParts({"watch": Notifier(channels, look, queue, clock, reporter, close)}, alerts)
+
+
+def guarded(on_commit: Subscriber, faults: Faults) -> Subscriber:
+    """Return a subscriber that calls `on_commit`, and records an internal error in `faults`: collecting continues."""
+
+    def check(epoch_commits: Sequence[EpochCommit]) -> None:
+        try:
+            on_commit(epoch_commits)
+        except Exception as error:
+            log.debug("check of new values", exc_info=True)
+            faults.set(_CHECK, f"internal error, see the log: {type(error).__name__}: {error}")
+        else:
+            faults.set(_CHECK, "")
+
+    return check
 
 
 def _make_engine(context: ServerContext, rules: Sequence[Rule], queue: AlertStore) -> Alerts:

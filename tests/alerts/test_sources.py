@@ -2,9 +2,13 @@
 
 import os
 import unittest
+from unittest import mock
 
+from pigeonpost.alerts.registry import guarded
 from pigeonpost.auth.throttle import CLOSED_S, MOST, LoginThrottle
 from pigeonpost.core.clock import FakeClock
+from pigeonpost.core.errors import NotStored
+from pigeonpost.core.faults import Faults
 from pigeonpost.sensors.machine import MachineSource, is_undervoltage
 from pigeonpost.server.quality import QualityChecks, read_rules
 from pigeonpost.transports import tcp_faults
@@ -89,6 +93,24 @@ class Refusals(unittest.TestCase):
         ):  # fmt: skip
             with self.subTest(fault):
                 self.assertFalse(tcp_faults.is_refusal(tcp_faults.describe(fault, "a", text="5 s")))
+
+
+class Guard(unittest.TestCase):
+    def test_internal_error_of_a_check_is_a_fault_until_a_check_succeeds(self):
+        faults, outcomes = (
+            Faults(),
+            [None, ZeroDivisionError("x"), KeyError("y"), OSError(5, "z"), NotStored("w"), None],
+        )
+        check = guarded(mock.Mock(side_effect=outcomes), faults)
+        seen = []
+        with self.assertLogs("pigeonpost.core.faults", "WARNING"):
+            for _ in outcomes:
+                check([])
+                seen.append(list(faults.present().values()))
+        self.assertEqual((seen[0], seen[-1]), ([], []))
+        for texts, name in zip(seen[1:-1], ("ZeroDivisionError", "KeyError", "OSError", "NotStored")):
+            self.assertEqual(len(texts), 1)
+            self.assertIn(f"internal error, see the log: {name}: ", texts[0])
 
 
 class Limits(unittest.TestCase):

@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from pigeonpost.core.data_folder import REMOVED_LOGS
+from pigeonpost.core.data_folder import LOG_CHECKSUMS, REMOVED_LOGS
+from pigeonpost.core.errors import DiskError
 from pigeonpost.core.files import replace_file, sync_folder
 from pigeonpost.core.format import size
 from pigeonpost.storage.csv.checksums import LogChecksums, logs_in, read_sums
@@ -222,6 +223,8 @@ class LogRetention:
 
     def _delete(self, name: str) -> None:
         self._sums.unseal(name)
+        if name in read_sums(self._folder):  # otherwise `verify` would report the deleted log as missing, for ever
+            raise DiskError(f"{os.path.join(self._folder, LOG_CHECKSUMS)} cannot be written")
         path = os.path.join(self._folder, name)
         os.unlink(path)
         sync_folder(path)

@@ -10,7 +10,7 @@ from csvbuffer import CsvLog
 from pigeonpost.core.errors import DiskError
 from pigeonpost.server import backup
 from pigeonpost.server.backup_file import make_backup_file
-from pigeonpost.storage.csv import retention
+from pigeonpost.storage.csv import checksums, retention
 from pigeonpost.storage.csv.checksums import faults, logs_in, read_sums
 from pigeonpost.storage.csv.retention import LogLimits, read_removed
 from pigeonpost.storage.csv.verify import verify_logs
@@ -260,6 +260,23 @@ class ProtectionTest(LimitedLogCase):
             file.write(b"{")
         self.log._retention.delete_and_report()
         self.assertIn("removed.json is damaged", self.log.limits_fault)
+
+    def test_log_is_kept_while_its_checksum_cannot_be_removed(self):
+        before = self.old_logs()
+        error = DiskError("SHA256SUMS: No space left on device")
+        with (
+            mock.patch.object(checksums, "replace_file", side_effect=error),
+            self.assertLogs("pigeonpost.storage.csv.checksums", "WARNING"),
+        ):
+            for _ in range(2):
+                self.log._retention.delete_and_report()
+                self.assertIn("SHA256SUMS", self.log.limits_fault)
+        self.assertLessEqual(set(before), set(self.names()))
+        self.log.record()
+        self.assertEqual(self.faults(), [])
+        self.log._retention.delete_and_report()
+        self.assertFalse(set(before) <= set(self.names()))
+        self.assertEqual((self.log.limits_fault, self.faults()), ("", []))
 
     def test_damaged_database_prevents_any_deletion(self):
         before = self.old_logs()

@@ -359,8 +359,7 @@ class Alerts:
                     self.table.states[state.key] = state
                     self._signatures[name] = state.signature()
                 elif kind == "latest" and self._samples.watches(key[1]):
-                    latest[key[0], key[1]] = value
-                    self._written[name] = value
+                    latest[key[0], key[1]] = self._written[name] = int(value)
                 elif kind == "node":
                     self._silence.resume(key[0], value)
                     self._written[name] = value
@@ -371,7 +370,8 @@ class Alerts:
                 dropped[name] = None
         self._known_nodes = len(self._silence.known)
         self._apply_rules()
-        gaps_ms = int(queue.noted(_GAPS) or now.ms)
+        noted = queue.noted(_GAPS)
+        gaps_ms = int(noted) if noted.isascii() and noted.isdigit() else now.ms
         try:
             if self._store is not None:
                 self._replay(self._store, latest, gaps_ms, now)

@@ -1,5 +1,7 @@
 """Random values, pauses and restarts: each alert is reported once, and its end once."""
 
+import json
+import logging
 import random
 import unittest
 
@@ -118,6 +120,25 @@ class Restarts(EngineCase):
             self.start()
             self.look(), self.look(60)
         self.assert_said(self.said(), "^Alert", "^Resolved")
+
+
+class UnreadableStates(EngineCase):
+    TABLES = ({"sensor": "temperature", "above": 40}, {"kind": "gap"})
+
+    def test_content_of_another_version_does_not_prevent_the_start(self):
+        for key, value, gaps in (
+            (["latest", "attic", "temperature"], "yesterday", "1"), (["latest", "attic"], 5, "1"),
+            (["state", "a"], {"rule": 5}, "1"), (["state"], None, "now"), (["node", "attic"], [1, 2, 3, 4], "-5"),
+            (["latest", "attic", "temperature"], {}, "\u00b2"), (7, 1, ""),
+        ):  # fmt: skip
+            with self.subTest(key=key, value=value, gaps=gaps), self.assertLogs("pigeonpost.alerts") as logged:
+                logging.getLogger("pigeonpost.alerts.engine").info("at least one line")
+                self.queue.commit({json.dumps(key): value}, [], {"gaps": gaps})
+                self.start()
+                self.bring(50)
+                self.look()
+                self.assertLessEqual(len(logged.records), 2)
+        self.assert_said(self.said(), "^Alert")
 
 
 class SilentNodes(EngineCase):

@@ -135,6 +135,7 @@ class EveryPage(BrowserCase):
         watching.goto("/happenings")
         rows = watching.locator("table.list tbody tr")
         expect(rows.filter(has_text="this server was started")).to_have_count(1)
+        expect(rows.filter(has_text="messages are not sent yet")).to_have_count(1)  # no later event of its own
         page.get_by_text("Sensor Off").click()
         expect(page.get_by_role("status")).to_contain_text("demo is off")
         expect(rows.first).to_contain_text(re.compile("switched off"))

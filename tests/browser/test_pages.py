@@ -59,7 +59,7 @@ class Menu(BrowserCase):
     def test_menu_on_a_phone_lists_all_pages_and_marks_the_current_one(self):
         page = self.open(Server(self, "--demo"), viewport=NARROW, is_mobile=True, has_touch=True)
         names = page.get_by_role("navigation", name="Pages").get_by_role("link").all_text_contents()
-        self.assertEqual(len(names), 9)
+        self.assertEqual(len(names), 10)
         for name in names:
             page.get_by_role("navigation", name="Pages").get_by_role("link", name=name, exact=True).click()
             marked = page.get_by_role("navigation", name="Pages").locator("[aria-current=page]")

@@ -148,13 +148,19 @@ with sqlite3.connect("old.db") as db:
         INSERT INTO log VALUES ('2023-01-02 10:00:00', 'kitchen', 20.8, 40);
     """)
 END
-printf 'time,temperature\n2023-01-02T10:00:00Z,20.8\n' > 2023.csv
+printf 'time,temperature\n2023-01-02T11:00:00Z,20.8\n' > 2023.csv
 chown -R pi: old old.db 2023.csv
 '''
 # A reading in the month that docs/data.md exports, so that the test does not depend on the date.
 _NOVEMBER = r"""
 printf 'time,node,sensor,value,unit\n2026-11-20T15:36:10Z,basement,temperature,21.5,°C\n' > of-november.csv
 python3 control.py import of-november.csv
+"""
+# Values of the sensors that docs/data.md calibrates, besides the temperature.
+_TO_CALIBRATE = r"""
+printf 'time,node,sensor,value,unit\n2026-11-20T15:36:10Z,cellar,humidity,47,%%\n' > instruments.csv
+printf '2026-11-20T15:36:10Z,garden,moisture,655,\n' >> instruments.csv
+python3 control.py import instruments.csv
 """
 _UNPACKED = "mkdir unpacked; tar -xf /mnt/usb/pigeonpost.tar -C unpacked; chown -R pi: unpacked"
 _HAS_SAMPLES = "python3 control.py --data /var/lib/pigeonpost-server status | grep 'basement: .*last sample'"
@@ -277,6 +283,9 @@ PLAYS = {
             "gzip > week.jsonl.gz": Step(then="gzip --test week.jsonl.gz"),
             "rename basement cellar": Step(then="python3 control.py export | grep -q ,cellar,"),
             "retire attic": Step(first=f"{_OLD_FILES}python3 control.py import --node attic 2023.csv"),
+            "cellar humidity 47=50": Step(first=_TO_CALIBRATE),
+            "temperature --remove": Step(shows="removed"),
+            "import --check": Step(first="cp 2023.csv old.csv", shows="2023-01-02"),
             "import november.csv week.jsonl": Step(shows=r"november\.csv: (1 reading|(?!1 )[\d,]+ readings),"),
             "old/tmon.sqlite3": Step(shows="1 reading, 1 new"),
             "--table readings --node attic old.db": Step(shows="1 reading, 1 new"),

@@ -134,7 +134,7 @@ class Compose(unittest.TestCase):
         ids = HOST.podman("ps", "--quiet").stdout
         self.up("--force-recreate")
         self.assertTrue(set(ids.split()).isdisjoint(HOST.podman("ps", "--quiet").stdout.split()))
-        self.assertRegex(self.status(), rf"^{NAME}: on; last sample \S+\n$")  # one node, and nothing missing
+        self.assertRegex(self.status(), rf"^{NAME}: on; last sample \S+ \S+\n$")  # one node, and nothing missing
         self.assertGreater(samples_in(self.server("python3", "control.py", "verify")), 0)
 
     def test_stopped_containers_end_in_time(self):

@@ -146,7 +146,10 @@ class Alerts:
                 for key in [key for key in states if key.node and self.table.is_retired(key.node)]:
                     del states[key]
                 for state in states.values():
-                    state.advance(now.s, now.ms, self._is_quiet(state.rule, now.ms))
+                    state.advance(now.s, now.ms)
+                    has_ended = state.is_owed and not state.is_open and self._is_quiet(state.rule, state.ended_ms)
+                    if has_ended and not self._is_quiet(state.rule, now.ms):  # it has ended in the quiet hours
+                        state.drop()
                 messages = self._collect(now)
                 for key in [key for key, state in states.items() if state.is_idle and state.since_s is None]:
                     if not states[key].peak:

@@ -107,13 +107,12 @@ class AlertState:
         self.is_restored = False
         self.since_s = None
 
-    def advance(self, now_s: float, now_ms: int, is_quiet: bool) -> None:
+    def advance(self, now_s: float, now_ms: int) -> None:
         """Open or close the alert according to its condition and the time.
 
         Args:
             now_s: Current time of the monotonic clock.
             now_ms: Current time in ms since 1970 (UTC).
-            is_quiet: True in the quiet hours of its rule.
         """
         is_met = self.since_s is not None
         is_new_peak = bool(self.peak) and not self.is_owed
@@ -126,12 +125,14 @@ class AlertState:
                     self.began_s = now_s
         if self.is_open and not is_met:
             self.is_open, self.ended_s = False, now_s
-            if self.is_owed and is_quiet:  # it has ended in the quiet hours, so it is not reported
-                self.is_owed, self.peak = False, ""
-            elif self.is_told:
+            if self.is_told:
                 self.due_s, self.peak = now_s, ""
         self.since_ms = now_ms - round(1000 * (now_s - self.began_s))
         self.ended_ms = now_ms - round(1000 * (now_s - self.ended_s))
+
+    def drop(self) -> None:
+        """Record that the alert, which has ended, is not reported."""
+        self.is_owed, self.peak, self.id = False, "", ""
 
     def is_repeat_due(self, now_s: float) -> bool:
         """Return True if the message about the alert is to be repeated at `now_s`."""

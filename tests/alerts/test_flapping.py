@@ -1,5 +1,6 @@
 """Alerts that begin and end again and again: few messages, and few writes."""
 
+import time
 import unittest
 
 from tests.alerts.engine_support import EngineCase
@@ -87,6 +88,41 @@ class Flapping(EngineCase):
             self.look(2)
         self.assert_said(self.look(2), "^Alert")
         self.assert_said(self.look(10), "^Resolved: .*\\(after 2 s")
+
+
+class FlappingInQuietHours(EngineCase):
+    TABLES = (HOT,)
+    COLLECT_S = 10.0
+    QUIET = "00:00-23:59"
+
+    def flap(self, periods):
+        for value in [50, 20] * periods:
+            self.bring(value)
+            self.assertEqual(self.look(2), [])
+
+    def test_value_that_flaps_in_the_quiet_hours_is_not_written_each_time(self):
+        self.flap(3)
+        writes = []
+        self.queue.commit = lambda changes, messages, notes: writes.append(changes)
+        self.flap(60)
+        self.assertLessEqual(len(writes), 1, writes)
+
+    def test_alert_that_has_ended_by_the_end_of_the_quiet_hours_is_not_sent(self):
+        for values, expected in (((50, 20), []), ((50, 20, 50, 20), []), ((50, 20, 50), ["Alert"])):
+            for is_restarted in (False, True):
+                with self.subTest(values=values, is_restarted=is_restarted):
+                    self.doCleanups()
+                    self.setUp()
+                    for value in values:
+                        self.bring(value)
+                        self.look(2)
+                    if is_restarted:
+                        self.alerts.close()
+                        self.start()
+                    self.alerts._quiet = time.strftime("00:00-%H:%M", time.localtime(self.clock.wall_ms() / 1000 + 60))
+                    said = [subject for _ in range(12) for subject in self.look(10)]
+                    self.assertEqual([subject.split(":")[0] for subject in said], expected)
+                    self.assertEqual(len(self.alerts.active()), len(expected))
 
 
 class Escalation(EngineCase):

@@ -318,7 +318,7 @@ SERVER = (
             "time of day of the backup, in local time; a missed backup is made later"),
     Setting("backup", "keep", number(1, 1000, whole=True), 7,
             "number of backups that are kept; older ones are deleted"),
-    Setting("alerts", "silent", number(0, 8_640_000), 600.0,
+    Setting("alerts", "silent", number(0, 8_640_000, unit="seconds"), 600.0,
             "shortest time without samples, in seconds, after which a node is reported without an [[alert]]; 0: off"),
     Setting("alerts", "quiet", quiet_hours, "",
             "quiet hours in local time, such as 22:00-07:00, in which alerts are held unless they are critical"),

@@ -98,7 +98,7 @@ class RuleSets:
         for count, rule in enumerate(rules, 1):
             if rule.key in known:
                 raise SettingsError(
-                    f"{ON_PAGE}: [[alert]] {count}: an alert with this name or condition exists already"
+                    f"{ON_PAGE}: [[alert]] {count}: an alert with this name or condition exists already; change `name`"
                 )
             known.add(rule.key)
         return rules

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pigeonpost.alerts.contract import KINDS, SEVERITIES
-from pigeonpost.core.config import Option, matching, number, one_of, read_options
+from pigeonpost.core.config import Option, Parse, matching, number, one_of, read_options
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.format import with_unit
 from pigeonpost.server.quality import KINDS as FLAGS
@@ -32,6 +32,10 @@ FAILED_S = 300.0  # default of `for` with kind = "failed"
 FREE_MIB = 500.0  # default of `below` with kind = "disk"
 VOLTAGE = "undervoltage"  # reading of sensors/machine.py: 1 while the voltage is too low
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,80}").fullmatch
+
+
+def _seconds(low: float, high: float) -> Parse:
+    return number(low, high, unit="seconds")
 
 
 def _clear(value: Any) -> tuple[float, ...]:
@@ -54,9 +58,9 @@ OPTIONS = (
     Option("sensor", matching(SENSOR_NAME, SENSOR_NAME_TAKES), "", "name of the sensor"),
     Option("above", number(-1e15, 1e15), None, "alert if the value is above this"),
     Option("below", number(-1e15, 1e15), None, "alert if the value is below this; with disk: MiB of free space"),
-    Option("silent", number(1, 8_640_000), None, "instead of `sensor`: seconds without a sample of the node"),
-    Option("for", number(0, 864_000), None, "seconds for which the condition must last before the alert is sent"),
-    Option("again", number(0, 8_640_000), 0.0, "seconds after which the alert is repeated; 0: never"),
+    Option("silent", _seconds(1, 8_640_000), None, "instead of `sensor`: seconds without a sample of the node"),
+    Option("for", _seconds(0, 864_000), None, "seconds for which the condition must last before the alert is sent"),
+    Option("again", _seconds(0, 8_640_000), 0.0, "seconds after which the alert is repeated; 0: never"),
     Option("kind", one_of(*KINDS), "", "kind of the condition"),
     Option(
         "clear", _clear, (), "the alert ends only when the value has returned to this; [low, high] for two thresholds"
@@ -186,7 +190,8 @@ def _check(rule: Rule, table: Mapping[str, Any], here: str) -> None:
             raise SettingsError(f"{here}: `above` and `below` require `sensor`; `silent` must not be used with it")
     for key in ("above", "below"):
         if key in table and key not in _THRESHOLDS.get(kind, ()):
-            raise SettingsError(f"{here}: {key} must not be used with kind = {kind!r}")
+            hint = ": use `below`, in MiB" if kind == "disk" else ""
+            raise SettingsError(f"{here}: {key} must not be used with kind = {kind!r}{hint}")
     if kind == "value" and not (has_threshold and rule.sensor):
         raise SettingsError(f'{here}: kind = "value" requires `sensor`, and `above` or `below`')
     if kind == "disk" and rule.below is not None and rule.below <= 0:

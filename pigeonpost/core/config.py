@@ -449,14 +449,14 @@ def switch(value: Any) -> bool:
     return known[value.lower()]
 
 
-def number(low: float, high: float, whole: bool = False) -> Parse:
+def number(low: float, high: float, whole: bool = False, unit: str = "") -> Parse:
     """Return a parser for numbers from `low` to `high`, both included; for integers if `whole` is True.
 
-    The parser accepts a text only if it is `Written`.
+    Its errors name the `unit`, if there is one. The parser accepts a text only if it is `Written`.
     """
 
     def parse(value: Any) -> float | int:
-        takes = f"takes a {'whole ' if whole else ''}number from {low:g} to {high:g}"
+        takes = f"takes a {'whole ' if whole else ''}number from {low:g} to {high:g}{unit and f' {unit}'}"
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(takes)
         try:

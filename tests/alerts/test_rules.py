@@ -52,6 +52,9 @@ class Tables(unittest.TestCase):
             ({"silent": 9, "quiet": "22-7"}, "quiet takes two"), ({"silent": 9, "repeats": 2}, "`again`"),
             ({"silent": 9, "again": 5, "repeats": 1.5}, "repeats takes a whole"), ({"silent": 9, "name": ""}, "name"),
             ({"kind": "disk", "below": 0}, "greater than 0"), ({"kind": "disk", "below": -5}, "greater than 0, not -5"),
+            ({"silent": 9, "again": -5}, "again takes a number from 0 to 8.64e+06 seconds, not -5"),
+            ({"sensor": "t", "above": 4, "for": "5 min"}, "for takes a number from 0 to 864000 seconds, not '5 min'"),
+            ({"kind": "disk", "above": 500}, "above must not be used with kind = 'disk': use `below`, in MiB"),
         ):  # fmt: skip
             with self.subTest(table), self.assertRaises(SettingsError) as caught:
                 read_rules([{"silent": 9}, table], "server.toml")

@@ -15,7 +15,7 @@ from pigeonpost.importing.cells import MOST_COLUMNS, RowError, preview, sensor_n
 from pigeonpost.importing.dialect import Head
 from pigeonpost.importing.numbers import has_no_value, is_number
 from pigeonpost.importing.time_forms import find_time, is_after_clock, is_clock_only, is_count, is_date_only, is_time
-from pigeonpost.importing.time_names import plain, time_rank
+from pigeonpost.importing.time_names import is_counter_name, plain, time_rank
 from pigeonpost.importing.units import heading_unit, is_unit, known_unit
 
 LOG_COLUMNS = ["time", "node", "sensor", "value", "unit"]
@@ -187,7 +187,12 @@ def _time_columns(headings: list[str], cells: list[list[str]], time_format: str)
     dates = [at for at in [*named, *others] if _share(cells[at], is_date_only)]
     if time_format:
         dates = dates or named[:1]
-    full = [at for at in [*named, *others] if _is_full(cells[at], time_format, at in named)]
+    full = [
+        at
+        for at in [*named, *others]
+        if _is_full(cells[at], time_format, at in named)
+        and (at in named or time_format or not is_counter_name(headings[at]) or not any(map(is_count, cells[at])))
+    ]
     if full:
         return (full[0],), 1
     clocks = [at for at in [*named, *others] if at not in dates[:1] and _share(cells[at], is_clock_only)]

@@ -83,7 +83,7 @@ def unit_in(cell: str) -> str:
 
 _USUAL_LENGTH = 100  # characters of a number
 _NO_VALUE = re.compile(
-    r"(?:[-\u2013\u2014*?_]*|\.{2,}|#?n/?a|n\.a\.|[-+]?(?:nan|inf|infinity)(?:\([a-z]*\))?|[-+]?1\.#[a-z]{3,4}|null|none|nil|unavailable|unknown|error|err|undef|undefined"
+    r"(?:[-\u2013\u2014*?_]*|-+[.,]-+|\.{2,}|\\n|fault|#?n/?a|n\.a\.|[-+]?(?:nan|inf|infinity)(?:\([a-z]*\))?|[-+]?1\.#[a-z]{3,4}|null|none|nil|unavailable|unknown|error|err|undef|undefined"
     r"|missing|invalid|no ?data|n\.c\.|#(?:value|ref|div/0|num|null|name)[!?]?)",
     re.IGNORECASE,
 ).fullmatch

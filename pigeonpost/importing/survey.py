@@ -207,7 +207,8 @@ class Plan:
         marks = set().union(*(one.decimals for one in facts.values()))
         if "?" in marks and len(marks & {".", ","}) != 1:
             return False
-        return bool(self.options.dates or self.options.time_format or not order.firsts or set(order.firsts) - {""})
+        is_decided = not order.firsts or bool(set(order.firsts) - {""} and not order.is_open)
+        return bool(self.options.dates or self.options.time_format or is_decided)
 
     def _look(self, block: Block, order: DateOrder, facts: dict[int, ColumnFacts]) -> None:
         rows = [row for row in block.rows if self.is_data(row)]

@@ -140,6 +140,8 @@ def _days(text: str, order: str) -> int:
         order = ""
     if not order:
         first, second = int(parts[0]), int(parts[1])
+        if len(parts[2]) == 2 and "-" in text and first > 12 and second <= 12 and 1 <= int(parts[2]) <= 31:
+            raise ValueError("ambiguous")  # the year may be first
         order = "dmy" if first > 12 or "." in text else "mdy" if second > 12 else ""
         if not order:
             raise ValueError("ambiguous")
@@ -165,8 +167,8 @@ def _offset_ms(text: str | None) -> int:
     if not text:
         return 0
     plain = text.strip().upper()
-    if plain in _ZONES:
-        return _ZONES[plain] * 3_600_000
+    if plain in ZONES:
+        return ZONES[plain] * 3_600_000
     digits = plain.removeprefix("UTC").removeprefix("GMT").strip()
     numbers = digits[1:].replace(":", "")
     hours, minutes = (int(numbers[:-2]), int(numbers[-2:])) if len(numbers) > 2 else (int(numbers), 0)
@@ -182,7 +184,8 @@ class DateOrder:
     """Evidence for the order of day and month in the dates of a file.
 
     A number above 12 is a day. If there is none, the order of the rows decides: at a change of the date, the interval
-    to the row before must be similar to the intervals within a day.
+    to the row before must be similar to the intervals within a day. A year of two digits can be first: 23-05-16. Then
+    the order with which the dates are close together is right.
     """
 
     def __init__(self) -> None:
@@ -190,12 +193,15 @@ class DateOrder:
         self._before: tuple[tuple[int, int, int], int] | None = None
         self._within_ms = 0  # longest interval within a day
         self._changes: dict[str, list[int]] = {"dmy": [], "mdy": []}  # intervals at changes of the date
+        self._short: tuple[int, str] | None = None  # first line and cell with a number above 12, and a year of 2 digits
+        self._days: dict[str, set[int]] = {"dmy": set(), "ymd": set()}  # first and last day, if all dates are valid
 
     def add(self, line: int, cell: str) -> None:
         """Add a `cell` with a time in the given `line`."""
         found = _NUMBERS_ONLY(cell) if len(cell) <= _USUAL_LENGTH else None
         if not found:
             return
+        self._add_days(line, cell, found[1])
         first, second, year = int(found[2]), int(found[4]), _full_year(found[5])
         order = "dmy" if found[3] == "." or (first > 12 >= second) else "mdy" if second > 12 >= first else ""
         if order not in self.firsts and (order or first != second):
@@ -208,6 +214,34 @@ class DateOrder:
         if self._before and not self.firsts.keys() - {""}:
             self._compare(self._before, here)
         self._before = here
+
+    def _add_days(self, line: int, cell: str, numbers: str) -> None:
+        """Add a date of `numbers`, whose year may be first."""
+        parts = _PARTS(numbers)
+        if len(parts[2]) == 2 and int(parts[0]) > 12 and not self._short:
+            self._short = line, cell.strip()
+        for order, days in list(self._days.items()):
+            try:
+                day = _days(numbers, order)
+            except ValueError:
+                del self._days[order]
+            else:
+                self._days[order] = {min({day, *days}), max({day, *days})}
+
+    @property
+    def is_open(self) -> bool:
+        """True if the year may be first, so that further rows are needed."""
+        return bool(self._short) and "mdy" not in self.firsts and self._order_of_short() != "dmy"
+
+    def _order_of_short(self) -> str:
+        """Return "dmy" or "ymd" for dates with years of two digits, or an empty string if they can be both."""
+        if "ymd" not in self._days or "dmy" not in self._days:
+            return "dmy" if "ymd" not in self._days else "ymd"
+        day_first, year_first = (max(self._days[order]) - min(self._days[order]) for order in ("dmy", "ymd"))
+        if day_first == year_first:
+            return "" if self._short and "-" in self._short[1].split()[0] else "dmy"
+        near = min(day_first, year_first) * _FARTHER <= max(day_first, year_first)
+        return "" if not near else "dmy" if day_first < year_first else "ymd"
 
     def _compare(self, before: tuple[tuple[int, int, int], int], here: tuple[tuple[int, int, int], int]) -> None:
         if before[0] == here[0]:
@@ -239,6 +273,14 @@ class DateOrder:
             raise RowError(
                 f"the day is first in {preview(cell)} (line {line}), but the month in {preview(other_cell)} (line"
                 f" {other}): use --time-format, or leave out the wrong rows with --dates and --skip-bad"
+            )
+        if self._short and "mdy" not in self.firsts:
+            if found := self._order_of_short():
+                return found
+            line, cell = self._short
+            raise RowError(
+                f"line {line}: {preview(cell)} may have the day or the year first: use --dates dmy (day first) or"
+                " --dates ymd (year first)"
             )
         for order in ("dmy", "mdy"):
             if order in self.firsts:
@@ -307,10 +349,11 @@ def joined(cells: Sequence[str], date_parts: int = 1) -> str:
 def is_after_clock(cell: str) -> bool:
     """Return True if a `cell` contains AM, PM or an offset from UTC."""
     text = cell.strip().upper()
-    return text.replace(".", "") in ("AM", "PM") or text in _ZONES or bool(_OFFSET(text))
+    return text.replace(".", "") in ("AM", "PM") or text in ZONES or bool(_OFFSET(text))
 
 
 _CHANGES = 100  # changes of the date that are compared
+_FARTHER = 8  # times as many days as with the right order
 _USUAL_LENGTH = 80  # characters of a time
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 _HINT = "write it as 2026-11-20T15:36:10Z, or as seconds since 1970, or give its format with --time-format"
@@ -355,7 +398,7 @@ _MONTHS = {
     )
     for name in names.split()
 }  # fmt: skip
-_ZONES = {
+ZONES = {
     "Z": 0, "UT": 0, "UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "CET": 1, "MEZ": 1, "CEST": 2, "MESZ": 2, "EET": 2,
     "EEST": 3,
     "BST": 1, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from pigeonpost.importing.time_forms import ZONES
+
 _NAMES = (
     "time", "_time", "timestamp", "datetime", "date_time", "time_stamp", "last_updated", "last_changed",
     "last_updated_ts",
@@ -26,6 +28,19 @@ _NOT_ALIKE = re.compile(
     r"(?:up|run|on|off|response|elapsed|delta|lead|down|boot|real|loop)_?time.*|time_(?:since|to|on|left).*"
 ).fullmatch
 _ZONE = re.compile(r"(?<![a-z])(?:utc|gmt) ?([+-][0-9]{1,2}(?::?[0-9]{2})?)?(?![a-z0-9])", re.IGNORECASE).search
+_COUNTER = re.compile(
+    r"(?:.*_)?(?:counts?|counter|pulses?|impulses?|ticks?|total|energy|m?[wv]h|kwh|bytes|packets|id|serial|number|nr"
+    r"|seq|sequence|zaehler|zahler|zahlerstand)(?:_.*)?"
+).fullmatch
+_PLACE = re.compile(
+    r"(?<![A-Za-z])(?:Africa|America|Antarctica|Asia|Atlantic|Australia|Europe|Indian|Pacific)(?:/[A-Za-z_]+){1,2}"
+).search
+_ABBREVIATIONS = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(ZONES)})(?![A-Za-z])").findall
+_PAIRS = {  # winter and summer time of a place
+    "Europe/Berlin": {"CET", "CEST"}, "Europe/Vienna": {"MEZ", "MESZ"}, "Europe/London": {"GMT", "BST"},
+    "Europe/Lisbon": {"WET", "WEST"}, "Europe/Helsinki": {"EET", "EEST"}, "America/New_York": {"EST", "EDT"},
+    "America/Chicago": {"CST", "CDT"}, "America/Denver": {"MST", "MDT"}, "America/Los_Angeles": {"PST", "PDT"},
+}  # fmt: skip
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
 _UNIT = re.compile(r"[(\[][^()\[\]]*[)\]]\s*$").sub
 
@@ -46,12 +61,26 @@ def time_rank(heading: str) -> int:
 
 
 def heading_zone(heading: str) -> str:
-    """Return the time zone that a `heading` names: `UTC` for `time (UTC)`, `-05:00` for `Date Time, GMT-05:00`.
+    """Return the time zone that a `heading` names.
 
-    The result is empty if it names none.
+    It is `UTC` for `time (UTC)`, `-05:00` for `Date Time, GMT-05:00`, `+02:00` for `time (CEST)`, and `Europe/Berlin`
+    for `time (Europe/Berlin)` and `time (CET/CEST)`. The result is empty if it names none.
     """
-    found = _ZONE(heading.replace("−", "-"))
-    return "" if not found else found[1] or "UTC"
+    if found := _PLACE(heading):
+        return found[0]
+    names = set(_ABBREVIATIONS(heading))
+    for place, pair in _PAIRS.items():
+        if names >= pair:
+            return place
+    if found := _ZONE(heading.replace("−", "-")):
+        return found[1] or "UTC"
+    offsets = {ZONES[name] for name in names}
+    return f"{offsets.pop():+03d}:00" if len(offsets) == 1 else ""
+
+
+def is_counter_name(heading: str) -> bool:
+    """Return True if a `heading` is usual for a column with counts or ids, which may look like times."""
+    return bool(_COUNTER(plain(heading)))
 
 
 def is_time_name(heading: str) -> bool:

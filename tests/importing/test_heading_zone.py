@@ -26,6 +26,10 @@ class HeadingZone(unittest.TestCase):
             ("time (UTC)", "2026-10-25T02:30"), ("UTC", "2026-10-25T02:30"), ("date_time_utc", "2026-10-25T02:30"),
             ("Time [GMT]", "2026-10-25T02:30"), ("Date Time, GMT-05:00", "2026-10-25T07:30"),
             ("Date/Time (UTC+2)", "2026-10-25T00:30"), ("time (UTC−3:30)", "2026-10-25T06:00"),
+            ("time (CET)", "2026-10-25T01:30"), ("Datum/Zeit (MESZ)", "2026-10-25T00:30"),
+            ("Timestamp EST", "2026-10-25T07:30"), ("Time (America/New_York)", "2026-10-25T06:30"),
+            ("MTU (EST/EDT)", "2026-10-25T06:30"), ("Time (GMT/BST)", "2026-10-25T02:30"),
+            ("time (local)", "2026-10-24T21:00"), ("Estimated time", "2026-10-24T21:00"),
             ("time", "2026-10-24T21:00"), ("datetime", "2026-10-24T21:00"),
         ):  # fmt: skip
             with self.subTest(heading):

@@ -42,11 +42,12 @@ class Numbers(unittest.TestCase):
         for text in ("", " ", "-", "--", "---", "unavailable", "unknown", "Unknown", "error", "none", "None", "null",
          "NULL",
                      "N/A", "n/a", "#N/A", "na", "NaN", "nan", "-nan", "?", "*", "undefined", "inf", "-Infinity",
+                     "-.-", "--.-", "--,-", "\\N", "fault",
                      "-nan(ind)", "1.#QNAN", "#VALUE!",
                      "\u2014"):  # fmt: skip
             self.assertTrue(has_no_value(text), text)
             self.assertIsNone(read_number(text, "x", ","), text)
-        for text in ("0", "off", "N", "NNE", "ok", "-1", "null island"):
+        for text in ("0", "off", "N", "NNE", "ok", "-1", "null island", "-.5", "-1-"):
             self.assertFalse(has_no_value(text), text)
 
     def test_decimal_character_is_recognised(self):

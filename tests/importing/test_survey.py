@@ -80,6 +80,12 @@ class Programs(unittest.TestCase):
                 self.assertEqual([(node, values) for node, _, values in found], wanted)
                 self.assertEqual({time[:16] for _, time, _ in found} - {AT[:16]}, {"2023-10-28T12:01"})
 
+    def test_counters_and_ids_are_not_the_time(self):
+        for heading in ("count", "pulses", "total", "meter_id", "Energy (Wh)", "Serial"):
+            found = faults_of(f"{heading},t\n1600000001,5\n1600000002,6\n")
+            self.assertEqual(found, f"the file: there is no column with a time; the columns are: {heading}, t")
+        self.assertEqual(rows_of("x,t\n1698494400,5\n"), [("", AT, {"t": 5})])
+
     def test_annotated_csv_of_influxdb_is_understood(self):
         text = "".join(
             INFLUX.format(n, n + 0.5, field) for n, field in enumerate(("temperature", "humidity", "temperature"))

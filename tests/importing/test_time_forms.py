@@ -124,6 +124,19 @@ class Order(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(self.decided(*cells), wanted, cells)
 
+    def test_year_of_two_digits_may_be_first(self):
+        for cells, wanted in (
+            (("23-05-16 10:00", "23-05-17 10:00"), "ymd"), (("16-05-23 10:00", "17-05-23 10:00"), "dmy"),
+            (("23/11/30 10:00", "23/12/01 10:00"), "ymd"), (("31.12.22 10:00", "01.01.23 10:00"), "dmy"),
+            (("22-12-31", "23-01-01"), "ymd"), (("23-05-16", "23-05-32"), "dmy"), (("32-05-16",), "ymd"),
+            (("16/05/23 10:00", "16/05/23 11:00"), "dmy"), (("23.05.16", "23.05.17"), "ymd"),
+            (("17-05-23", "16-05-23"), "dmy"), (("05/16/23", "05/17/23"), "mdy"),
+        ):  # fmt: skip
+            self.assertEqual(self.decided(*cells), wanted, cells)
+        with self.assertRaises(RowError) as caught:
+            self.decided("23-05-16 10:00", "23-05-16 11:00")
+        self.assertIn("'23-05-16 10:00' may have the day or the year first: use --dates", str(caught.exception))
+
     def test_undecided_and_contradicting_dates_are_errors(self):
         for cells, text in (
             (("05/06/2023 12:00",), "line 2: '05/06/2023 12:00' may have the day or the month first: use --dates dmy"),

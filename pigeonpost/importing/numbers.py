@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 
 from pigeonpost.importing.cells import RowError, preview, read_value
+from pigeonpost.importing.options import BadOption, ImportOptions
+from pigeonpost.importing.units import conversion, known_unit
 from protocol import Number
 
 
@@ -49,6 +51,30 @@ def read_number(cell: str, name: str, decimal: str = ".") -> Number | None:
     if not _PLAIN(plain):
         raise RowError(f"{name} must be a number, not {preview(cell)}")
     return read_value(plain, name)
+
+
+def read_in_unit(cell: str, name: str, decimal: str, unit: str) -> Number | None:
+    """Return `read_number`, converted to the `unit` of the column if the cell contains another one: "68 °F" in °C.
+
+    Args:
+        cell: Text of the cell.
+        name: Name of the sensor.
+        decimal: As for `read_number`.
+        unit: Unit of the column, or an empty string.
+
+    Raises:
+        RowError: The cell does not contain a number, or the number is too large.
+    """
+    value = read_number(cell, name, decimal)
+    if value is None or not unit or cell[-1:].isdecimal():
+        return value
+    other = known_unit(unit_in(cell), name)
+    if not other or other == unit:
+        return value
+    try:
+        return conversion(name, other, ImportOptions(units={name: unit})).apply(value)
+    except BadOption:  # another word for the unit
+        return value
 
 
 def is_number(cell: str) -> bool:

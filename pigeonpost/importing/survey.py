@@ -95,6 +95,7 @@ class Plan:
         clock: Reader of its times.
         left_out: Headings of columns, or sensors, that are left out, and the reason.
         conversions: Conversion of the values by sensor.
+        units: Unit in the file by sensor.
         encoding: Encoding of the file.
         not_utf8: Number of the first line that is not UTF-8, or 0.
 
@@ -115,6 +116,7 @@ class Plan:
         self.series: dict[Key, Series] = {}
         self.decimals: dict[int, str] = {}
         self.conversions: dict[str, Conversion] = {}
+        self.units: dict[str, str] = {}
         self.left_out = list(self.layout.left_out)
         self.order, self.usual_decimal, self.is_whole = options.dates, ".", False
         self.clock = Clock(options, self.order)
@@ -259,9 +261,8 @@ class Plan:
             if has_numbers and one.text and not one.numbers:
                 self.left_out.append((layout.headings[column.at], f"contains text such as {preview(one.text)}"))
             else:
-                self.conversions[column.name] = conversion(
-                    column.name, column.unit or known_unit(one.unit), self.options
-                )
+                unit = self.units[column.name] = column.unit or known_unit(one.unit)
+                self.conversions[column.name] = conversion(column.name, unit, self.options)
         _name_series(self.series, len(layout.names))
         for key, series in self.series.items():
             if not series.facts.numbers:
@@ -270,7 +271,7 @@ class Plan:
             elif not series.name:
                 raise RowError(f"{preview(key[-1])} is not a valid sensor name")
             else:
-                unit = series.unit or known_unit(series.facts.unit)
+                unit = self.units[series.name] = series.unit or known_unit(series.facts.unit)
                 self.conversions[series.name] = conversion(series.name, unit, self.options)
         self._check_options()
 

@@ -32,7 +32,7 @@ from pigeonpost.importing.cells import (
 )
 from pigeonpost.importing.columns import LOG_COLUMNS
 from pigeonpost.importing.long_tables import check_row, is_head, log_block
-from pigeonpost.importing.numbers import read_number
+from pigeonpost.importing.numbers import read_in_unit
 from pigeonpost.importing.survey import Plan, node_of
 from pigeonpost.importing.text import zero_bytes
 from pigeonpost.importing.times import Clock
@@ -255,7 +255,7 @@ def _table_columns(block: Block, table: _Table) -> list[ReadingColumns] | None:
         return None
     numbers: dict[str, list[Number | None]] = {}
     for at, name, decimal, conversion in table.columns:
-        column = _column(columns[at], name, decimal)
+        column = _column(columns[at], name, decimal, plan.units[name])
         if column is None:
             return None
         numbers[name] = [conversion.apply(value) for value in column] if conversion.text else column
@@ -283,7 +283,7 @@ def _nodes(cells: Sequence[str], heading: str) -> list[str] | None:
     return [names[cell] for cell in cells] if all(map(NODE_NAME, names.values())) else None
 
 
-def _column(cells: Sequence[str], name: str, decimal: str) -> list[Number | None] | None:
+def _column(cells: Sequence[str], name: str, decimal: str, unit: str) -> list[Number | None] | None:
     """Return the values in the cells of a column, or None if one is invalid."""
     if decimal == ".":
         values = read_values(cells)
@@ -294,7 +294,7 @@ def _column(cells: Sequence[str], name: str, decimal: str) -> list[Number | None
     if values is not None:
         return values
     try:
-        return [read_number(cell, name, decimal) for cell in cells]
+        return [read_in_unit(cell, name, decimal, unit) for cell in cells]
     except RowError:
         return None
 
@@ -311,7 +311,7 @@ def _table_rows(block: Block, table: _Table) -> Iterator[ImportedReading | Fault
             if layout.node >= 0 and not NODE_NAME(node):
                 raise RowError(f"{preview(node)} is not a valid node name")
             values = {
-                name: conversion.apply(read_number(row[at], name, decimal))
+                name: conversion.apply(read_in_unit(row[at], name, decimal, plan.units[name]))
                 for at, name, decimal, conversion in table.columns
             }
             time_ms = plan.clock.read_one(plan.time_cell(row), line, plan.series_of(row))

@@ -80,6 +80,17 @@ class Programs(unittest.TestCase):
                 self.assertEqual([(node, values) for node, _, values in found], wanted)
                 self.assertEqual({time[:16] for _, time, _ in found} - {AT[:16]}, {"2023-10-28T12:01"})
 
+    def test_cell_in_another_unit_than_its_column_is_converted(self):
+        later = "2023-10-28T12:01:00Z"
+        for heading, first, second, wanted in (
+            ("t", "20 °C", "68 °F", (20, 20)), ("t (°C)", "20", "68°F", (20, 20)), ("t", "68 °F", "20 °C", (68, 68)),
+            ("t", "40%", "41 %RH", (40, 41)), ("p", "1013 hPa", "101300 Pa", (1013, 1013)), ("t", "20", "21", (20, 21)),
+        ):  # fmt: skip
+            found = rows_of(f"time,{heading}\n{AT},{first}\n{later},{second}\n")
+            self.assertEqual([next(iter(one[2].values())) for one in found], list(wanted), (heading, first))
+        long = rows_of(f"time,sensor,value\n{AT},t,20 °C\n{later},t,68 °F\n")
+        self.assertEqual([one[2] for one in long], [{"t": 20}, {"t": 20}])
+
     def test_counters_and_ids_are_not_the_time(self):
         for heading in ("count", "pulses", "total", "meter_id", "Energy (Wh)", "Serial"):
             found = faults_of(f"{heading},t\n1600000001,5\n1600000002,6\n")

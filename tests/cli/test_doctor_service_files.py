@@ -105,7 +105,7 @@ class Devices(Machine):
         self.put(
             "proc/devices", "Character devices:\n  1 mem\n 89 i2c\n235 bcm2835-gpiomem\n\nBlock devices:\n 89 other\n"
         )
-        patch = mock.patch.object(doctor_node, "_readings", lambda about, kind, table: iter(()))
+        patch = mock.patch.object(doctor_node, "_readings", lambda about, kind, table, data: iter(()))
         patch.start()
         self.addCleanup(patch.stop)
 

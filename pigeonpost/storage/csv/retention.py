@@ -223,7 +223,7 @@ class LogRetention:
 
     def _delete(self, name: str) -> None:
         self._sums.unseal(name)
-        if name in read_sums(self._folder):  # otherwise `verify` would report the deleted log as missing, for ever
+        if name in read_sums(self._folder):  # otherwise `verify` would report the deleted log as missing permanently
             raise DiskError(f"{os.path.join(self._folder, LOG_CHECKSUMS)} cannot be written")
         path = os.path.join(self._folder, name)
         os.unlink(path)

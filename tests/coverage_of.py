@@ -76,7 +76,11 @@ GROUPS = (
         " tests.storage.sqlite.test_fresh tests.storage.sqlite.test_migration",
         95,
     ),
-    Group(("csvbuffer.py",), "tests.test_csvbuffer", 95),
+    Group(
+        ("csvbuffer.py", "pigeonpost/storage/csv/retention.py"),
+        "tests.test_csvbuffer tests.storage.csv.test_retention",
+        95,
+    ),
     Group(("pigeonpost/storage/csv/verify.py",), "tests.storage.csv.test_verify", 95),
 )
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _DAY_S = 86_400.0
 _PARTS = 8  # a log is closed when it has this part of the limits, so that deleting one frees little more than needed
 _LEAST_BYTES, _LEAST_S = 1 << 20, 3600.0  # no log is closed below this length and before this time
+_FIRST_S = 5.0  # time until the first pass: at the start, connecting to the nodes has priority
 _PASS_S = 600.0  # time between two passes
 _BLOCK_BYTES = 1 << 20
 
@@ -230,7 +231,7 @@ class LogRetention:
         sync_folder(path)
 
     def _run(self) -> None:
-        wait_s = 5.0  # at the start, connecting to the nodes has priority
+        wait_s = _FIRST_S
         while not self._stopping.wait(wait_s):
             wait_s = _PASS_S
             self.delete_and_report()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import threading
 import unittest
 from unittest import mock
 
@@ -16,7 +17,7 @@ from pigeonpost.storage.csv.retention import LogLimits, read_removed
 from pigeonpost.storage.csv.verify import verify_logs
 from tests.page_support import use_memory_disk
 from tests.storage.test_contract import E2, batch, gap
-from tests.support import temp_folder
+from tests.support import LIMIT_S, temp_folder, wait_until
 from tests.test_csvbuffer import LogCase
 
 MIB = 1 << 20
@@ -185,6 +186,23 @@ class DeletionTest(LimitedLogCase):
             with open(self.path(name), "wb") as file:
                 file.write(content)
         self.assertEqual(self.faults(), [])
+
+
+class ThreadTest(LimitedLogCase):
+    def test_thread_deletes_logs_and_stops(self):
+        for _ in range(12):
+            self.day()
+        self.enterContext(mock.patch.object(retention, "_FIRST_S", 0.0))
+        self.log._retention.start()
+        wait_until(lambda: len(self.names()) == 9, "the old logs are deleted")
+        self.log._retention.stop(LIMIT_S)
+        self.assertNotIn("log limits", [thread.name for thread in threading.enumerate()])
+
+    def test_thread_is_not_started_without_limits(self):
+        self.log._retention.limits = LogLimits()
+        self.log._retention.start()
+        self.assertNotIn("log limits", [thread.name for thread in threading.enumerate()])
+        self.log._retention.stop()
 
 
 class ProtectionTest(LimitedLogCase):

@@ -4,7 +4,9 @@ import json
 import logging
 import random
 import unittest
+from unittest import mock
 
+from pigeonpost.alerts import engine, states
 from pigeonpost.alerts.alert_store import AlertStore
 from tests.alerts.engine_support import EngineCase
 from tests.page_support import use_memory_disk
@@ -22,6 +24,12 @@ class Killed(BaseException):
 class Restarts(EngineCase):
     TABLES = ({"sensor": "temperature", "above": 40, "clear": 35, "name": "heat"},)
     COLLECT_S = 10.0
+
+    def setUp(self):
+        # So many events in an hour would be damped (tests.alerts.test_flapping), unless a crash resets the damping.
+        self.enterContext(mock.patch.object(states, "FREE_ENDS", 1000))
+        self.enterContext(mock.patch.object(engine, "_MOST_PROMPT", 1000))
+        super().setUp()
 
     def test_each_alert_and_its_end_are_queued_exactly_once_over_crashes(self):
         for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 150)):

@@ -21,15 +21,18 @@ class Killed(BaseException):
     """The program was killed with -9 at this point."""
 
 
-class Restarts(EngineCase):
-    TABLES = ({"sensor": "temperature", "above": 40, "clear": 35, "name": "heat"},)
-    COLLECT_S = 10.0
+class UndampedCase(EngineCase):
+    """Engine that does not damp many events in an hour (tests.alerts.test_flapping), which a crash would reset."""
 
     def setUp(self):
-        # So many events in an hour would be damped (tests.alerts.test_flapping), unless a crash resets the damping.
         self.enterContext(mock.patch.object(states, "FREE_ENDS", 1000))
         self.enterContext(mock.patch.object(engine, "_MOST_PROMPT", 1000))
         super().setUp()
+
+
+class Restarts(UndampedCase):
+    TABLES = ({"sensor": "temperature", "above": 40, "clear": 35, "name": "heat"},)
+    COLLECT_S = 10.0
 
     def test_each_alert_and_its_end_are_queued_exactly_once_over_crashes(self):
         for seed in range(rounds("PIGEONPOST_TEST_ALERT_RESTARTS", 5, 150)):
@@ -149,7 +152,7 @@ class UnreadableStates(EngineCase):
         self.assert_said(self.said(), "^Alert")
 
 
-class SilentNodes(EngineCase):
+class SilentNodes(UndampedCase):
     SHORTEST_S = 600.0
 
     def test_each_silence_and_its_end_are_queued_exactly_once_over_restarts_and_clock_steps(self):

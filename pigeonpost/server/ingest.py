@@ -68,7 +68,9 @@ class Ingestor:
         latest: Newest values of each node: LatestSamples.samples.
         received_s: Time of the last commit with new samples of each node: LatestSamples.received_s.
         commit_s: Interval between two commits, in seconds.
-        fault: Reason why nothing can be stored now; empty if samples can be stored.
+        fault: Reason why samples could not be stored; empty again once samples are stored.
+        is_blocked: True while each commit fails. It can be False with a `fault`: whether samples can be stored again is
+            known only when some arrive, so a transport that refuses them must not wait for the end of the fault.
         stored: Number of samples stored in this run.
         repeated: Number of samples in this run that were stored already.
         commits: Number of commits in this run.
@@ -111,6 +113,7 @@ class Ingestor:
         self._store = store
         if store.damage:
             self.fault = "nothing can be stored: the database is damaged"
+        self.is_blocked = bool(self.fault)
         self._csv = csv
         self.clock = clock
         self.commit_s = commit_s
@@ -465,11 +468,13 @@ class Ingestor:
             is_proof = bool(self._batches)  # without samples a commit writes nothing, and succeeds on a full disk too
             try:
                 self.commit()
+                self.is_blocked = False
                 if self.fault and is_proof:
                     log.warning("samples are stored again")
                     self.fault = ""
                 return
             except NotStored as error:
+                self.is_blocked = True
                 if not self.fault:
                     log.error("nothing can be stored, and the nodes keep their samples: %s", error)
                 why = "the database is damaged" if self._store.damage else hide_secrets(str(error))

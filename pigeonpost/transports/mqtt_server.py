@@ -153,7 +153,7 @@ class MqttServerTransport(Transport):
         """
         key, mac, body = self._key_of(node, payload)
         batch_payload = read_body(body)
-        if self._context.ingestor.fault:  # another server of the broker may be able to store it
+        if self._context.ingestor.is_blocked:  # another server of the broker may be able to store it
             raise NotStored(self._context.ingestor.fault)
         if batch_payload.node != node:
             raise BadArgument(f"the topic belongs to node {node}, but the samples are from node {batch_payload.node}")

@@ -587,10 +587,12 @@ class WriterThreadTest(RunningCase):
                 refused = self.answers.of(batch(1, 3))  # as of a client, which cancels it after some seconds
                 self.ingestor.submit(refused)
                 wait_until(lambda: self.ingestor.fault, "it has tried")
+                self.assertTrue(self.ingestor.is_blocked)
                 wait_until(lambda: self.ingestor.cancel(refused), "it is removed from the queue")
                 wait_until(lambda: calls[-1] == 0, "the empty queue is committed")
                 self.ingestor.run(lambda: None, LIMIT_S)  # then the writer thread has left the retries
                 self.assertEqual(self.ingestor.fault, "nothing can be stored: disk full")
+                self.assertFalse(self.ingestor.is_blocked)  # otherwise a transport would refuse samples permanently
             self.submit(batch(1, 3))
             wait_until(lambda: not self.ingestor.fault, "samples are stored")
         self.assertEqual(len(logged.output), 2)

@@ -81,7 +81,7 @@ class Net:
 class FakeIngestor(FakeLedger):
     """Replacement of the Ingestor with unlimited capacity."""
 
-    fault = ""
+    fault, is_blocked = "", False
 
     def __init__(self, identity, at_once=True):
         super().__init__(at_once)
@@ -320,7 +320,7 @@ class OneServer(MqttCase):
         self.assertEqual(len(self.ingestor.rows), 10)
 
     def test_server_that_cannot_store_answers_an_error_and_another_is_asked(self):
-        self.ingestor.fault = "nothing can be stored: the disk is full"
+        self.ingestor.fault, self.ingestor.is_blocked = "nothing can be stored: the disk is full", True
         self.start_node()
         self.take(1)
         self.turn()
@@ -329,7 +329,7 @@ class OneServer(MqttCase):
         self.net.settle()
         self.turn()
         self.assertEqual(self.net.queue, [])  # not immediately
-        self.ingestor.fault = ""
+        self.ingestor.is_blocked = False  # the fault ends with the next samples
         self.clock.sleep(ANSWER_S)
         self.talk()
         self.assertEqual(len(self.ingestor.rows), 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pigeonpost.alerts.contract import SEVERITIES, AlertMessage
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.format import age, counted, stamp, with_unit
+from pigeonpost.core.format import age, counted, stamp
 
 if TYPE_CHECKING:
     from pigeonpost.alerts.states import AlertState
@@ -121,9 +121,7 @@ def _limit(state: AlertState) -> str:
     """Return the threshold of an alert with its unit, in parentheses; empty if there is none."""
     rule = state.rule
     if rule.condition_kind in ("value", "disk"):
-        unit = "MiB" if rule.condition_kind == "disk" else state.unit
-        limits = (("above", rule.above), ("below", rule.below))
-        return " or ".join(with_unit(f"{name} {one:.10g}", unit) for name, one in limits if one is not None)
+        return rule.thresholds("MiB" if rule.condition_kind == "disk" else state.unit)
     return f"limit {rule.silent_s or state.value:.10g} s" if rule.condition_kind == "silent" else ""
 
 

@@ -71,7 +71,7 @@ OPTIONS = (
     Option("flags", _flags, (), "with flag: names of the quality flags; without it: all"),
     Option("name", matching(_NAME, "1 to 80 characters without control characters"), "", "name of the alert"),
 )
-_NEEDS_SENSOR, _MAY_HAVE_SENSOR = ("value",), ("value", "failed", "flag")
+_MAY_HAVE_SENSOR = ("value", "failed", "flag")
 _THRESHOLDS = {"value": ("above", "below"), "disk": ("below",)}
 
 
@@ -119,16 +119,17 @@ class Rule(NamedTuple):
         """The kind. A table without `kind` is about silence or about a value."""
         return self.kind or ("silent" if self.silent_s is not None else "value")
 
+    def thresholds(self, unit: str) -> str:
+        """Return the thresholds with their `unit` as text: `above 40 °C or below 2 °C`."""
+        limits = (("above", self.above), ("below", self.below))
+        return " or ".join(with_unit(f"{name} {value:.10g}", unit) for name, value in limits if value is not None)
+
     def condition(self, unit: str = "") -> str:
         """Return the condition as text, for example `temperature above 40 °C`. `unit` is the unit of the sensor."""
         kind = self.condition_kind
         if kind in ("value", "disk"):
             unit = "MiB" if kind == "disk" else unit
-            limits = " or ".join(
-                with_unit(f"{name} {value:.10g}", unit)
-                for name, value in (("above", self.above), ("below", self.below)) if value is not None
-            )  # fmt: skip
-            text = f"{self.sensor or 'free disk space'} {limits}"
+            text = f"{self.sensor or 'free disk space'} {self.thresholds(unit)}"
             if not self.clear:
                 return text
             return f"{text}, until past {with_unit(' and '.join(f'{one:.10g}' for one in self.clear), unit)}"

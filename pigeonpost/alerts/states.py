@@ -5,8 +5,8 @@
     condition not met                     -> the alert has ended; if it was reported, the message about its end is due
     condition met again before that       -> it is still the same alert, and no message is sent
 
-So each message about an alert is followed by exactly one about its end. All of this is stored, and is the same after a
-restart. Only Alerts (engine.py) uses these objects, with its lock.
+So each message about an alert is followed by exactly one about its end, unless its node is retired. All of this is
+stored, and is the same after a restart. Only Alerts (engine.py) uses these objects, with its lock.
 
 An alert that begins and ends again and again would send a message each time. After FREE_ENDS ends, each further end is
 therefore reported only if the condition was not met for some time, which is doubled each time.

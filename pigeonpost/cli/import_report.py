@@ -80,8 +80,8 @@ def _structure(plan: Plan) -> Iterator[str]:
     folds = sum(map(len, (plan.clock.folds or {}).values()))
     if folds:
         yield f"end of summer time: {counted(folds, 'series', 'series')} of rows assigned by the order of the rows"
-    for at in (layout.node,) if layout.node >= 0 else ():
-        yield f"node: column {layout.headings[at]}"
+    if layout.node >= 0:
+        yield f"node: column {layout.headings[layout.node]}"
     if layout.names:
         sensor = " + ".join(layout.headings[at] for at in layout.names)
         yield f"sensor: column {sensor}; value: column {layout.headings[layout.value]}"

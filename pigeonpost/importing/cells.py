@@ -110,12 +110,18 @@ def read_value(cell: object, name: str) -> Number | None:
         text = cell.strip() if isinstance(cell, str) else "?"
         if text.lower() in _NO_VALUES:
             return None
-        if not _NUMBER(text):
+        if not _PLAIN(text):
             raise RowError(f"{name} must be a number, not {preview(cell)}")
         value = float(text) if any(letter in text for letter in ".eE") else int(text)
     if value - value != 0 or (type(value) is int and abs(value) > LARGEST_INTEGER):
         raise RowError(f"{name} is too large: {preview(cell)}")
     return value
+
+
+def underscored(text: str) -> str:
+    """Return a `text` in lower case and without accents, with underscores for characters that names do not contain."""
+    ascii_ = unicodedata.normalize("NFKD", text[:200]).encode("ascii", "ignore").decode().lower()
+    return _NOT_IN_NAMES("_", ascii_).strip("_")
 
 
 def sensor_name(heading: str) -> tuple[str, str]:
@@ -125,8 +131,7 @@ def sensor_name(heading: str) -> tuple[str, str]:
     """
     found = _WITH_UNIT(heading.strip())
     plain, unit = (found[1], (found[2] or found[3] or "").strip()) if found else (heading, "")
-    ascii_ = unicodedata.normalize("NFKD", plain[:200]).encode("ascii", "ignore").decode().lower()
-    name = _NOT_IN_NAMES("_", ascii_).strip("_")
+    name = underscored(plain)
     if name and not name[0].isalpha():
         name = f"s_{name}"
     return name[:32].rstrip("_"), unit if UNIT(unit) else ""
@@ -176,7 +181,8 @@ _DATE_TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?"
     r"(?: ?(?:[Zz]|[+-][0-9]{2}:?[0-9]{2}))?"
 ).fullmatch
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?").fullmatch
+_PLAIN = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?").fullmatch
+is_plain_number = _PLAIN  # True for a number with a decimal point and without digit grouping
 _NO_VALUES = ("", "-", "na", "n/a", "nan", "null", "none")
 _WITH_UNIT = re.compile(r"([^(\[]{1,200})(?:\(([^()]{0,40})\)|\[([^\[\]]{0,40})\])").fullmatch
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub

@@ -7,7 +7,7 @@ Columns are recognised by their headings and by the cells below them. Errors: Ro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pigeonpost.core.format import counted
@@ -235,9 +235,9 @@ def _is_full(cells: list[str], time_format: str, is_named: bool) -> bool:
     return _share(cells, matches)
 
 
-def _share(cells: list[str], matches: object) -> bool:
+def _share(cells: list[str], matches: Callable[[str], bool]) -> bool:
     filled = [cell for cell in cells if cell]
-    return bool(filled) and sum(map(matches, filled)) * 2 > len(filled)  # type: ignore[call-overload]
+    return bool(filled) and sum(map(matches, filled)) * 2 > len(filled)
 
 
 def _has_numbers(cells: list[str]) -> bool:

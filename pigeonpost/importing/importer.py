@@ -118,7 +118,7 @@ def inspect_file(file: BinaryIO, name: str, options: ImportOptions = NO_OPTIONS)
     """
     plan = None
     try:
-        if not is_json(file, name):
+        if not is_json(name):
             plan = Plan(file, options)
         while True:
             try:

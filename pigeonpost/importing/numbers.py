@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from pigeonpost.importing.cells import RowError, preview, read_value
+from pigeonpost.importing.cells import RowError, is_plain_number, preview, read_value
 from pigeonpost.importing.options import BadOption, ImportOptions
 from pigeonpost.importing.units import conversion, known_unit
 from protocol import Number
@@ -40,7 +40,7 @@ def read_number(cell: str, name: str, decimal: str = ".") -> Number | None:
     text = text.replace("\u2212", "-")
     if decimal == "?":
         decimal = "," if "," in text and "." not in text else "."
-    if _PLAIN(text) and (decimal == "." or "." not in text):
+    if is_plain_number(text) and (decimal == "." or "." not in text):
         return read_value(text, name)
     group = "," if decimal == "." else "."
     if _GROUPED[group](text):
@@ -48,7 +48,7 @@ def read_number(cell: str, name: str, decimal: str = ".") -> Number | None:
     elif text.count(group) == 1 and decimal not in text and not _AMBIGUOUS(text):
         decimal = group  # 21.5 in a column with 20,5: it can mean only one number
     plain = text.replace(decimal, ".")
-    if not _PLAIN(plain):
+    if not is_plain_number(plain):
         raise RowError(f"{name} must be a number, not {preview(cell)}")
     return read_value(plain, name)
 
@@ -113,7 +113,6 @@ _NO_VALUE = re.compile(
     r"|missing|invalid|no ?data|n\.c\.|#(?:value|ref|div/0|num|null|name)[!?]?)",
     re.IGNORECASE,
 ).fullmatch
-_PLAIN = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?").fullmatch
 _UNITS = (
     "°[CF]?|[℃℉%]|[CFKVAW]|deg[CF]|mbar|[hk]?Pa|bar|lux|lx|ppm|m[VA]|kWh|Wh|kW|m/s|km/h|mph|mm|cm|dBm?|%? ?RH|µg/m[³3]"
 )

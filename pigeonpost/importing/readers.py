@@ -166,8 +166,8 @@ _NOT_SENSORS = (*_TIME_KEYS, "node", "seq", "up", "clock", "errors", "units", "u
 # ---------------------------------------------------------------------------------------------------- all formats
 
 
-def is_json(file: BinaryIO, name: str) -> bool:
-    """Return True if a `file` is read as JSON because of its `name`, False if it is read as CSV."""
+def is_json(name: str) -> bool:
+    """Return True if a file with the `name` is read as JSON, False if it is read as CSV."""
     return name.lower().endswith((".jsonl", ".ndjson", ".json"))
 
 
@@ -186,7 +186,7 @@ def readings(
         UnknownFold: A time in a CSV file occurs twice, and its plan does not contain which of them it is.
     """
     file.seek(0)
-    if is_json(file, name):
+    if is_json(name):
         has_lines = not name.lower().endswith(".json") or _has_one_object_per_line(file)
         return _json_lines(file, options) if has_lines else _json_readings(file, options)
     return _csv_readings(file, options, plan)

@@ -24,9 +24,8 @@ class TextLines:
 
     Args:
         file: The open file. It is read from its beginning.
-        skip_bad: True to replace a damaged line with an empty one,
-        and to add a Fault to `faults`. Otherwise a line that
-            is too long raises RowError, and other damage is found by the reader of the cells.
+        skip_bad: True to replace a damaged line with an empty one, and to add a Fault to `faults`. Otherwise a line
+            that is too long raises RowError, and other damage is found by the reader of the cells.
 
     Raises:
         RowError: The file is an archive or a spreadsheet.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
+from pigeonpost.importing.cells import underscored
 from pigeonpost.importing.time_forms import ZONES
 
 _NAMES = (
@@ -41,15 +41,13 @@ _PAIRS = {  # winter and summer time of a place
     "Europe/Lisbon": {"WET", "WEST"}, "Europe/Helsinki": {"EET", "EEST"}, "America/New_York": {"EST", "EDT"},
     "America/Chicago": {"CST", "CDT"}, "America/Denver": {"MST", "MDT"}, "America/Los_Angeles": {"PST", "PDT"},
 }  # fmt: skip
-_NOT_IN_NAMES = re.compile(r"[^a-z0-9]+").sub
 _UNIT = re.compile(r"[(\[][^()\[\]]*[)\]]\s*$").sub
 
 
 def plain(heading: str) -> str:
     """Return a `heading` in lower case, with underscores for other characters and without a unit in brackets."""
     text = _UNIT("", heading.strip()[:200]) or heading
-    ascii_ = unicodedata.normalize("NFKD", text[:200]).encode("ascii", "ignore").decode().lower()
-    return _NOT_IN_NAMES("_", ascii_).strip("_")
+    return underscored(text)
 
 
 def time_rank(heading: str) -> int:

@@ -55,7 +55,15 @@ def heading_unit(heading: str) -> tuple[str, str]:
 
 
 def known_unit(text: str, name: str = "temperature") -> str:
-    """Return the usual spelling of a unit: "°C" for `C`, `degC` or `Celsius` (with `name` of a sensor), or `text`."""
+    """Return the usual spelling of a unit: "°C" for `degC` or `Celsius`. Other units are returned as they are.
+
+    Args:
+        text: Text of the unit.
+        name: Name of the sensor. `C` and `F` are units of temperature only if it is that of a temperature.
+
+    Returns:
+        The unit, or an empty string if the text is not a valid unit.
+    """
     plain = " ".join(text.split())
     if plain in ("C", "F") and not _IS_TEMPERATURE(name):
         return plain
@@ -144,4 +152,4 @@ def is_unit(text: str) -> bool:
     return bool(plain) and (known_unit(plain) in _ALL or plain[0] in "°%" or plain.lower() in _SPELLINGS)
 
 
-_ALL = {unit for table in _TABLES for unit in table} | {"lx", "W/m²", "W/m2", "dBm", "°", "Volts", "Deg C"}
+_ALL = {unit for table in _TABLES for unit in table} | {"lx", "W/m²", "W/m2", "dBm", "°"}

@@ -99,7 +99,7 @@ def weewx_lines(db: sqlite3.Connection, node: str, options: ImportOptions, notes
                 for step in steps:
                     value = step.apply(value)
                 yield f"{start},{name},{read_value(value, name)!r},{cell(steps[-1].unit)}\n"
-    used = ", ".join(f"{_SYSTEMS[system]}" for system in sorted(systems))
+    used = ", ".join(_SYSTEMS[system] for system in sorted(systems))
     converted = f", converted to {_SYSTEMS[target]}" if len(systems) > 1 else ""
     notes.append(f"archive of WeeWX: {counted(rows, 'row')}, {counted(values, 'value')}, units {used}{converted}")
 

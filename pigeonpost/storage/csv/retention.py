@@ -33,7 +33,6 @@ _PARTS = 8  # a log is closed when it has this part of the limits, so that delet
 _LEAST_BYTES, _LEAST_S = 1 << 20, 3600.0  # no log is closed below this length and before this time
 _FIRST_S = 5.0  # time until the first pass: at the start, connecting to the nodes has priority
 _PASS_S = 600.0  # time between two passes
-_BLOCK_BYTES = 1 << 20
 
 
 class LogLimits(NamedTuple):

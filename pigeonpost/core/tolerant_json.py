@@ -34,7 +34,7 @@ FAILURE_WORDS = frozenset((
     "undefined", "invalid", "error", "err", "fail", "failed", "n/a", "na", "-", "--", "---", "-.-", "--.-",
     "ovf", "nan(ind)", "-nan(ind)", "1.#qnan", "-1.#ind", "1.#inf", "-1.#inf",  # print() of Arduino, printf of Windows
 ))  # fmt: skip
-_SPACE = " \t\r\n\0\ufeff"  # also the zero bytes with which programs in C end a text
+SPACE = " \t\r\n\0\ufeff"  # white space; also the zero bytes with which programs in C end a text
 
 
 def read_tolerant_json(data: bytes) -> Any:
@@ -43,7 +43,7 @@ def read_tolerant_json(data: bytes) -> Any:
     Raises:
         BadArgument: The data are not a JSON document, or nested deeper than DEEPEST_FOREIGN_JSON.
     """
-    text = data.decode(json.detect_encoding(data), "replace").strip(_SPACE)
+    text = data.decode(json.detect_encoding(data), "replace").strip(SPACE)
     # The C parser recurses at each level, and a thread's stack is small, so deep nesting must not reach it.
     if is_too_deep(text, DEEPEST_FOREIGN_JSON):
         raise BadArgument(f"JSON nested deeper than {DEEPEST_FOREIGN_JSON}")
@@ -86,7 +86,7 @@ class _Reader:
                 return self._read_string(at)
         bare = _BARE_VALUE(self._text, at)
         assert bare is not None  # it also matches an empty text
-        content = bare[0].strip(_SPACE)
+        content = bare[0].strip(SPACE)
         if _IS_NUMBER(content):
             return _DECODER.decode(content), bare.end()
         return _BARE_WORDS.get(content.lower(), content), bare.end()
@@ -100,7 +100,7 @@ class _Reader:
             match self._text[at : at + 1]:
                 case "}":
                     if last is not None and end:
-                        found[last[0]] = self._text[last[1] : end].strip(_SPACE)
+                        found[last[0]] = self._text[last[1] : end].strip(SPACE)
                     return found, at + 1
                 case ",":
                     at += 1
@@ -111,12 +111,12 @@ class _Reader:
                     bare = _BARE_KEY(self._text, at)
                     if bare is None:
                         raise self._fault(at)
-                    key, at = bare[0].strip(_SPACE), bare.end()
+                    key, at = bare[0].strip(SPACE), bare.end()
                     if last is not None and self._text[at : at + 1] in (",", "}"):
                         end = at
                         continue
             if last is not None and end:
-                found[last[0]], end = self._text[last[1] : end].strip(_SPACE), 0
+                found[last[0]], end = self._text[last[1] : end].strip(SPACE), 0
             at = self.skip_space(at)
             if self._text[at : at + 1] != ":":
                 raise self._fault(at)
@@ -174,11 +174,11 @@ def _integer(literal: str) -> int | str:
 _DECODER = json.JSONDecoder(parse_float=_float, parse_int=_integer, parse_constant=str, strict=False)
 _BARE_WORDS = {"": None, "null": None, "none": None, "undefined": None, "true": True, "false": False}
 # The quantifiers are possessive, because backtracking would take quadratic time on a hostile document.
-_IS_SPACE = re.compile(f"[{_SPACE}]++").match
+_IS_SPACE = re.compile(f"[{SPACE}]++").match
 _BARE_VALUE = re.compile(r'[^,{}\[\]"]*+').match
 _IS_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?").fullmatch
 _BARE_KEY = re.compile(r"""[^,:{}\[\]"']++""").match
 _VALID_TEXT = re.compile(r'"(?:[^"\\]++|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+"').match
-_IS_END_OF_TEXT = re.compile(f'[{_SPACE}]*+[,:}}\\]"]').match
-_WITH_QUOTES = re.compile(f'"[^\n]*?"(?=[{_SPACE}]*+[,:}}\\]])').match
+_IS_END_OF_TEXT = re.compile(f'[{SPACE}]*+[,:}}\\]"]').match
+_WITH_QUOTES = re.compile(f'"[^\n]*?"(?=[{SPACE}]*+[,:}}\\]])').match
 _QUOTED = re.compile(r"""(?:"(?:[^"\\]++|\\.)*+"|'(?:[^'\\]++|\\.)*+')""", re.DOTALL).match

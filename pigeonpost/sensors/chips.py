@@ -3,9 +3,9 @@
 A chip is recognised by any of its names: that of the device, of its driver, or of its entry in the device tree. The
 device of a DHT22, for example, is called `dht11@4`, `humidity_sensor` or `4.humidity-sensor`.
 
-Ranges are those of the data sheets. Chips
-whose conversion of the relative humidity exceeds 0 to 100 % (SHT2x, SHT4x, HTU21, Si70xx: -6 to 119 %) report slightly
-more than 100 % in fog, within their accuracy of 5 %. Such values are readings, and they are not changed.
+Ranges are those of the data sheets. Chips whose conversion of the relative humidity exceeds 0 to 100 % (SHT2x, SHT4x,
+HTU21, Si70xx: -6 to 119 %) report slightly more than 100 % in fog, within their accuracy of 5 %. Such values are
+readings, and they are not changed.
 
 Sources: data sheets of Aosong DHT22; Bosch BST-BME280-DS001, BST-BME680-DS001; Sensirion SHT3x-DIS, SHT4x, SHT2x;
 Silicon Labs Si7020-A20; TE HTU21D; ROHM BH1750FVI; Texas Instruments SBOS448 (INA219), SBOS547 (INA226); Maxim 19-7487

@@ -13,8 +13,7 @@ seconds if there were pulses. After a crash, the pulses since the last write are
 node does not run.
 
 Threads: if there is a total, `start` creates one thread, which updates and saves the state every `save` seconds, also
-while sampling is off.
-`_lock` guards the line, the file and all counts; it is held during a write.
+while sampling is off. `_lock` guards the line, the file and the state; it is held during a write.
 
 Errors: SensorError if the line cannot be requested or the state cannot be stored. Both are tried again at each reading.
 The pulses are counted further if the state cannot be stored.
@@ -131,7 +130,6 @@ class CounterSource(SensorSource):
         self._line: EdgeCounter | None = None
         self._state: CounterState | None = None
         self._saved: CounterState | None = None  # the newest state that is on the disk
-        self._count = 0  # pulses since the start of this program
         self._stop = StopFlag()
         self._thread = threading.Thread(target=self._run, name=f"counter {self._name}", daemon=True)
 
@@ -171,7 +169,7 @@ class CounterSource(SensorSource):
             case "total":
                 return calibrated(state.total, chosen)
             case "rate":
-                per_s = self._windows[name].update(now_s, self._count)
+                per_s = self._windows[name].update(now_s, state.pulses)
                 return calibrated(per_s * state.scale * chosen["per"], chosen)
         return calibrated(state.missed, chosen)
 
@@ -219,7 +217,6 @@ class CounterSource(SensorSource):
                     "%s: the records of %s were missed, because they were not read in time; the pulses are counted"
                     " (remedy: a shorter `save`)", self._name, counted(new_missed, "pulse"),
                 )  # fmt: skip
-            self._count += new
             self._state = self._state._replace(pulses=self._state.pulses + new, missed=self._state.missed + new_missed)
         return self._state
 

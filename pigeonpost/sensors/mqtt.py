@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
 from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
-from pigeonpost.core.tolerant_json import FAILURE_WORDS, read_tolerant_json
+from pigeonpost.core.tolerant_json import FAILURE_WORDS, SPACE, read_tolerant_json
 from pigeonpost.sensors.chips import described
 from pigeonpost.sensors.contract import (
     CALIBRATION,
@@ -56,7 +56,6 @@ LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not stored
 _STOP_S = 2.0
 FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
 _REMEMBERED = 64  # payloads per topic by which a retained message that is sent again is recognised
-_SPACE = " \t\r\n\0\ufeff"
 _WORDS = {"true": 1, "on": 1, "open": 1, "false": 0, "off": 0, "closed": 0}
 
 
@@ -298,11 +297,11 @@ class Message:
 
     def _whole(self) -> float:
         try:
-            content = self._payload.decode().strip(_SPACE)
+            content = self._payload.decode().strip(SPACE)
         except UnicodeDecodeError as error:
             raise NoValue(f"{self._preview()} cannot be read: {error}") from None
         if len(content) > 1 and content[0] == content[-1] == '"':  # a text in JSON, as for a channel with a path
-            content = content[1:-1].strip(_SPACE)
+            content = content[1:-1].strip(SPACE)
         value = _as_number(content)
         if value is not None:
             return value

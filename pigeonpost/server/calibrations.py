@@ -244,7 +244,7 @@ class Calibrations:
                 self._timelines = {new if name == node else name: one for name, one in self._timelines.items()}
 
     def _save_current_names(self) -> None:
-        """Replace former names in the file, which a crash during a renaming has left: one may be released later."""
+        """Replace former names, left in the file by a crash during a renaming, because one may be released later."""
         try:
             with changes_locked(self._data):
                 present = self._present()

@@ -1,4 +1,4 @@
-"""File of the clients that connect to this server: after a restart, a client that stays silent is missed.
+"""File of the clients that connect to this server. After a restart, it shows which of them stay silent.
 
 Any thread may use it. `_writing` guards the clients, and is held while the file is written.
 Errors: none. A file that is damaged or cannot be written is recorded as a fault; collecting does not depend on it.
@@ -20,7 +20,7 @@ from pigeonpost.server.node_register import move_key
 
 log = logging.getLogger(__name__)
 
-MOST = 1000  # clients; further ones are not missed after a restart
+MOST = 1000  # clients; the silence of further ones is not noticed after a restart
 
 
 class KnownClient(NamedTuple):

@@ -55,7 +55,8 @@ class UsualInterval:
 
     Calls within _VISIT_S are one visit. After LEARNED_VISITS intervals, the result is the second longest of the last
     _RECENT_VISITS intervals and of the long ones in the last _REMEMBERED_S: a single outage does not count, but a pause
-    that returns, for example every night, does. Before, it is the longest interval if that exceeds UNKNOWN_EVERY_S.
+    that returns, for example every night, does. Before, it is the longest interval if that exceeds UNKNOWN_EVERY_S and
+    the interval in an earlier run; otherwise, it is the latter.
     """
 
     def __init__(self, former_s: float | None = None) -> None:

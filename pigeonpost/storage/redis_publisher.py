@@ -146,10 +146,12 @@ class RedisPublisher:
 
         Runs in the Ingestor's writer thread, so it must not wait.
         """
-        for node in dict.fromkeys([commit.node for commit in epoch_commits]):
-            gaps = [item for commit in epoch_commits if commit.node == node
-                    for item in commit.items if isinstance(item, Gap)]  # fmt: skip
+        lost_of: dict[str, int] = {}
+        for commit in epoch_commits:
+            gaps = [item for item in commit.items if isinstance(item, Gap)]
             lost = sum(gap.last - gap.first + 1 + gap.before for gap in gaps)
+            lost_of[commit.node] = lost_of.get(commit.node, 0) + lost
+        for node, lost in lost_of.items():
             with self._lock:
                 if lost:
                     self._lost[node] = self._lost.get(node, 0) + lost

@@ -9,7 +9,7 @@ _STEP_MS = 1000  # a smaller change of the difference is measured with the next 
 
 
 class _Reading(NamedTuple):
-    """Clocks of node and server at one time, in ms: date and uptime of the node, date and monotonic clock of this."""
+    """Date and uptime of the node, and date and monotonic clock of the server, at one time and in ms."""
 
     node_ms: float
     up_ms: float

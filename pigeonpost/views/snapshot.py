@@ -74,9 +74,8 @@ class SnapshotBuilder:
         self._made_s = 0.0
         self._stored: dict[str, dict[str, Any]] = {}  # counts of each node from the store
         self._stored_s = _NEVER  # time at which these counts were read
-        self._last: dict[
-            str, tuple[object, LatestSample]
-        ] = {}  # last stored sample of each node without one in this run
+        # Last stored sample of each node without one in this run.
+        self._last: dict[str, tuple[object, LatestSample]] = {}
         self._started_s, self._started_ms = app.clock.monotonic(), app.clock.wall_ms()
         self._known: dict[str, _Known] = {}  # cached states of reporting nodes
         self._failures = FailureTracker(app.store)

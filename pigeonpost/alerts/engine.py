@@ -212,6 +212,7 @@ class Alerts:
             self.table.rename(node, new)
             self._samples.rename(node, new)
             self._silence.rename(node, new)
+            self.polls.rename(node, new)
 
     # ------------------------------------------------------------------------------------------------ for pages
 

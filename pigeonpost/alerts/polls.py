@@ -97,6 +97,11 @@ class Polls:
         self._rules = [rule for rule in rules if rule.condition_kind in self._finders]
         self._has_new_rules = self._has_looked
 
+    def rename(self, node: str, new: str) -> None:
+        """Assign what is known about `node` to its new name `new`."""
+        counts = self._counts.items()
+        self._counts = {(new if name == node else name, sensor, flag): count for (name, sensor, flag), count in counts}
+
     def look(self, now: Now) -> None:
         """Check all conditions at the time `now`."""
         self._has_looked = True

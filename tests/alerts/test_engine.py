@@ -5,6 +5,7 @@ import shutil
 import time
 import unittest
 from types import SimpleNamespace
+from unittest import mock
 
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.server.quality import QualityChecks, read_rules
@@ -254,6 +255,21 @@ class Flags(EngineCase):
             self.bring(value)
         self.assert_said(self.look(), "temperature of attic was jumping shortly before")
         self.assert_said(self.look(), "no longer jumping")
+
+    def test_renaming_a_node_does_not_report_its_earlier_flags_again(self):
+        self.names = mock.Mock(on_rename=[self.quality.on_rename])
+        self.names.current.side_effect = lambda node: node
+        self.names.retired_ms.return_value = None
+        self.start()
+        for value in (20, 29, 29.5):
+            self.clock.sleep(1)
+            self.bring(value)
+        self.assert_said(self.look(), "temperature of attic was jumping shortly before")
+        self.assert_said(self.look(), "no longer jumping")
+        for rename in self.names.on_rename:
+            rename("attic", "loft")
+        self.state.name = "loft"
+        self.assertEqual(self.look(60), [])
 
     def test_only_chosen_flags_are_reported(self):
         self.tables = [{"kind": "flag", "flags": ["rail"]}]

@@ -877,8 +877,10 @@ class Health(WebCase):
         self.assertFalse(found["well"])
 
     def test_healthz_fails_if_nothing_can_be_stored(self):
-        self.web.ingestor.fault = "nothing can be stored: disk full"
+        self.web.ingestor.fault, self.web.ingestor.is_blocked = "nothing can be stored: disk full", True
         self.assertEqual(self.text("/healthz", 503), "nothing can be stored\n")
+        self.web.ingestor.is_blocked = False  # whether samples can be stored is known only when some arrive
+        self.assertEqual(self.text("/healthz"), "ok\n")
 
     def test_node_that_is_switched_off_is_not_a_fault(self):
         self.post_json("/api/v1/nodes/basement/send", {"on": False})

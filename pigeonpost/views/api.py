@@ -304,8 +304,9 @@ def health(context: RequestContext) -> Response:
 def alive(context: RequestContext) -> Response:
     """Return `ok`, or the status 503 if nothing can be stored, for `context`: `GET /healthz`.
 
-    The response contains nothing else, since any client may request it.
+    The response contains nothing else, since any client may request it. A fault that lasts until samples are stored is
+    not enough: a load balancer would then send no samples, and the fault would never end.
     """
-    if context.app.ingestor.fault:
+    if context.app.ingestor.is_blocked:
         return text_page("nothing can be stored\n", 503)
     return text_page("ok\n")

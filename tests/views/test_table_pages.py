@@ -98,21 +98,21 @@ class EventList(TableCase):
     def test_events_of_earlier_runs_and_of_this_run_are_listed(self):
         set_zone(self, "UTC")
         self.missing()
-        for name in ("sensorlog_191126_0715.csv", "sensorlog_999999_9999.csv", "notes.csv"):
+        for name in ("sensorlog_191125_0715.csv", "sensorlog_999999_9999.csv", "notes.csv"):
             with open(os.path.join(self.web.folder, "logs", name), "w", encoding="utf-8"):
                 pass
         wait_until(lambda: "connected" in self.get("/happenings"), "the event log is updated")
         found = self.json("/happenings.json")["happenings"]
         self.assertEqual([one["time"] for one in found], sorted((one["time"] for one in found), reverse=True))
         self.assertEqual(found[-1], {
-            "time": "2026-11-19T07:15:00.000Z", "node": "", "kind": "started",
-            "text": "this server was started (sensorlog_191126_0715.csv)",
+            "time": "2025-11-19T07:15:00.000Z", "node": "", "kind": "started",
+            "text": "this server was started (sensorlog_191125_0715.csv)",
         })  # fmt: skip
         kinds = [(one["node"], one["kind"]) for one in found]
         for one in (("basement", "gap"), ("basement", "reached"), ("basement", "started"), ("", "started")):
             self.assertIn(one, kinds)
         self.assertEqual(kinds.count(("", "started")), 2)
-        self.assertIn("19 Nov 07:15", self.page("/happenings"))
+        self.assertIn("19 Nov 2025 07:15", self.page("/happenings"))
         self.assertEqual(len(self.rows("/happenings.csv")), len(found))
 
     def test_logs_are_no_starts_when_old_starts_were_replaced_by_other_events(self):

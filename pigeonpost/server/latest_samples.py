@@ -20,7 +20,7 @@ Which values are the current ones depends on the times of the samples:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -113,15 +113,17 @@ class _Part(NamedTuple):
             return new.latest.sample.time_ms >= self.latest.sample.time_ms
         return new.age_ms(now_s) <= self.age_ms(now_s) + _SAME_MS
 
-    def without(self, names: Collection[str]) -> _Part | None:
+    def without(self, names: Set[str]) -> _Part | None:
         """Return this part without the sensors `names`, or None if nothing remains."""
         sample = self.latest.sample
         if sample.values.keys().isdisjoint(names):
             return self
+        if sample.values.keys() <= names:  # usual: all messages of a client contain the same sensors
+            return None
         values = {name: value for name, value in sample.values.items() if name not in names}
         errors = {name: text for name, text in sample.errors.items() if name in values}
         kept = self.latest._replace(sample=sample._replace(values=values, errors=errors))
-        return self._replace(latest=kept) if values else None
+        return self._replace(latest=kept)
 
 
 class _Lag(NamedTuple):

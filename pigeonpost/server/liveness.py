@@ -61,7 +61,7 @@ class UsualInterval:
 
     def __init__(self, former_s: float | None = None) -> None:
         """Initialise without visits. `former_s` is the interval in an earlier run in seconds, or None."""
-        self._former_s = former_s
+        self._former_s = self._usual_s = former_s
         self._began_s: float | None = None  # start of the current visit
         self._recent: deque[float] = deque(maxlen=_RECENT_VISITS)
         self._long: list[tuple[float, float]] = []  # the longest intervals that are not in `_recent`, and their ends
@@ -78,11 +78,12 @@ class UsualInterval:
             self._began_s = now_s
             self._count += 1
             self._long = [(interval_s, end_s) for interval_s, end_s in self._long if now_s - end_s < _REMEMBERED_S]
-        return self._interval_s()
+            self._usual_s = self._interval_s()  # here, because most calls are part of a visit
+        return self._usual_s
 
     def _interval_s(self) -> float | None:
         intervals = sorted([*self._recent, *(interval_s for interval_s, _ in self._long)])
         if self._count >= LEARNED_VISITS:
             return max(FLOOR_S, intervals[-2])
-        longest_s = intervals[-1] if intervals else 0.0
+        longest_s = intervals[-1]
         return longest_s if longest_s > max(UNKNOWN_EVERY_S, self._former_s or 0.0) else self._former_s

@@ -181,5 +181,7 @@ def ranges_of(
     for name, unit, limits in ((channel.name, channel.unit, channel.possible) for channel in channels):
         possible = of_channel(name, unit) if limits is None else Range(*limits, "possible values")
         if possible is not None:
-            found[name] = (possible._replace(calibration=calibrations.get(name, (1.0, 0.0))), unit)
+            if name in calibrations:
+                possible = possible._replace(calibration=calibrations[name])
+            found[name] = possible, unit
     return found

@@ -14,7 +14,7 @@ last, in several messages. A field whose content is not a number, such as nan or
 cannot measure at the moment: the channel fails until the next value. The other fields of the message count.
 
 The thread of paho-mqtt evaluates each message, and stores the results with one assignment per channel in `_last` and
-`_without_value`, then one per topic in `_received`. The thread of the source reads them. The event `_news` is set for
+`_without_value`, then one per topic in `_received_s`. The thread of the source reads them. The event `_news` is set for
 each message; the first reading waits for it.
 
 Errors: SensorError for a channel without a value for too long, with the reason and the fault of the connection. A
@@ -52,7 +52,7 @@ from protocol import UNIT, Number
 if TYPE_CHECKING:
     from pigeonpost.core.mqtt_client import MqttConnection
 
-LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not stored
+LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not evaluated
 _STOP_S = 2.0
 FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
 _REMEMBERED = 64  # payloads per topic by which a retained message that is sent again is recognised
@@ -109,15 +109,8 @@ class LastValue(NamedTuple):
     at_s: float
 
 
-class ReceivedMessage(NamedTuple):
-    """Last message of a topic, with the time of its arrival (time.monotonic). `payload` is None if it is too long."""
-
-    payload: bytes | None
-    at_s: float
-
-
 class MqttSource(SensorSource):
-    """Source with one connection to a broker, the last value of each channel and the last message of each topic."""
+    """Source with one connection to a broker, and the last value of each channel."""
 
     def __init__(self, options: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]], where: str) -> None:
         """Create the source without connecting.
@@ -140,7 +133,7 @@ class MqttSource(SensorSource):
         ]
         self._chosen = chosen
         self._topics = sorted({entry["topic"] for entry in chosen.values()})
-        self._received: dict[str, ReceivedMessage] = {}
+        self._received_s: dict[str, float] = {}  # arrival of the last message of each topic (time.monotonic)
         self._last: dict[str, LastValue] = {}
         self._without_value: dict[str, str] = {}  # why the last message without a value for the channel had none
         # Used only in the thread of paho-mqtt: hashes of the last payloads, and of the retained payload, of each topic.
@@ -191,16 +184,16 @@ class MqttSource(SensorSource):
         self._started = True
         broker.start()
         give_up_s = time.monotonic() + FIRST_WAIT_S
-        while len(self._received) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
+        while len(self._received_s) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
             self._news.clear()
 
     def _value(self, name: str, chosen: Mapping[str, Any], now_s: float, broker: MqttConnection) -> Number:
-        topic, received = chosen["topic"], self._received.get(chosen["topic"])
+        topic, received_s = chosen["topic"], self._received_s.get(chosen["topic"])
         why = f" (MQTT {broker.place}: {broker.fault})" if broker.fault else ""
-        if received is None:
+        if received_s is None:
             raise SensorError(f"stale: no message on {topic} yet{why}")
-        if now_s - received.at_s > chosen["fresh"]:
-            raise SensorError(f"stale: no message on {topic} for {now_s - received.at_s:.0f} s{why}")
+        if now_s - received_s > chosen["fresh"]:
+            raise SensorError(f"stale: no message on {topic} for {now_s - received_s:.0f} s{why}")
         last = self._last.get(name)
         if last is not None and now_s - last.at_s <= chosen["fresh"]:
             if last.value is None:
@@ -226,7 +219,7 @@ class MqttSource(SensorSource):
         else:
             for name in self._names_of(topic):
                 self._without_value[name] = f"the message is longer than {LONGEST_PAYLOAD} bytes"
-        self._received[topic] = ReceivedMessage(payload if len(payload) <= LONGEST_PAYLOAD else None, at_s)
+        self._received_s[topic] = at_s
         self._news.set()
 
     def _on_retained(self, topic: str, payload: bytes) -> None:

@@ -195,12 +195,12 @@ class Messages(Case):
     def test_too_long_message_is_not_stored(self):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"1" * (mqtt.LONGEST_PAYLOAD + 1)})
         self.assertEqual(str(source.read()["x"]), "x: the message is longer than 65536 bytes")
-        self.assertIsNone(source._received["x"].payload)
+        self.assertEqual(source._last, {})
 
     def test_messages_of_other_topics_are_not_stored(self):
         source = self.source({"x": {"topic": "x"}}, said={str(n): b"1" for n in range(1000)})
         source.read()
-        self.assertEqual(source._received, {})
+        self.assertEqual(source._received_s, {})
 
         class Spoilt(Message):
             @property
@@ -212,12 +212,12 @@ class Messages(Case):
                 pass
 
         source._broker._client.on_message(None, None, Spoilt("", b"1"))
-        self.assertEqual(source._received, {})
+        self.assertEqual(source._received_s, {})
 
 
 class Freshness(Case):
     def later(self, source, seconds):
-        with mock.patch.object(mqtt.time, "monotonic", lambda: source._received["x"].at_s + seconds):
+        with mock.patch.object(mqtt.time, "monotonic", lambda: source._received_s["x"] + seconds):
             return source.read()["x"]
 
     def test_value_is_used_for_the_time_fresh(self):
@@ -237,16 +237,16 @@ class Freshness(Case):
     def test_retained_message_does_not_renew_a_value(self):
         source = self.source({"x": {"topic": "x"}}, said={"x": b"5"})
         source.read()
-        heard = source._received["x"]
+        heard = source._received_s["x"]
         source._broker._client.on_message(None, None, Message("x", b"5", retain=True))
-        self.assertIs(source._received["x"], heard)
+        self.assertIs(source._received_s["x"], heard)
         source._broker._client.on_message(
             None, None, Message("x", b"6", retain=True)
         )  # it was sent while the source was disconnected
-        self.assertIsNot(source._received["x"], heard)
-        heard = source._received["x"]
+        self.assertIsNot(source._received_s["x"], heard)
+        heard = source._received_s["x"]
         source._broker._client.on_message(None, None, Message("x", b"6"))
-        self.assertIsNot(source._received["x"], heard)
+        self.assertIsNot(source._received_s["x"], heard)
 
 
 class LastValues(Case):
@@ -387,7 +387,7 @@ class Connections(Case):
             with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING"):
                 source._broker._client.on_disconnect(source._broker._client, None, *arguments)
             self.assertEqual(source.read()["x"], 5)  # while the value is recent
-            source._received.clear()
+            source._received_s.clear()
             self.assertEqual(
                 str(source.read()["x"]),
                 "stale: no message on x yet (MQTT 127.0.0.1:1883: the connection to the broker is lost)",

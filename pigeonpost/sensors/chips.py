@@ -20,7 +20,15 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pigeonpost.core.light_typing import NamedTuple
-from pigeonpost.sensors.ranges import ABSOLUTE_ZERO_C, HUMIDITY, Range, of_channel
+from pigeonpost.sensors.ranges import (
+    ABSOLUTE_ZERO_C,
+    DS18B20_C,
+    HUMIDITY,
+    PROCESSOR_C,
+    THERMOCOUPLE_C,
+    Range,
+    of_channel,
+)
 
 _AIR_PRESSURE_KPA = (1.0, 120.0)  # from 30 km above the sea to a deep mine
 OVERSHOOT_RH = (-5.0, 105.0)  # %
@@ -55,18 +63,18 @@ _CHIPS = (
     Chip("SHTC1 or SHTC3", r"shtc[13]|shtw1", {"temp": (-40, 125), "humidity": (0, 100)}),
     Chip("HDC", r"hdc(100[0-9x]|10[0-9]+|20[0-9]+|30[0-9]+)", {"temp": (-40, 125), "humidity": (0, 100)}),
     Chip("AHT10 or AHT20", r"aht[12][0-9]|dht20", {"temp": (-40, 85), "humidity": (0, 100)}),
-    Chip("DS18B20", r"w1_slave_temp", {"temp": (-55, 125)}),
+    Chip("DS18B20", r"w1_slave_temp", {"temp": DS18B20_C}),
     Chip("BH1750", r"bh17(10|15|21|50|51)", {"illuminance": (0, 121_600)}),
     Chip("INA219", r"ina2(19|20)", {"in0": (-0.3277, 0.3277), "in1": (0, 32.77), "power": (0, math.inf)}),
     Chip("INA226", r"ina2(26|30|31|60)", {"in0": (-0.082, 0.082), "in1": (0, 41), "power": (0, math.inf)}),
-    Chip("thermocouple", r"max31855.?|max31856|max6675|mcp9600|mcp9601", {"temp": (ABSOLUTE_ZERO_C, 1820)}),
+    Chip("thermocouple", r"max31855.?|max31856|max6675|mcp9600|mcp9601", {"temp": THERMOCOUPLE_C}),
     Chip("MAX31865", r"max31865", {"temp": (-240, 850)}),  # its ends are reported for a short circuit and a broken wire
-    Chip("bridge of Industrial I/O", r"iio_hwmon", {"temp": (ABSOLUTE_ZERO_C, 1820)}),
+    Chip("bridge of Industrial I/O", r"iio_hwmon", {"temp": THERMOCOUPLE_C}),
     Chip("infrared thermometer", r"mlx906(14|15|32)", {"temp": (-70, 382.2)}),
     Chip("thermometer", r"lm7[35].?|tmp1[0-9]+|tmp75.?|ds1621|ds1775|adt74[0-9]+|jc42|mcp980[0-9x]|max30208|stds75"
          r"|pct2075|tmp00[67]", {"temp": (-55, 150)}),
     Chip("processor or board", r"(cpu|soc|gpu|core|k10|k8|zenpower|fam15h|acpi|pch_|nvme|drive|amdgpu|nouveau|radeon"
-         r"|iwlwifi|rp1|rpi|it8|nct|w83|x86_pkg|bcm).*", {"temp": (-40, 150)}),
+         r"|iwlwifi|rp1|rpi|it8|nct|w83|x86_pkg|bcm).*", {"temp": PROCESSOR_C}),
 )  # fmt: skip
 # Possible values of every chip. `humidity` is the relative humidity.
 _QUANTITIES: Mapping[str, Range] = {
@@ -81,7 +89,7 @@ _QUANTITIES: Mapping[str, Range] = {
     },
     "concentration": Range(0.0, 100.0, "concentration"),
 }  # fmt: skip
-_PROCESSOR = Range(-40.0, 150.0, "processor or board")
+_PROCESSOR = Range(*PROCESSOR_C, "processor or board")
 _MONITORING = Range(-64.0, 191.0, "hardware monitoring")  # the widest range of such chips: TMP401, extended mode
 
 
@@ -145,13 +153,13 @@ _CELSIUS, _FAHRENHEIT = of_channel("", "°C"), of_channel("", "°F")
 _DESCRIBED = tuple(
     (re.compile(rf"(?<![a-z0-9])({names})(?![a-z0-9])").search, limits)
     for names, limits in (
-        (r"ds18[bsx]20|ds1822|w1_slave|(10|22|28|42)-[0-9a-f]{12}", {"temp": (-55.0, 125.0)}),
+        (r"ds18[bsx]20|ds1822|w1_slave|(10|22|28|42)-[0-9a-f]{12}", {"temp": DS18B20_C}),
         (r"dht(11|22)|am230[12]|rht03", {"temp": (-40.0, 80.0), "humidity": (0.0, 100.0)}),
         (r"bm[ep](280|680|688)", {"temp": (-40.0, 85.0), "humidity": (0.0, 100.0)}),
         (r"sht3[x015]|shtc[13]|hdc(10|20|30)[0-9x]+", {"temp": (-40.0, 125.0), "humidity": (0.0, 100.0)}),
         (r"aht[12][0-9x]|dht20", {"temp": (-40.0, 85.0), "humidity": (0.0, 100.0)}),
         (r"sht[24][x015]|htu21d?|si702[01]", {"temp": (-40.0, 125.0), "humidity": OVERSHOOT_RH}),
-        (r"thermal_zone[0-9]*|vcgencmd|cpu|coretemp", {"temp": (-40.0, 150.0)}),
+        (r"thermal_zone[0-9]*|vcgencmd|cpu|coretemp", {"temp": PROCESSOR_C}),
     )
 )
 # Temperatures that are calculated, and sensors with other ranges, such as a PT1000 on the board of a BME280.

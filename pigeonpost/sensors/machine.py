@@ -20,7 +20,7 @@ from pigeonpost.core.config import Option, read_options, text
 from pigeonpost.core.errors import SensorError
 from pigeonpost.core.light_typing import TYPE_CHECKING
 from pigeonpost.sensors.contract import Channel, FoundDevice, Readings, SensorSource
-from pigeonpost.sensors.ranges import ImpossibleValue, Range
+from pigeonpost.sensors.ranges import PROCESSOR_C, ImpossibleValue, Range
 from protocol import Number
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ OPTIONS = (
     Option("root", text, "/", "folder that contains proc and sys"),
 )
 
-_POSSIBLE = Range(-40.0, 150.0, "processor")
+_POSSIBLE = Range(*PROCESSOR_C, "processor")
 
 _CHANNELS = (
     Channel("cpu_temperature", "°C"),

@@ -23,11 +23,11 @@ import re
 from collections.abc import Sequence
 
 from pigeonpost.core.errors import SensorError
-from pigeonpost.sensors.ranges import ABSOLUTE_ZERO_C, ImpossibleValue, Range, shown_raw
+from pigeonpost.sensors.ranges import DS18B20_C, THERMOCOUPLE_C, ImpossibleValue, Range, shown_raw
 
 _DS18S20, _DS1825 = 0x10, 0x3B  # families; MAX31850, an amplifier for thermocouples, has the family of the DS1825
-_THERMOMETER = Range(-55.0, 125.0, "DS18B20 and its family")
-_THERMOCOUPLE = Range(ABSOLUTE_ZERO_C, 1820.0, "thermocouple")
+_THERMOMETER = Range(*DS18B20_C, "DS18B20 and its family")
+_THERMOCOUPLE = Range(*THERMOCOUPLE_C, "thermocouple")
 _POWER_ON_C = 85.0
 _NEAR_C = 5.0  # a chip does not show whether it has measured its power-on value, but the reading before it does
 _SCRATCHPAD = re.compile(r"((?:[0-9a-f]{2} ){9}).*yes").fullmatch

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pigeonpost.sensors.contract import Channel
 
 ABSOLUTE_ZERO_C = -273.15
+# Lowest and highest possible temperature, in °C, of chips that several kinds of sensors read.
+DS18B20_C = (-55.0, 125.0)
+THERMOCOUPLE_C = (ABSOLUTE_ZERO_C, 1820.0)
+PROCESSOR_C = (-40.0, 150.0)
 LONGEST_RAW = 80  # characters of a raw text in an error
 # The outbox shortens the error texts of a sample in which several channels fail, to 20 characters if necessary. So the
 # most important part of a text is its beginning.

@@ -121,6 +121,8 @@ def _iio(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read,
     kind = _kind(channel, r"([a-z]+)[-a-z0-9_]*", _IIO)
     factor, unit = _IIO[kind]
     is_plain = _is_plain(chosen)
+    shown = conversion(unit, {unit: chosen["unit"] or unit})
+    is_known_unit = shown.unit == (chosen["unit"] or unit)
 
     def once() -> float:
         found = device.first(f"in_{channel}_input")
@@ -130,12 +132,10 @@ def _iio(device: Device, channel: str, chosen: Mapping[str, Any]) -> tuple[Read,
         is_corrected = not is_plain if kind == "pressure" else kind == "humidityrelative" and chosen["gain"] >= 100
         if not is_corrected:
             value *= chips.abi_factor(device.aliases, kind, value / factor)
-        if kind == "pressure" and not is_plain:
-            shown = conversion(unit, {unit: chosen["unit"] or unit})
-            if shown.unit == (chosen["unit"] or unit):  # else the unit is unknown
-                device.check(kind, channel, calibrated(value, chosen) / shown.factor, unit, raw)
-        else:
+        if kind != "pressure" or is_plain:
             device.check(kind, channel, value, unit, raw)
+        elif is_known_unit:
+            device.check(kind, channel, calibrated(value, chosen) / shown.factor, unit, raw)
         return value
 
     def with_retries() -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
+from pigeonpost.server.quality import late_after_s
 
 if TYPE_CHECKING:
     from pigeonpost.server.node_status import NodeState
@@ -34,7 +34,7 @@ def wait_s(state: NodeState | None, commit_s: float = 0.0) -> float:
         commit_s: Interval between two commits in seconds: samples are received when they are committed.
     """
     usual_s = UNKNOWN_EVERY_S if state and state.calls_in else USUAL_EVERY_S
-    return LATE_INTERVALS * ((state.every_s if state else None) or usual_s) + max(LATE_S, commit_s)
+    return late_after_s((state.every_s if state else None) or usual_s, commit_s)
 
 
 def is_silent(state: NodeState, received_s: float | None, now_s: float, commit_s: float = 0.0) -> bool:

@@ -56,6 +56,16 @@ _FLOAT_MAX = sys.float_info.max
 _AT_LEAST_S = 1.0  # minimum time for the check `jump`: noise between samples of a fast node is not a fast change
 
 
+def late_after_s(every_s: float, commit_s: float = 0.0) -> float:
+    """Return the time without a new value in seconds after which a node, or a sensor, is late.
+
+    Args:
+        every_s: Interval between two values in seconds.
+        commit_s: Interval between two commits in seconds, if samples count as received when they are committed.
+    """
+    return LATE_INTERVALS * every_s + max(LATE_S, commit_s)
+
+
 class QualityFlag(NamedTuple):
     """Quality flag: a check that the current value has failed.
 
@@ -168,7 +178,7 @@ class QualityChecks:
         """
         self._newest = ingestor.newest if ingestor else None
         self._clock = ingestor.clock if ingestor else None
-        self._slack_s = max(LATE_S, ingestor.commit_s if ingestor else 0.0)  # received when they are committed
+        self._commit_s = ingestor.commit_s if ingestor else 0.0
         self._links = links
         self._timelines_of = timelines_of
         self._rules: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -230,10 +240,7 @@ class QualityChecks:
                 return None
             if self._clock is not None:
                 now_ms = track.time_ms + round(1000 * (self._clock.monotonic() - track.received_s))
-            late_s = entry.late_s(track)
-            if late_s is not None:
-                late_s += self._slack_s - LATE_S
-            track.update_stale(now_ms, late_s if is_expected else None)
+            track.update_stale(now_ms, entry.late_s(track, self._commit_s) if is_expected else None)
             return JudgedValue(list(track.findings), dict(track.counts), track.limits)
 
     def sensors(self, node: str) -> list[str]:
@@ -289,10 +296,10 @@ class _Node:
                 track = self.tracks[sensor] = before.get(sensor) or _Track(sensor_limits)
                 track.limits = sensor_limits
 
-    def late_s(self, track: _Track) -> float | None:
-        """Return the maximum age of a value in seconds; None if the interval is unknown."""
+    def late_s(self, track: _Track, commit_s: float = 0.0) -> float | None:
+        """Return the maximum age of a value in seconds; None if the interval is unknown. See `late_after_s`."""
         every_s: float | None = track.limits.get("every") or (self.state.every_s if self.state else None)
-        return None if every_s is None else LATE_INTERVALS * every_s + LATE_S
+        return None if every_s is None else late_after_s(every_s, commit_s)
 
     def check(self, epoch: str, samples: SampleBatch, now_s: float, late: Collection[str]) -> None:
         for name, column in samples.values.items():

@@ -135,6 +135,7 @@ class Ingestor:
         self._urgent = False  # True if a client waits for a queued batch that is not in the current commit
         self._tasks: list[_Task] = []  # jobs of other threads for the writer thread
         self._in_commit = 0  # number of batches at the start of the queue that are being committed now
+        self._is_publishing = False  # True while the log or a subscriber may lack batches that are durable
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
 
@@ -158,14 +159,17 @@ class Ingestor:
         return f"{counted(count, 'sample')} not stored; the nodes keep them"
 
     def flush(self, limit_s: float) -> bool:
-        """Commit all batches submitted so far without delay. Return True if this took at most `limit_s` seconds."""
+        """Commit and publish all batches submitted so far without delay.
+
+        Return True if this took at most `limit_s` seconds. The CSV log and the subscribers then have the samples.
+        """
         give_up_s = self.clock.monotonic() + limit_s
         with self._changed:
             last = self._batches[-1] if self._batches else None
             self._hurry = self._hurry or last is not None
             self._urgent = self._urgent or last is not None
             self._changed.notify_all()
-            while last is not None and any(batch is last for batch in self._batches):
+            while self._is_publishing or (last is not None and any(batch is last for batch in self._batches)):
                 left_s = give_up_s - self.clock.monotonic()
                 if left_s <= 0:
                     return False
@@ -340,6 +344,8 @@ class Ingestor:
         finally:
             with self._changed:
                 self._in_commit = 0
+                self._is_publishing = False
+                self._changed.notify_all()
 
     def _present(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return the batches with the current names of their nodes, which may have been renamed since `submit`."""
@@ -376,6 +382,7 @@ class Ingestor:
         with self._changed:
             del self._batches[: len(batches)]
             self._in_commit = 0
+            self._is_publishing = True
             if self._has_backlog:
                 self._backlog_s = self.clock.monotonic()
             self._waiting, self._waiting_of, self._hurry, self._has_backlog = 0, {}, self._urgent, False

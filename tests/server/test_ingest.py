@@ -478,6 +478,18 @@ class WriterThreadTest(RunningCase):
         self.assertTrue(self.ingestor.flush(LIMIT_S))
         self.assertEqual(len(self.seqs()), 12)
 
+    def test_flush_waits_until_the_log_and_the_subscribers_have_the_samples(self):
+        entered, release = threading.Event(), threading.Event()
+        self.start(commit_s=600)
+        self.addCleanup(release.set)
+        self.ingestor.subscribe(lambda epoch_commits: (entered.set(), release.wait(LIMIT_S)))
+        self.submit(batch(1, 3))
+        self.assertTrue(entered.wait(LIMIT_S))
+        self.assertFalse(self.ingestor.flush(0.02))
+        release.set()
+        self.assertTrue(self.ingestor.flush(LIMIT_S))
+        self.assertEqual(len(self.seqs()), 3)
+
     def test_batch_that_fills_half_of_the_window_wakes_the_writer(self):
         self.start(commit_s=600)
         self.submit(batch(1, 10))

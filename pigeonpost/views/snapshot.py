@@ -160,7 +160,9 @@ class SnapshotBuilder:
             return now
         troubles, has_limits = self._troubles(now, state, moment.now_ms)
         now = now._replace(troubles=troubles)
-        if not has_limits and signature is not None and received_s is not None:  # limits: a sensor may become stale
+        # With limits, or values of several messages, a single sensor may become stale without a new sample.
+        is_steady = not has_limits and not (latest is not None and latest.older)
+        if is_steady and signature is not None and received_s is not None:
             self._known[name] = _Known(signature, received_s + wait_s(state, moment.commit_s), now)
         return now
 

@@ -428,8 +428,8 @@ class Liveness(SnapshotCase):
         self.clock.sleep(2)
         self.assertEqual(self.view().state, "late")
 
-    def test_value_that_its_client_no_longer_repeats_becomes_stale(self):
-        state = self.node(calls_in=True, every_s=60.0, sensors=("temperature", "light"))
+    def send_two_messages(self):
+        """Send a temperature, and 10,000 s later a light level in another message of the same client."""
         self.send(values={"temperature": 20.0})
         older = self.ingestor.latest["basement"]
         self.clock.sleep(10_000)
@@ -438,6 +438,10 @@ class Liveness(SnapshotCase):
         values = {**latest.sample.values, **older.sample.values}
         both = latest._replace(sample=latest.sample._replace(values=values), older={"temperature": older})
         self.ingestor.latest["basement"] = both
+
+    def test_value_that_its_client_no_longer_repeats_becomes_stale(self):
+        state = self.node(calls_in=True, every_s=60.0, sensors=("temperature", "light"))
+        self.send_two_messages()
         self.assertEqual(self.view().troubles, [])
         card = self.card()
         self.assertEqual((card.value, card.is_stale, card.now_ms - card.taken_ms), (20.0, False, 10_000_000))
@@ -445,6 +449,14 @@ class Liveness(SnapshotCase):
         self.ingestor.received_s["basement"] = self.clock.monotonic()
         self.assertEqual((self.card().is_stale, self.card("light").is_stale), (True, False))
         self.assertTrue(state.connected)
+
+    def test_value_that_its_client_no_longer_repeats_becomes_stale_without_a_new_sample(self):
+        self.node(calls_in=True, every_s=3600.0, sensors=("temperature", "light"))
+        self.send_two_messages()
+        self.assertEqual((self.card().is_stale, self.card("light").is_stale), (False, False))
+        self.clock.sleep(900)
+        self.overview.invalidate = lambda: None
+        self.assertEqual((self.card().is_stale, self.card("light").is_stale), (True, False))
 
 
 class SensorFaults(SnapshotCase):

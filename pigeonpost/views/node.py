@@ -23,6 +23,7 @@ from pigeonpost.views.quality_flags import flag_counts, flags_table, limits_of
 from pigeonpost.views.sensor_card import cards_section, sensor_card, sensor_lines
 from pigeonpost.views.sensor_units import in_units
 
+MOST_GAPS = 200  # the latest gaps of all nodes, in which those of the node are searched
 _NOTICES = {
     "on": "{node} is on: it samples.",
     "off": "{node} is off: it takes no samples. Its stored samples are still delivered.",
@@ -43,7 +44,7 @@ def node_page(context: RequestContext) -> Response:
         raise HTTPError(404, "There is no node with that name.", "unknown-node")
     units = context.preferences.units
     node = node._replace(sensors=[in_units(sensor, units) for sensor in node.sensors])
-    missing = [gap for gap in context.app.store.gaps(200) if gap["node"] == node.name]
+    missing = [gap for gap in context.app.store.gaps(MOST_GAPS) if gap["node"] == node.name]
     if not context.request.wants_html:
         return text_page(_node_text(context, snapshot, node, missing), context=context)
     span = context.request.query.get("span", "")
@@ -62,7 +63,7 @@ def node_page(context: RequestContext) -> Response:
         chart_images(node.sensors, span),
         flags_table(node.sensors),
         _about(node, snapshot.now_ms, units),
-        _missing(missing, snapshot.now_ms),
+        _missing(missing, node.missing, snapshot.now_ms),
     ), "\n")  # fmt: skip
     return html_page(node.name, body, context, live=True, foot=footer(context))
 
@@ -83,7 +84,9 @@ def _about(node: NodeView, now_ms: int, units: Mapping[str, str]) -> Html:
     )
 
 
-def _missing(gaps: Sequence[dict[str, Any]], now_ms: int) -> Html:
+def _missing(gaps: Sequence[dict[str, Any]], count: int, now_ms: int) -> Html:
+    if not gaps and count:
+        return Html("<p>Its gaps are older than the latest {} gaps of all nodes.</p>").format(MOST_GAPS)
     if not gaps:
         return Html("<p>No samples of this node are missing.</p>")
     rows = join_html(

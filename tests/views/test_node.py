@@ -2,6 +2,8 @@
 
 import unittest
 
+from pigeonpost.views.node import MOST_GAPS
+from protocol import Batch, Gap
 from tests.page_support import use_memory_disk
 from tests.web.support import FakeLink, WebHouse
 
@@ -56,6 +58,18 @@ class NodePage(unittest.TestCase):
     def test_readings_of_the_computer_have_the_time_of_their_report(self):
         page = self.page({"light": ""}, checked_ms=1_795_188_970_123, details={"machine": {"load": 0.5}})
         self.assertRegex(page, r"<th>computer</th><td>load 0\.50; at 20 Nov [^<]*</td>")
+
+    def test_page_does_not_deny_gaps_that_are_older_than_those_of_other_nodes(self):
+        web = WebHouse(self, links=[FakeLink("shed", {}), FakeLink("attic", {})])
+        for node, number in [("shed", 1), *(("attic", number) for number in range(1, MOST_GAPS + 1))]:
+            outbox = f"{sum(node.encode()):016x}"
+            web.ingestor.submit(Batch(node, outbox, "0123456789abcdef", 0, None, Gap(number, number, 0, "x"), {}))
+        self.assertTrue(web.ingestor.flush(10))
+        web.web._snapshots.invalidate()
+        page = web.request("GET", "/nodes/shed", web.browser, html=True)[2].decode()
+        self.assertIn("<th>missing</th><td>1 sample</td>", page)
+        self.assertNotIn("No samples of this node are missing.", page)
+        self.assertIn(f"<p>Its gaps are older than the latest {MOST_GAPS} gaps of all nodes.</p>", page)
 
 
 if __name__ == "__main__":

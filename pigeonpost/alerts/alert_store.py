@@ -30,6 +30,7 @@ from pigeonpost.core.files import give_to_owner
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 500  # messages per channel; at the limit the oldest message is dropped
+_SOURCE = "source"  # key of AlertMessage.source in the stored `info`
 _READ_AGAIN_S = 60.0  # time after which a file that could not be read is read again
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS states (key TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
@@ -186,7 +187,7 @@ class AlertStore:
         states = {key: json.loads(text) for key, text in self._db.execute("SELECT key, state FROM states")}
         notes = dict(self._db.execute("SELECT key, value FROM notes"))
         queued = [
-            (channel, QueuedMessage(number, queued_ms, AlertMessage(*json.loads(text))))
+            (channel, QueuedMessage(number, queued_ms, _read_message(text)))
             for number, channel, queued_ms, text in self._db.execute(
                 "SELECT number, channel, queued_ms, message FROM queue ORDER BY number"
             )
@@ -278,5 +279,18 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _insertion(channel: str, queued: QueuedMessage) -> _Statement:
-    text = json.dumps(list(queued.message))
+    text = _stored_message(queued.message)
     return "INSERT INTO queue VALUES (?, ?, ?, ?)", (queued.number, channel, queued.queued_ms, text)
+
+
+def _stored_message(message: AlertMessage) -> str:
+    """Return `message` as JSON. `source` is stored in `info`: earlier versions read exactly seven items."""
+    if message.source is not None:
+        message = message._replace(info={**message.info, _SOURCE: message.source})
+    return json.dumps(list(message[:-1]))
+
+
+def _read_message(text: str) -> AlertMessage:
+    message = AlertMessage(*json.loads(text))
+    source = message.info.pop(_SOURCE, None) if isinstance(message.info, dict) else None
+    return message._replace(source=source)

@@ -19,6 +19,11 @@ SEVERITIES = ("info", "warning", "critical")
 KINDS = ("value", "failed", "flag", "silent", "gap", "disk", "store", "voltage", "refused")
 
 
+def rank(severity: str) -> int:
+    """Return the position of a severity in SEVERITIES; an unknown one counts as the highest."""
+    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
+
+
 class NotSent(PigeonpostError, OSError):
     """A message could not be sent. The Notifier tries again later.
 
@@ -49,6 +54,8 @@ class AlertMessage(NamedTuple):
         severity: One of SEVERITIES: the highest one of the alerts in the message.
         kind: "alert", "over" (the alerts have ended), "report" or "test".
         html: The text as HTML, for mails; empty if there is none.
+        source: What a message about several alerts was written from, as a JSON object: see messages.reduced. None for
+            other messages, and for those that an earlier version has queued.
     """
 
     subject: str
@@ -58,6 +65,7 @@ class AlertMessage(NamedTuple):
     severity: str = "warning"
     kind: str = "alert"
     html: str = ""
+    source: dict[str, Any] | None = None
 
 
 class QueuedMessage(NamedTuple):

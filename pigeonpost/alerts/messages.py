@@ -1,5 +1,8 @@
 """Texts of the messages about alerts: one alert, or all alerts that are due at the same time.
 
+A message about several alerts is stored with what it was written from (`_Source`), so that it can be written again with
+only those alerts that a recipient wants.
+
 People read local times with their offset from UTC (`core.format.stamp`), programs read UTC.
 """
 
@@ -7,10 +10,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.alerts.contract import SEVERITIES, AlertMessage
+from pigeonpost.alerts.contract import AlertMessage, rank
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, counted, stamp
 
@@ -34,6 +37,22 @@ _REMEDIES = {
 }
 
 
+class _Source(NamedTuple):
+    """Content of a message about several alerts, besides its `info`. It is stored with the message.
+
+    Attributes:
+        alerts: For each alert its line in a list of alerts, and its text in a message about it alone.
+        is_repeated: True if the message is a repetition.
+        page: Address of the server's page, or an empty string.
+        time_ms: Time of the message in ms since 1970 (UTC).
+    """
+
+    alerts: Sequence[Sequence[str]]
+    is_repeated: bool
+    page: str
+    time_ms: int
+
+
 def alert_message(states: Sequence[AlertState], server: str, page: str, now_ms: int) -> AlertMessage:
     """Return one message about alerts that are due or repeated.
 
@@ -43,17 +62,9 @@ def alert_message(states: Sequence[AlertState], server: str, page: str, now_ms: 
         page: Address of the server's page, or an empty string.
         now_ms: Current time in ms since 1970 (UTC).
     """
-    severity = _highest(states)
-    title = _TITLES[severity] + (", repeated" if all(state.sent for state in states) else "")
-    if len(states) > 1:
-        return _group("alert", title, states, [_line(state, now_ms) for state in states], server, page, now_ms)
-    state = states[0]
-    lines = [f"{state.alert_text}.", f"Condition of the alert: {_condition(state)}."]
-    lines += [f"Since {stamp(state.since_ms)} ({age((now_ms - state.since_ms) / 1000)})."]
-    lines += [f"Severity: {state.rule.severity}. Alert: {state.rule.name}."] if state.rule.name else []
-    if remedy := _REMEDIES.get(state.rule.condition_kind):
-        lines.append(remedy.format(node=state.key.node or "NODE"))
-    return _message("alert", severity, f"{title}: {_line(state, now_ms)}", lines, states, server, page, now_ms)
+    alerts = [[_line(state, now_ms), _text(state, now_ms)] for state in states]
+    source = _Source(alerts, all(state.sent for state in states), page, now_ms)
+    return _message("alert", source, [_info(state) for state in states], server, secrets.token_hex(16))
 
 
 def end_message(states: Sequence[AlertState], server: str, page: str, now_ms: int) -> AlertMessage:
@@ -65,39 +76,74 @@ def end_message(states: Sequence[AlertState], server: str, page: str, now_ms: in
         page: Address of the server's page, or an empty string.
         now_ms: Current time in ms since 1970 (UTC).
     """
-    if len(states) > 1:
-        return _group("over", "Resolved", states, [_end_line(state) for state in states], server, page, now_ms)
-    state = states[0]
-    lines = [f"{state.end_text or state.text}.", f"Condition of the alert: {_condition(state)}."]
-    lines += [f"It lasted {_lasted(state)}, from {stamp(state.since_ms)} to {stamp(state.ended_ms)}."]
-    return _message("over", _highest(states), f"Resolved: {_end_line(state)}", lines, states, server, page, now_ms)
+    source = _Source([[_end_line(state), _end_text(state)] for state in states], False, page, now_ms)
+    return _message("over", source, [_info(state) for state in states], server, secrets.token_hex(16))
 
 
-def _group(
-    kind: str, title: str, states: Sequence[AlertState], lines: Sequence[str], server: str, page: str, now_ms: int
-) -> AlertMessage:
-    few = "; ".join(lines[:_IN_SUBJECT])
-    more = f"; and {len(states) - _IN_SUBJECT} more" if len(states) > _IN_SUBJECT else ""
-    what = counted(len(states), "alert")
-    subject = f"{title}: {what} at {stamp(now_ms)}: {_TIME.sub('', few)}{more}"
-    first = f"{what} {'have ended' if kind == 'over' else 'within a short time'}, {stamp(now_ms)}:"
-    listed = [f"- {line}" for line in lines[:MOST_LINES]]
-    listed += [f"- and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
-    return _message(kind, _highest(states), subject, [first, "", *listed], states, server, page, now_ms)
+def reduced(message: AlertMessage, kept: Sequence[int]) -> AlertMessage:
+    """Return `message` with only some of its alerts, and the same id.
+
+    Args:
+        message: A message about alerts.
+        kept: Indices of these alerts, at least one.
+    """
+    about: Sequence[Mapping[str, Any]] = message.info["alerts"]
+    about = [about[index] for index in kept]
+    if message.source is None:
+        return _reduced_former(message, about)
+    source = _Source(**message.source)
+    source = source._replace(alerts=[source.alerts[index] for index in kept])
+    return _message(message.kind, source, about, message.info["server"], message.id)
+
+
+def _reduced_former(message: AlertMessage, about: Sequence[Mapping[str, Any]]) -> AlertMessage:
+    """Return `message`, which an earlier version has queued without its source, with only the alerts `about`."""
+    severity = max((str(alert.get("severity") or message.severity) for alert in about), key=rank)
+    title = "Resolved" if message.kind == "over" else "Critical alert" if severity == "critical" else "Alert"
+    texts = [str(alert.get("text", "")) for alert in about]
+    text = "".join(f"{one}.\n" for one in texts)
+    info = {**message.info, "alerts": list(about), "severity": severity}
+    return message._replace(subject=f"{title}: {_first(texts)}", text=text, info=info, severity=severity)
 
 
 def _message(
-    kind: str, severity: str, subject: str, lines: Sequence[str], states: Sequence[AlertState], server: str,
-    page: str, now_ms: int,
-) -> AlertMessage:  # fmt: skip
-    if page:
-        key = states[0].key
-        path = f"nodes/{key.node}{f'/{key.sensor}' if key.sensor else ''}" if len(states) == 1 and key.node else ""
-        lines = [*lines, f"{page.rstrip('/')}/{path}"]
-    about = [_info(state) for state in states]
-    single = about[0] if len(states) == 1 else {"node": "", "sensor": ""}
-    info = {**single, "kind": kind, "severity": severity, "server": server, "time": rfc3339(now_ms), "alerts": about}
-    return AlertMessage(" ".join(subject.split()), "\n".join(lines) + "\n", info, secrets.token_hex(16), severity, kind)
+    kind: str, source: _Source, about: Sequence[Mapping[str, Any]], server: str, message_id: str
+) -> AlertMessage:
+    """Return a message about alerts; `about` are their objects in its `info`."""
+    severity = max((str(alert["severity"]) for alert in about), key=rank)
+    title = "Resolved" if kind == "over" else _TITLES[severity] + (", repeated" if source.is_repeated else "")
+    is_single = len(about) == 1
+    (line, text), *_ = source.alerts
+    subject, lines = (f"{title}: {line}", [text]) if is_single else _group(kind, title, source)
+    if kind == "alert" and is_single and (remedy := _REMEDIES.get(about[0]["condition"])):
+        lines.append(remedy.format(node=about[0]["node"] or "NODE"))
+    if source.page:
+        node, sensor = about[0]["node"], about[0]["sensor"]
+        path = f"nodes/{node}{f'/{sensor}' if sensor else ''}" if is_single and node else ""
+        lines.append(f"{source.page.rstrip('/')}/{path}")
+    single = about[0] if is_single else {"node": "", "sensor": ""}
+    more = {"kind": kind, "severity": severity, "server": server, "time": rfc3339(source.time_ms)}
+    return AlertMessage(
+        " ".join(subject.split()), "\n".join(lines) + "\n", {**single, **more, "alerts": list(about)}, message_id,
+        severity, kind, source=None if is_single else source._asdict(),
+    )  # fmt: skip
+
+
+def _group(kind: str, title: str, source: _Source) -> tuple[str, list[str]]:
+    """Return the subject and the first lines of the text of a message about several alerts."""
+    lines, time = [line for line, _ in source.alerts], stamp(source.time_ms)
+    what = counted(len(lines), "alert")
+    subject = f"{title}: {what} at {time}: {_TIME.sub('', _first(lines))}"
+    first = f"{what} {'have ended' if kind == 'over' else 'within a short time'}, {time}:"
+    listed = [f"- {line}" for line in lines[:MOST_LINES]]
+    listed += [f"- and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return subject, [first, "", *listed]
+
+
+def _first(texts: Sequence[str]) -> str:
+    """Return the first of the texts about alerts for a subject, with the number of the others."""
+    more = f"; and {len(texts) - _IN_SUBJECT} more" if len(texts) > _IN_SUBJECT else ""
+    return "; ".join(texts[:_IN_SUBJECT]) + more
 
 
 def _info(state: AlertState) -> dict[str, Any]:
@@ -125,6 +171,20 @@ def _limit(state: AlertState) -> str:
     return f"limit {rule.silent_s or state.value:.10g} s" if rule.condition_kind == "silent" else ""
 
 
+def _text(state: AlertState, now_ms: int) -> str:
+    """Return the text of a message about one alert, without what to do."""
+    lines = [f"{state.alert_text}.", f"Condition of the alert: {_condition(state)}."]
+    lines += [f"Since {stamp(state.since_ms)} ({age((now_ms - state.since_ms) / 1000)})."]
+    lines += [f"Severity: {state.rule.severity}. Alert: {state.rule.name}."] if state.rule.name else []
+    return "\n".join(lines)
+
+
+def _end_text(state: AlertState) -> str:
+    """Return the text of a message about the end of one alert."""
+    lasted = f"It lasted {_lasted(state)}, from {stamp(state.since_ms)} to {stamp(state.ended_ms)}."
+    return f"{state.end_text or state.text}.\nCondition of the alert: {_condition(state)}.\n{lasted}"
+
+
 def _line(state: AlertState, now_ms: int) -> str:
     limit = _limit(state)
     return f"{_with_time(state.alert_text, now_ms)}{f' ({limit})' if limit else ''}"
@@ -143,7 +203,3 @@ def _with_time(text: str, time_ms: int) -> str:
 
 def _lasted(state: AlertState) -> str:
     return age(max(0, state.ended_ms - state.since_ms) / 1000)
-
-
-def _highest(states: Sequence[AlertState]) -> str:
-    return max((state.rule.severity for state in states), key=SEVERITIES.index)

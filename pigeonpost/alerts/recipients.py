@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from pigeonpost.alerts.contract import SEVERITIES, AlertMessage
+from pigeonpost.alerts.contract import SEVERITIES, AlertMessage, rank
+from pigeonpost.alerts.messages import reduced
 from pigeonpost.core.config import Option, matching, one_of, read_options
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.server.schedule import WEEKDAYS, Period, Schedule
@@ -44,34 +45,17 @@ class Filter(NamedTuple):
         if message.kind in ("report", "test"):
             return message
         alerts: Sequence[Mapping[str, Any]] = message.info.get("alerts") or [message.info]
-        found = [alert for alert in alerts if self._is_about(alert, message.severity)]
-        return message if len(found) == len(alerts) else _reduced(message, found) if found else None
+        kept = [index for index, alert in enumerate(alerts) if self._is_about(alert, message.severity)]
+        return message if len(kept) == len(alerts) else reduced(message, kept) if kept else None
 
     def _is_about(self, alert: Mapping[str, Any], usual: str) -> bool:
         """Return True if an alert is severe enough, and about a selected node and sensor or about the server itself."""
         severity, node = str(alert.get("severity") or usual), str(alert.get("node") or "")
-        is_severe = self.severity != "none" and _rank(severity) >= _rank(self.severity)
+        is_severe = self.severity != "none" and rank(severity) >= rank(self.severity)
         return is_severe and (not node or self.covers(node, str(alert.get("sensor") or "")))
 
 
-def _reduced(message: AlertMessage, alerts: Sequence[Mapping[str, Any]]) -> AlertMessage:
-    """Return `message` with only some of its alerts."""
-    severity = max((str(alert.get("severity") or message.severity) for alert in alerts), key=_rank)
-    title = "Resolved" if message.kind == "over" else "Critical alert" if severity == "critical" else "Alert"
-    texts = [str(alert.get("text", "")) for alert in alerts]
-    more = f"; and {len(texts) - _IN_SUBJECT} more" if len(texts) > _IN_SUBJECT else ""
-    subject = f"{title}: {'; '.join(texts[:_IN_SUBJECT])}{more}"
-    text = "".join(f"{one}.\n" for one in texts)
-    info = {**message.info, "alerts": list(alerts), "severity": severity}
-    return message._replace(subject=subject, text=text, info=info, severity=severity)
-
-
-_IN_SUBJECT = 3  # alerts in a subject
 EVERYTHING = Filter()
-
-
-def _rank(severity: str) -> int:
-    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
 
 
 class ReportPlan(NamedTuple):

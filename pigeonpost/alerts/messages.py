@@ -115,8 +115,8 @@ def _message(
     is_single = len(about) == 1
     (line, text), *_ = source.alerts
     subject, lines = (f"{title}: {line}", [text]) if is_single else _group(kind, title, source)
-    if kind == "alert" and is_single and (remedy := _REMEDIES.get(about[0]["condition"])):
-        lines.append(remedy.format(node=about[0]["node"] or "NODE"))
+    if kind == "alert" and (remedies := _remedies(about)):
+        lines += remedies if is_single else ["", *remedies]
     if source.page:
         node, sensor = about[0]["node"], about[0]["sensor"]
         path = f"nodes/{node}{f'/{sensor}' if sensor else ''}" if is_single and node else ""
@@ -144,6 +144,17 @@ def _first(texts: Sequence[str]) -> str:
     """Return the first of the texts about alerts for a subject, with the number of the others."""
     more = f"; and {len(texts) - _IN_SUBJECT} more" if len(texts) > _IN_SUBJECT else ""
     return "; ".join(texts[:_IN_SUBJECT]) + more
+
+
+def _remedies(about: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to do about alerts: one line for each of their conditions."""
+    nodes: dict[str, set[str]] = {}
+    for alert in about:
+        nodes.setdefault(alert["condition"], set()).add(alert["node"])
+    return [
+        _REMEDIES[condition].format(node=names.pop() or "NODE" if len(names) == 1 else "NODE")
+        for condition, names in nodes.items() if condition in _REMEDIES
+    ]  # fmt: skip
 
 
 def _info(state: AlertState) -> dict[str, Any]:

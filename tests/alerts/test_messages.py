@@ -91,6 +91,23 @@ class Messages(EngineCase):
             texts.append((found.subject, found.text, found.severity, found.kind))
         self.assertEqual(*texts)
 
+    def test_message_about_several_alerts_contains_each_remedy_once(self):
+        self.tables = [HOT, {"kind": "failed", "for": 60}, {"silent": 120}]
+        self.start()
+        for node in ("attic", "cellar"):
+            self.bring(41.5, node)
+            for sensor in ("light", "humidity"):
+                self.bring(None, node, sensor)
+        self.look(59)
+        self.link("shed"), self.link("loft")
+        (message,) = self.messages(121)
+        self.assertEqual(message.text.count("Check the sensor and its wiring"), 1)
+        self.assertEqual(message.text.count("`control.py retire NODE`"), 1)
+        self.assertTrue(message.text.endswith("shows the reason.\nhttp://pi/\n"), message.text)
+        found = Filter(nodes=["shed"]).select(message)
+        self.assertIn("`control.py retire shed`", found.text)
+        self.assertNotIn("wiring", found.text)
+
     def test_message_that_was_queued_without_its_source_is_still_read_and_reduced(self):
         message = AlertMessage(
             "Alert: 2 alerts", "text\n",

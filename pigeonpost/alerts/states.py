@@ -270,8 +270,10 @@ class StateTable:
         return rule.node in ("", node) or self.present(rule.node) == node
 
     def rename(self, node: str, new: str) -> None:
-        """Assign the states of `node` to its new name `new`."""
+        """Assign the states of `node`, and the damping of its alerts, to its new name `new`."""
         for key in [key for key in self.states if key.node == node]:
             state = self.states.pop(key)
             state.key = key._replace(node=new)
             self.states[state.key] = state
+        ends = self._ends.items()
+        self._ends = {key._replace(node=new) if key.node == node else key: end for key, end in ends}

@@ -27,6 +27,19 @@ class Link:
         self.state.calls_in, self.state.every_s = calls_in, every_s
 
 
+class Names:
+    """Register of renamed and retired nodes."""
+
+    def __init__(self):
+        self.on_rename, self.retired = [], set()
+
+    def current(self, node):
+        return node
+
+    def retired_ms(self, node):
+        return 1 if node in self.retired else None
+
+
 class EngineCase(unittest.TestCase):
     TABLES = ()
     COLLECT_S = 0.0
@@ -102,4 +115,4 @@ class EngineCase(unittest.TestCase):
             self.assertRegex(subject, pattern)
 
 
-__all__ = ["EPOCH", "OUTBOX", "OWN", "EngineCase", "Link"]
+__all__ = ["EPOCH", "OUTBOX", "OWN", "EngineCase", "Link", "Names"]

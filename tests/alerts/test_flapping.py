@@ -3,7 +3,7 @@
 import time
 import unittest
 
-from tests.alerts.engine_support import EngineCase
+from tests.alerts.engine_support import EngineCase, Names
 
 HOT = {"sensor": "temperature", "above": 40}
 
@@ -48,6 +48,19 @@ class Flapping(EngineCase):
         self.bring(20)
         self.look()
         self.assert_said(self.look(10), "^Resolved: temperature")
+
+    def test_alert_of_a_renamed_node_is_still_damped(self):
+        self.names = Names()
+        self.start()
+        self.flap(3, 80)
+        self.names.on_rename[-1]("attic", "loft")
+        self.bring(50, "loft")
+        self.look()
+        self.assert_said(self.look(10), "^Alert: temperature of loft")
+        self.bring(20, "loft")
+        self.look()
+        self.assertEqual(self.look(49), [])
+        self.assert_said(self.look(11), "^Resolved: temperature of loft")
 
     def test_flapping_value_is_not_written_each_time(self):
         self.flap(10, 60)

@@ -3,25 +3,12 @@
 import unittest
 
 from protocol import IMPORTED
-from tests.alerts.engine_support import OWN, EngineCase
+from tests.alerts.engine_support import OWN, EngineCase, Names
 from tests.page_support import use_memory_disk
 
 
 def setUpModule():
     use_memory_disk()
-
-
-class Names:
-    """Register of renamed and retired nodes."""
-
-    def __init__(self):
-        self.on_rename, self.retired = [], set()
-
-    def current(self, node):
-        return node
-
-    def retired_ms(self, node):
-        return 1 if node in self.retired else None
 
 
 class DefaultRule(EngineCase):

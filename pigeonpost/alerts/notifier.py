@@ -55,11 +55,21 @@ class _Delivery:
         self.newest = 0  # number of the newest message when the last attempt began
         self.attempts: dict[int, int] = {}  # number of answers that did not accept a message, by its number
         self.held_s: dict[int, float] = {}  # time of the next attempt, if the server accepts other messages
-        self.finished: set[int] = set()  # never sent again, even if they cannot be removed from the queue
+        self.finished: set[int] = set()  # never sent again, even if they cannot be removed from the queue yet
 
     def is_due(self, waiting: Sequence[QueuedMessage], now_s: float) -> bool:
         """Return True if messages may be sent now. A new message is tried at once, unless the server is not reached."""
         return now_s >= self.again_s or (self.is_answered and waiting[-1].number > self.newest)
+
+    def forget_removed(self, queued: set[int]) -> None:
+        """Forget all messages except those with the numbers `queued`: they were removed from the queue, or dropped."""
+        self.finished &= queued
+        dropped = self.attempts.keys() - queued
+        for number in dropped:
+            del self.attempts[number]
+            self.held_s.pop(number, None)
+        if dropped and not self.attempts and not self.again_s:  # the fault was about these messages
+            self.fault = ""
 
     def count(self, number: int) -> int:
         """Return the number of answers that did not accept a message, including the one that has just arrived."""
@@ -223,7 +233,10 @@ class Notifier:
 
     def _deliver(self, deliveries: Sequence[_Delivery]) -> None:
         for one in deliveries:
-            waiting = self._waiting(one)
+            with self._lock:
+                queued = self._queue.waiting(one.channel.key)
+            one.forget_removed({message.number for message in queued})
+            waiting = [message for message in queued if message.number not in one.finished]
             if waiting and one.is_due(waiting, self._clock.monotonic()):
                 one.newest = waiting[-1].number
                 self._deliver_waiting(one, waiting)

@@ -290,6 +290,35 @@ class Delivery(DeliveryCase):
         self.watch.look()
         self.assertEqual(self.channel.tried, ["one"])
 
+    def test_numbers_of_removed_messages_are_forgotten(self):
+        for number in range(20):
+            self.bring(f"m{number}")
+        self.watch.look()
+        (delivery,) = self.watch._deliveries
+        self.assertEqual((len(self.channel.taken), delivery.finished), (20, set()))
+
+    def test_message_that_was_dropped_from_the_queue_is_no_longer_a_fault(self):
+        self.channel.errors["bad"] = BUSY
+        self.bring("bad")
+        for _ in range(4):
+            self.clock.sleep(notifier.LONGEST_RETRY_S)
+            self.bring("good")
+        self.assertIn("451", self.watch.fault)
+        self.queue.remove("fake", self.queue.waiting("fake")[0].number)  # as at the limit of the queue
+        self.watch.look()
+        self.assertEqual((self.watch.fault, self.watch.states()[0]["next_attempt_s"]), ("", None))
+
+    def test_message_dropped_from_the_queue_does_not_end_a_fault_of_the_connection(self):
+        self.channel.errors["bad"] = BUSY
+        self.bring("bad")
+        self.channel.errors[""] = AWAY
+        self.clock.sleep(notifier.LONGEST_RETRY_S)
+        self.channel.errors["bad"] = AWAY
+        self.bring("good")
+        self.queue.remove("fake", self.queue.waiting("fake")[0].number)
+        self.watch.look()
+        self.assertIn("it is away", self.watch.fault)
+
     def test_thread_continues_after_a_busy_store_or_an_internal_error_and_ends_with_a_broken_store(self):
         failures = [NotStored("locked"), ValueError("internal"), DiskError("broken")]
         self.watch._look = lambda: (_ for _ in ()).throw(failures.pop(0))

@@ -85,6 +85,7 @@ class Polls:
         self._has_received, self._has_sensor = has_received, has_sensor
         self._rules: list[Rule] = []
         self._counts: dict[tuple[str, str, str], int] = {}  # by node, sensor and quality flag
+        self._unsampled: set[str] = set()  # nodes whose status contains the voltage, but not their samples
         self._has_new_rules = False  # True until the first check with rules that were changed while the server runs
         self._has_looked = False
         self._finders: Mapping[str, Callable[[Rule, Now], Iterator[_Found]]] = {
@@ -127,7 +128,7 @@ class Polls:
     def _can_end(self, rule: Rule, state: AlertState, now: Now) -> bool:
         """Return True if a condition that was not found is known to be over."""
         kind = rule.condition_kind
-        if kind == "voltage" and self._has_sensor(state.key.node, VOLTAGE):
+        if kind == "voltage" and self._is_sampled(state.key.node):
             return False  # checked in each commit
         if not state.is_restored or (kind == "disk" and not state.key.node):
             return True
@@ -231,8 +232,9 @@ class Polls:
 
     def _voltages(self, rule: Rule, now: Now) -> Iterator[_Found]:
         low = [""] if not rule.node and is_undervoltage(self.root) else []
+        self._unsampled = {node for node, state in self._states(rule) if _only_reports_voltage(state)}
         for node, state in self._states(rule):
-            if self._has_sensor(node, VOLTAGE):
+            if self._is_sampled(node):
                 continue
             reported = _reported(state, VOLTAGE)
             if reported is None:
@@ -245,8 +247,17 @@ class Polls:
                 node, VOLTAGE if node else "", "", f"{what} too low at {stamp(now.ms)}", f"{what} sufficient again"
             )
 
+    def _is_sampled(self, node: str) -> bool:
+        return self._has_sensor(node, VOLTAGE) and node not in self._unsampled
+
 
 _FLAGS = {"range": "out of range", "jump": "jumping", "stuck": "stuck", "rail": "saturated", "stale": "without a value"}
+
+
+def _only_reports_voltage(state: NodeState) -> bool:
+    """Return True if a node has no sensor for undervoltage, or no longer has one, but reports it in its status."""
+    is_sensor = any(sensor["name"] == VOLTAGE for sensor in state.sensors)
+    return bool(state.sensors) and not is_sensor and _reported(state, VOLTAGE) is not None
 
 
 def _reported(state: NodeState, key: str) -> float | None:

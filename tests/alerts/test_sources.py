@@ -12,7 +12,7 @@ from pigeonpost.core.faults import Faults
 from pigeonpost.sensors.machine import MachineSource, is_undervoltage
 from pigeonpost.server.quality import QualityChecks, read_rules
 from pigeonpost.transports import tcp_faults
-from tests.alerts.engine_support import Link
+from tests.alerts.engine_support import EngineCase, Link
 from tests.page_support import use_memory_disk
 from tests.support import temp_folder
 
@@ -52,6 +52,47 @@ class Undervoltage(unittest.TestCase):
         self.device(0, "rpi_volt")
         self.assertFalse(is_undervoltage(self.root))
         self.assertIsInstance(MachineSource(self.root).read()["undervoltage"], Exception)
+
+
+class UndervoltageOfNodes(EngineCase):
+    TABLES = ({"kind": "voltage"},)
+
+    def status(self, state, value):
+        """Report a value in the status of the node: it does not sample it any more."""
+        state.details = {"machine": {} if value is None else {"undervoltage": value}}
+        state.sensors = [{"name": "temperature", "unit": "°C"}]
+
+    def test_status_counts_again_when_the_node_no_longer_samples_it(self):
+        for is_restarted in (False, True):
+            with self.subTest(is_restarted=is_restarted):
+                self.doCleanups()
+                self.setUp()
+                state = self.link("attic")
+                state.sensors = [{"name": "undervoltage", "unit": ""}]
+                state.details = {"machine": {"undervoltage": 0}}
+                self.bring(1, sensor="undervoltage", unit="")
+                self.assert_said(self.look(), "^Alert: the supply voltage of attic is too low")
+                self.assertEqual(self.look(60), [])  # the samples count, not the status
+                if is_restarted:
+                    self.start()
+                self.bring(20)
+                self.status(state, None)
+                self.assertEqual(self.look(), [])
+                self.status(state, 1)
+                self.assertEqual(self.look(), [])
+                self.status(state, 0)
+                self.assert_said(self.look(), "^Resolved: the supply voltage of attic is sufficient again")
+                self.status(state, 1)
+                self.assert_said(self.look(), "^Alert: the supply voltage of attic is too low")
+
+    def test_samples_count_again_when_the_node_samples_it_again(self):
+        state = self.link("attic")
+        self.bring(0, sensor="undervoltage", unit="")
+        self.status(state, 1)
+        self.assert_said(self.look(), "^Alert: the supply voltage of attic is too low")
+        state.sensors = [{"name": "undervoltage", "unit": ""}]
+        self.bring(0, sensor="undervoltage", unit="")
+        self.assert_said(self.look(), "^Resolved: the supply voltage of attic is sufficient again")
 
 
 class Refusals(unittest.TestCase):

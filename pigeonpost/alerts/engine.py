@@ -378,20 +378,34 @@ class Alerts:
         gaps_ms = int(noted) if noted.isascii() and noted.isdigit() else now.ms
         try:
             if self._store is not None:
-                self._replay(self._store, latest, gaps_ms, now)
+                gone = self._replay(self._store, latest, gaps_ms, now)
+                dropped |= {json.dumps(["latest", *key]): None for key in gone}
         except (NotStored, DiskError) as error:  # the pages show this fault
             log.warning("samples that were stored just before the last stop are not checked for alerts: %s", error)
+        for name in dropped:
+            self._written.pop(name, None)
         self._gaps_ms = max(gaps_ms, now.ms)
         queue.commit(dropped, [], {_GAPS: self._gaps_note()})
 
-    def _replay(self, store: Store, latest: Mapping[tuple[str, str], int], gaps_ms: int, now: Now) -> None:
-        """Check the samples and gaps again that were stored just before a crash."""
+    def _replay(
+        self, store: Store, latest: Mapping[tuple[str, str], int], gaps_ms: int, now: Now
+    ) -> list[tuple[str, str]]:
+        """Check the samples and gaps again that were stored just before a crash.
+
+        Returns:
+            The keys in `latest` of nodes that are no longer in the store.
+        """
         for (node, sensor), latest_ms in latest.items():
             self._samples.resume(node, sensor, latest_ms, now)
         nodes: dict[str, int] = {}  # the time up to which all values of a node were checked
         for (node, _), latest_ms in latest.items():
             nodes[node] = max(latest_ms, nodes.get(node, latest_ms))
-        for about in store.nodes() if nodes else ():
+        stored = store.nodes() if nodes else []
+        known = {about["name"] for about in stored}
+        gone = [key for key in latest if key[0] not in known]  # the database was replaced
+        for key in gone:
+            del self._samples.latest[key]
+        for about in stored:
             node, last_ms = about["name"], about["last_ms"] or 0
             if node in nodes and last_ms > nodes[node]:
                 self._replay_samples(store, node, (nodes[node], last_ms + 1), about["sensors"], now)
@@ -399,6 +413,7 @@ class Alerts:
             is_own = not store.is_shared or gap["node"] in self._silence.known
             if gap["noted_ms"] > gaps_ms and is_own:
                 self._samples.record_gap(gap["node"], Gap(gap["from"], gap["to"], gap["before"], gap["why"]), now)
+        return gone
 
     def _replay_samples(
         self, store: Store, node: str, span_ms: tuple[int, int], units: Mapping[str, str], now: Now

@@ -8,8 +8,10 @@ from unittest import mock
 
 from pigeonpost.alerts import engine, states
 from pigeonpost.alerts.alert_store import AlertStore
+from pigeonpost.core.errors import NotStored
 from tests.alerts.engine_support import EngineCase
 from tests.page_support import use_memory_disk
+from tests.storage.memory_store import MemoryStore
 from tests.support import long, rounds
 
 
@@ -131,6 +133,32 @@ class Restarts(UndampedCase):
             self.start()
             self.look(), self.look(60)
         self.assert_said(self.said(), "^Alert", "^Resolved")
+
+    def test_times_of_nodes_that_are_not_in_the_store_are_removed(self):
+        for node in ("attic", "cellar"):
+            self.bring(20, node)
+            self.look()
+        self.alerts.close()
+        replaced, self.store = self.store, MemoryStore()
+        self.bring(20, "cellar")
+        with mock.patch.object(self.store, "nodes", side_effect=NotStored("locked")), self.assertLogs("pigeonpost"):
+            self.start()
+        self.look(engine.KEEP_S)
+        self.assertEqual(self.timed_nodes(), ["attic", "cellar"])
+        self.start()
+        self.look(engine.KEEP_S)
+        self.assertEqual(self.timed_nodes(), ["cellar"])
+        self.store = replaced
+        self.start()
+        self.bring(50, "attic")
+        self.look(), self.assert_said(self.look(10), "^Alert: temperature of attic")
+        self.assertEqual(self.timed_nodes(), ["attic", "cellar"])
+
+    def timed_nodes(self):
+        """Return the nodes for which the file contains the time of the last value."""
+        rows = AlertStore(self.queue._path, [], self.clock)
+        self.addCleanup(rows.close)
+        return sorted(json.loads(key)[1] for key in rows.states() if key.startswith('["latest"'))
 
 
 class UnreadableStates(EngineCase):

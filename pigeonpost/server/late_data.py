@@ -121,16 +121,18 @@ class LateDataTracker:
                 if len(self._spans) >= _MOST_NODES:
                     return
                 kept = self._spans[node] = []
-            self._is_new = self._is_new or not any(_is_near(span, other) for other in kept)
-            self._is_longer = True
-            joined = []
+            others = []
             for other in kept:
                 if _is_near(span, other):
                     first_ms, last_ms = min(span.first_ms, other.first_ms), max(span.last_ms, other.last_ms)
                     span = LateRange(first_ms, last_ms, span.is_late)
                 else:
-                    joined.append(other)
-            self._spans[node] = sorted([*joined, span])[-_MOST_SPANS:]
+                    others.append(other)
+            spans = sorted([*others, span])[-_MOST_SPANS:]
+            if spans != kept:  # a backlog is often inside a known range, and the file is not written for it
+                self._spans[node] = spans
+                self._is_new = self._is_new or len(others) == len(kept)
+                self._is_longer = True
 
 
 def _is_near(span: LateRange, other: LateRange) -> bool:

@@ -120,6 +120,20 @@ class SavedRangesTest(unittest.TestCase):
                 late.save()
                 self.assertEqual(len(self.spans()), count)
 
+    def test_file_is_not_written_if_no_range_has_changed(self):
+        late = self.tracker()
+        starts = [k * 10_000_000 for k in range(1, 101)]  # as many ranges as are kept
+        late.on_commit([epoch_commit("basement", sample_batch([start, start + 2000])) for start in starts])
+        late.save()
+        os.remove(self.path)
+        for name, times in (("inside", [10_000_500, 10_001_000]), ("equal", [10_000_000, 10_002_000]), ("old", [1])):
+            with self.subTest(name):
+                late.on_commit([epoch_commit("basement", sample_batch(times))])
+                self.clock.sleep(600)
+                late.save()
+                late.save(now=True)
+                self.assertFalse(os.path.exists(self.path))
+
     def test_renamed_node_keeps_its_ranges(self):
         late = self.tracker()
         late.on_commit([epoch_commit("cellar", sample_batch([1000]))])

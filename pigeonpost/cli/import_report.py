@@ -75,7 +75,7 @@ def _structure(plan: Plan) -> Iterator[str]:
     zone = plan.options.zone.name or "of this machine"
     yield f"time: column {names}, such as {cells!r}{order}; time zone of times without an offset: {zone}"
     decimals = {plan.decimals[column.at] for column in layout.sensors if column.name in plan.conversions}
-    if "," in decimals or (layout.names and plan.usual_decimal == ","):
+    if "," in decimals.union(series.decimal for series in plan.series.values()):
         yield "numbers: decimal comma"
     folds = sum(map(len, (plan.clock.folds or {}).values()))
     if folds:

@@ -9,7 +9,7 @@ from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import counted
 from pigeonpost.importing.blocks import Block
 from pigeonpost.importing.cells import Fault, RowError
-from pigeonpost.importing.numbers import has_no_value, read_in_unit
+from pigeonpost.importing.numbers import read_in_unit
 from pigeonpost.importing.options import BadOption, ImportOptions
 from pigeonpost.importing.survey import Plan, node_of
 from pigeonpost.importing.text import zero_bytes
@@ -76,10 +76,7 @@ def _row(line: int, row: list[str], plan: Plan) -> list[str] | None:
         if not NODE_NAME(node):
             raise RowError(f"{node!r:.60} is not a valid node name")
     time_ms = plan.clock.read_one(plan.time_cell(row), line, plan.series_of(row))
-    decimal = (series.facts.decimals & {".", ","} or {plan.usual_decimal}).copy()
-    cell = row[layout.value]
-    mark = decimal.pop() if len(decimal) == 1 else "?"
-    value = None if has_no_value(cell) else read_in_unit(cell, series.name, mark, plan.units[series.name])
+    value = read_in_unit(row[layout.value], series.name, series.decimal, plan.units[series.name])
     found = plan.conversions[series.name]
     if layout.unit >= 0 and (unit := known_unit(row[layout.unit])) != series.unit and unit:
         if plan.options.units or plan.options.scales or plan.options.offsets:

@@ -74,10 +74,11 @@ class Series:
         name: Name of the sensor.
         unit: Its unit in the file.
         facts: Facts about its values.
+        decimal: Their decimal character, as for `read_number`.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.unit, self.facts = name, "", ColumnFacts()
+        self.name, self.unit, self.facts, self.decimal = name, "", ColumnFacts(), "?"
 
 
 class Plan:
@@ -118,7 +119,7 @@ class Plan:
         self.conversions: dict[str, Conversion] = {}
         self.units: dict[str, str] = {}
         self.left_out = list(self.layout.left_out)
-        self.order, self.usual_decimal, self.is_whole = options.dates, ".", False
+        self.order, self.is_whole = options.dates, False
         self.clock = Clock(options, self.order)
         headings = [heading.lower() for heading in self.head.headings]
         times = [row[0] for row in self.head.rows if len(row) == len(LOG_COLUMNS)]
@@ -252,7 +253,6 @@ class Plan:
         all_facts = [*facts.values(), *(one.facts for one in self.series.values())]
         marks = set().union(*(one.decimals for one in all_facts)) & {".", ","}
         usual = marks.pop() if len(marks) == 1 else "." if self.head.separator == "," else "?"
-        self.usual_decimal = usual
         self.left_out = list(layout.left_out)
         has_numbers = any(one.numbers for one in all_facts)
         for column in layout.sensors:
@@ -265,6 +265,7 @@ class Plan:
                 self.conversions[column.name] = conversion(column.name, unit, self.options)
         _name_series(self.series, len(layout.names))
         for key, series in self.series.items():
+            series.decimal = _decimal(series.facts, usual)
             if not series.facts.numbers:
                 what = f"contains text such as {preview(series.facts.text)}" if series.facts.text else "has no values"
                 self.left_out.append((key[-1], what))
@@ -289,7 +290,7 @@ class Plan:
 
 
 def _decimal(facts: ColumnFacts, usual: str) -> str:
-    """Return the decimal character of a column. "?" means that 1.234 has a decimal point, and 1,234 a decimal comma."""
+    """Return the decimal character of values. "?" means that 1.234 has a decimal point, and 1,234 a decimal comma."""
     marks = facts.decimals & {".", ","}
     return marks.pop() if len(marks) == 1 else usual
 

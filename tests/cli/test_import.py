@@ -53,6 +53,14 @@ class Import(unittest.TestCase):
         self.assertEqual(os.listdir(self.data), [])
         self.assertIn("cannot be imported: x.csv", self.run_("--check", self.write("x.csv", "a,b\n1,2\n"), status=1))
 
+    def test_check_names_a_decimal_comma_of_one_sensor(self):
+        for text in (
+            "time;a;b\n2023-10-29 02:30;20,5;20.5\n",
+            "time;sensor;value\n2023-10-29 02:30;a;20,5\n2023-10-29 02:30;b;20.5\n",
+        ):
+            with self.subTest(text):
+                self.assertIn("x.csv: numbers: decimal comma\n", self.run_("--check", self.write("x.csv", text)))
+
     def test_history_of_home_assistant_is_imported_once(self):
         path = self.write("history.csv", HISTORY)
         for new in (2, 0):

@@ -186,6 +186,19 @@ class Long(unittest.TestCase):
             [values for _, _, values in rows_of(text, units={"t": "°C"})], [{"p": 5}, {"t": 10.0}, {"t": 10.0}]
         )
 
+    def test_decimal_character_is_decided_as_in_a_column(self):
+        for separator, cells, wanted in (
+            (",", ("1,234", "20,5", "20.5"), [1234, 20.5, 20.5]), (";", ("1,234", "20,5", "20.5"), [1.234, 20.5, 20.5]),
+            (",", ("1.234", "20,5", "20.5"), [1.234, 20.5, 20.5]), (";", ("1.234", "20,5"), [1234, 20.5]),
+            (",", ("1,234", "20.5"), [1234, 20.5]), (",", ("1,234", "2,345"), [1234, 2345]),
+            (";", ("1,234", "2.345"), [1.234, 2.345]),
+        ):  # fmt: skip
+            for head, start in (["time", "t"], []), (["time", "sensor", "value"], ["t"]):
+                rows = [[f"2023-10-28 12:0{k}", *start, f'"{cell}"'] for k, cell in enumerate(cells)]
+                text = "".join(separator.join(row) + "\n" for row in (head, *rows))
+                with self.subTest(head, separator=separator, cells=cells):
+                    self.assertEqual([values["t"] for _, _, values in rows_of(text)], wanted)
+
     def test_rows_with_the_same_time_are_one_reading(self):
         text = f"time,sensor,value\n{AT},a,1\n{AT},b,2\n2023-10-28 12:01,a,3\n"
         self.assertEqual([values for _, _, values in rows_of(text)], [{"a": 1, "b": 2}, {"a": 3}])

@@ -10,10 +10,9 @@ from pigeonpost.core.format import counted
 from pigeonpost.importing.blocks import Block
 from pigeonpost.importing.cells import Fault, RowError
 from pigeonpost.importing.numbers import read_in_unit
-from pigeonpost.importing.options import BadOption, ImportOptions
 from pigeonpost.importing.survey import Plan, node_of
 from pigeonpost.importing.text import zero_bytes
-from pigeonpost.importing.units import Conversion, conversion, known_unit
+from pigeonpost.importing.units import Conversion, conversion_to_first, known_unit
 from protocol import NODE_NAME
 
 
@@ -46,12 +45,13 @@ def log_block(block: Block, plan: Plan) -> Block:
         plan: How the file is understood.
     """
     faults, rows, lines = list(block.faults), [], []
+    units: dict[tuple[str, str], tuple[str, Conversion]] = {}  # by sensor and text of the unit
     for line, row in zip(block.lines, block.rows):
         if not "".join(row).strip() or row[0].startswith("#") or is_head(row, plan.layout.headings):
             continue
         try:
             check_row(row, len(plan.layout.headings))
-            converted = _row(line, row, plan)
+            converted = _row(line, row, plan, units)
         except RowError as error:
             faults.append(Fault(f"line {line}", str(error)))
             continue
@@ -65,7 +65,9 @@ def log_block(block: Block, plan: Plan) -> Block:
     return Block(lines, rows, faults, True)
 
 
-def _row(line: int, row: list[str], plan: Plan) -> list[str] | None:
+def _row(
+    line: int, row: list[str], plan: Plan, units: dict[tuple[str, str], tuple[str, Conversion]]
+) -> list[str] | None:
     layout = plan.layout
     series = plan.series.get(tuple([row[at] for at in layout.names]))
     if series is None or not series.facts.numbers:
@@ -76,21 +78,13 @@ def _row(line: int, row: list[str], plan: Plan) -> list[str] | None:
         if not NODE_NAME(node):
             raise RowError(f"{node!r:.60} is not a valid node name")
     time_ms = plan.clock.read_one(plan.time_cell(row), line, plan.series_of(row))
-    value = read_in_unit(row[layout.value], series.name, series.decimal, plan.units[series.name])
-    found = plan.conversions[series.name]
-    if layout.unit >= 0 and (unit := known_unit(row[layout.unit])) != series.unit and unit:
-        if plan.options.units or plan.options.scales or plan.options.offsets:
-            found = conversion(series.name, unit, plan.options)
-        else:
-            found = _to_first_unit(series.name, unit, series.unit, plan.options)
-    value = found.apply(value)
+    key = series.name, row[layout.unit] if layout.unit >= 0 else ""
+    if key not in units:
+        first = plan.units[series.name]
+        unit = known_unit(key[1]) or first
+        units[key] = unit, conversion_to_first(series.name, unit, first, plan.options)
+    unit, found = units[key]
+    value = found.apply(read_in_unit(row[layout.value], series.name, series.decimal, unit))
     # Numbers with 13 digits are read fast. Others may be understood as seconds, or as a date.
     time = str(time_ms) if 10**12 <= time_ms < 10**13 else rfc3339(time_ms)
     return [time, node, series.name, "" if value is None else repr(value), found.unit]
-
-
-def _to_first_unit(name: str, unit: str, first: str, options: ImportOptions) -> Conversion:
-    try:
-        return conversion(name, unit, options._replace(units={name: first}))
-    except BadOption:
-        return conversion(name, unit, options)

@@ -104,6 +104,30 @@ def conversion(sensor: str, unit: str, options: ImportOptions) -> Conversion:
     raise BadOption(f"--unit: {sensor} is in {source}, which cannot be converted to {target}; add --scale and --offset")
 
 
+def conversion_to_first(sensor: str, unit: str, first: str, options: ImportOptions) -> Conversion:
+    """Return the conversion of values in a `unit` that may differ from the first one of their sensor.
+
+    The converted values have the unit that values in the first one have after their conversion, if that is possible.
+    A factor or an offset of the user is applied as in `conversion`.
+
+    Args:
+        sensor: Name of the sensor.
+        unit: Unit of the values, or an empty string.
+        first: First unit of the sensor in the file, or an empty string.
+        options: The options of the user.
+
+    Raises:
+        BadOption: A unit cannot be converted to the user's unit.
+    """
+    found = conversion(sensor, unit, options)
+    if unit == first or found.text:
+        return found
+    try:
+        return conversion(sensor, unit, ImportOptions(units={sensor: conversion(sensor, first, options).unit}))
+    except BadOption:  # a unit of another quantity
+        return found
+
+
 _SYMBOL = re.compile(r"(.*?\w.*?)(?: in)?[ ,_:/-]*(°[CFcf]?|%(?: ?[Rr][Hh])?|[℃℉‰])").fullmatch
 _WORD = re.compile(r"(.+)_([a-z]+)").fullmatch
 _IS_TEMPERATURE = re.compile(

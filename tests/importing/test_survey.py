@@ -186,6 +186,19 @@ class Long(unittest.TestCase):
             [values for _, _, values in rows_of(text, units={"t": "°C"})], [{"p": 5}, {"t": 10.0}, {"t": 10.0}]
         )
 
+    def test_units_are_made_equal_with_options_for_other_sensors(self):
+        text = f"time,sensor,value,unit\n{AT},t,50,°F\n2023-10-28 12:01,t,10,°C\n{AT},p,1,hPa\n"
+        for options in ({"units": {"p": "Pa"}}, {"scales": {"p": 2}}, {"units": {"": "Pa"}}):
+            with self.subTest(options):
+                found = [values["t"] for _, _, values in rows_of(text, **options) if "t" in values]
+                self.assertEqual(found, [50, 50])
+
+    def test_unit_in_a_cell_has_priority_over_that_of_its_row(self):
+        rows = [("20 °C", "°C"), ("68 °F", "°F"), ("68 °F", "°C"), ("20 °C", "°F"), ("68", "°F"), ("68 °F", "")]
+        text = "".join(f"2023-10-28 12:0{k},t,{cell},{unit}\n" for k, (cell, unit) in enumerate(rows))
+        found = rows_of(f"time,sensor,value,unit\n{text}")
+        self.assertEqual([values["t"] for _, _, values in found], [20] * len(rows))
+
     def test_decimal_character_is_decided_as_in_a_column(self):
         for separator, cells, wanted in (
             (",", ("1,234", "20,5", "20.5"), [1234, 20.5, 20.5]), (";", ("1,234", "20,5", "20.5"), [1.234, 20.5, 20.5]),

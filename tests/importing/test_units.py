@@ -3,7 +3,7 @@
 import unittest
 
 from pigeonpost.importing.options import BadOption, ImportOptions
-from pigeonpost.importing.units import conversion, heading_unit, is_unit
+from pigeonpost.importing.units import conversion, conversion_to_first, heading_unit, is_unit
 
 
 class Headings(unittest.TestCase):
@@ -55,6 +55,18 @@ class Conversions(unittest.TestCase):
             self.convert(1, "hPa", units={"t": "°C"})
         self.assertEqual(self.convert(1, "hPa", units={"": "°C"}), (1, "hPa"))
         self.assertEqual(self.convert(1, "", units={"": "°C"}), (1, "°C"))
+
+    def test_values_in_another_unit_get_that_of_the_first_values(self):
+        for unit, first, options, result in (
+            ("°F", "°C", {}, (10.0, "°C")), ("°C", "°C", {}, (50, "°C")), ("Celsius", "°C", {}, (50, "°C")),
+            ("hPa", "°C", {}, (50, "hPa")), ("°C", "", {}, (50, "°C")), ("", "", {}, (50, "")),
+            ("°F", "°C", {"units": {"t": "°C"}}, (10.0, "°C")), ("°F", "°C", {"units": {"t": "°F"}}, (50, "°F")),
+            ("°F", "°C", {"units": {"p": "Pa"}}, (10.0, "°C")), ("cm", "mm", {"units": {"": "°C"}}, (500.0, "mm")),
+            ("°F", "°C", {"scales": {"t": 2.0}}, (100.0, "°F")),
+        ):  # fmt: skip
+            with self.subTest(unit, first=first, **options):
+                found = conversion_to_first("t", unit, first, ImportOptions(**options))
+                self.assertEqual((found.apply(50), found.unit), result)
 
 
 if __name__ == "__main__":

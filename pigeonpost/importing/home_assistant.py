@@ -21,7 +21,7 @@ from pigeonpost.importing.cells import LAST_MS, RowError, read_value, unique_nam
 from pigeonpost.importing.numbers import read_number
 from pigeonpost.importing.options import ImportOptions
 from pigeonpost.importing.time_forms import find_time
-from pigeonpost.importing.units import conversion, known_unit
+from pigeonpost.importing.units import Conversion, conversion_to_first, known_unit
 from pigeonpost.storage.csv.format import cell
 from protocol import UNIT
 
@@ -84,21 +84,24 @@ class _Writer:
 
     def __init__(self, names: dict[str, str], node: str, options: ImportOptions) -> None:
         self._names, self._node, self._options = names, node, options
-        self._units: dict[str, str] = {}
+        self._units: dict[str, str] = {}  # the first one of each sensor
+        self._key, self._conversion = ("", ""), Conversion("")  # those of the last line: it is often the same sensor
         self.states = self.statistics = self.texts = 0
         self.text = ""
 
     def line(self, time_s: float, name: str, value: str | float | None, unit: str) -> Iterator[str]:
         sensor = self._names[name.removeprefix("sensor.")]
-        unit = self._units.setdefault(sensor, unit) if unit else self._units.get(sensor, "")
+        first = self._units.setdefault(sensor, unit) if unit else self._units.get(sensor, "")
         try:
             number = read_number(value, sensor) if isinstance(value, str) else read_value(value, sensor)
         except RowError:
             self.texts += 1
             self.text = self.text or str(value)
             return
-        found = conversion(sensor, unit, self._options)
-        number = found.apply(number)
+        key = sensor, unit or first
+        if key != self._key:
+            self._key, self._conversion = key, conversion_to_first(*key, first, self._options)
+        number = self._conversion.apply(number)
         time_ms = round(time_s * 1000)
         if not 0 <= time_ms < LAST_MS:
             raise ValueError(f"the time {time_s:g} of {name} is not between 1970 and 9999")
@@ -106,7 +109,8 @@ class _Writer:
             self.states += 1
         else:
             self.statistics += 1
-        yield f"{rfc3339(time_ms)},{self._node},{sensor},{'' if number is None else repr(number)},{cell(found.unit)}\n"
+        unit = cell(self._conversion.unit)
+        yield f"{rfc3339(time_ms)},{self._node},{sensor},{'' if number is None else repr(number)},{unit}\n"
 
 
 def _columns(db: sqlite3.Connection, table: str) -> set[str]:

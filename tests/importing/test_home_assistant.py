@@ -86,6 +86,18 @@ class HomeAssistant(Case):
         self.assertEqual(short, only)
         self.assertEqual(self.read(NEW + STATISTICS.format("statistics"), table="states"), STATES)
 
+    def test_values_in_another_unit_are_converted_to_the_first_one(self):
+        fahrenheit = NEW.replace("°C", "°F").replace("'18.5'", "'50'") + STATISTICS.format("statistics")
+        found = self.read(fahrenheit)
+        self.assertEqual(
+            [line.split(",", 3)[3] for line in found if ",cellar," in line],
+            ["18.25,°C", "10.0,°C", ",°C", "-7.22222222222,°C"],
+        )
+        found = self.read(fahrenheit, units={"cellar": "°F"})
+        self.assertEqual(
+            [line.split(",", 3)[3] for line in found if ",cellar," in line], ["64.85,°F", "50,°F", ",°F", "19,°F"]
+        )
+
     def test_options_and_the_node_are_used(self):
         self.assertEqual(self.read(NEW, units={"cellar": "°F"})[0], "2023-11-14T22:13:20.250Z,home,cellar,65.3,°F")
         self.assertEqual(self.read(OLD, offsets={"": 1.0})[0], "2023-11-14T22:13:20.250Z,home,cellar,19.5,°C")

@@ -62,7 +62,7 @@ class EmailChannel(AlertChannel):
             server: The mail server.
             to: Address of the recipient.
             chosen: Filter of the messages for this recipient.
-            current: Function that returns the current name of a node; the filter may contain a former one.
+            current: Function that returns the current name of a node; the filter or a message may contain a former one.
         """
         self.place = f"mail server {server.host}"
         self.key, self.name = f"mail:{to}", to
@@ -70,7 +70,7 @@ class EmailChannel(AlertChannel):
         self._port = server.port or {"starttls": 587, "tls": _TLS_PORT, "none": 25}[server.tls]
 
     def select(self, message: AlertMessage) -> AlertMessage | None:
-        return self._chosen._replace(nodes=[self._current(one) for one in self._chosen.nodes]).select(message)
+        return self._chosen.select(message, self._current)
 
     def send(self, message: AlertMessage) -> None:
         import contextlib

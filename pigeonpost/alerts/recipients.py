@@ -5,7 +5,7 @@ Errors: SettingsError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from pigeonpost.alerts.contract import SEVERITIES, AlertMessage, rank
@@ -37,22 +37,28 @@ class Filter(NamedTuple):
         """Return True if a `sensor` of a `node` is selected; with an empty sensor, if the node is."""
         return (not self.nodes or node in self.nodes) and (not self.sensors or not sensor or sensor in self.sensors)
 
-    def select(self, message: AlertMessage) -> AlertMessage | None:
-        """Return what this recipient receives of `message`, or None if that is nothing.
+    def select(self, message: AlertMessage, current: Callable[[str], str] = lambda node: node) -> AlertMessage | None:
+        """Return what a recipient receives of `message`, or None if that is nothing.
 
         A message about several alerts is reduced to those that are selected. Reports and tests are not changed.
+
+        Args:
+            message: The message.
+            current: Function that returns the current name of a node: this filter, or a message that has waited, may
+                contain a former one.
         """
         if message.kind in ("report", "test"):
             return message
         alerts: Sequence[Mapping[str, Any]] = message.info.get("alerts") or [message.info]
-        kept = [index for index, alert in enumerate(alerts) if self._is_about(alert, message.severity)]
+        chosen = self._replace(nodes=[current(node) for node in self.nodes])
+        kept = [index for index, alert in enumerate(alerts) if chosen._is_about(alert, message.severity, current)]
         return message if len(kept) == len(alerts) else reduced(message, kept) if kept else None
 
-    def _is_about(self, alert: Mapping[str, Any], usual: str) -> bool:
+    def _is_about(self, alert: Mapping[str, Any], usual: str, current: Callable[[str], str]) -> bool:
         """Return True if an alert is severe enough, and about a selected node and sensor or about the server itself."""
         severity, node = str(alert.get("severity") or usual), str(alert.get("node") or "")
         is_severe = self.severity != "none" and rank(severity) >= rank(self.severity)
-        return is_severe and (not node or self.covers(node, str(alert.get("sensor") or "")))
+        return is_severe and (not node or self.covers(current(node), str(alert.get("sensor") or "")))
 
 
 EVERYTHING = Filter()

@@ -12,6 +12,7 @@ from email.utils import formatdate
 from pigeonpost.alerts import email_channel, webhook_channel
 from pigeonpost.alerts.contract import AlertMessage, NotSent, Refused
 from pigeonpost.alerts.email_channel import EmailChannel, MailServer
+from pigeonpost.alerts.recipients import Filter
 from pigeonpost.alerts.webhook_channel import WebhookChannel, retry_after_s
 from tests.alerts.fake_servers import Hook, serve, serve_mail
 from tests.page_support import for_class
@@ -81,6 +82,16 @@ class Mail(unittest.TestCase):
         server, port = self.server, self.port
         mail_to(port).send(HELLO._replace(subject="a\ud800b", text="c\udfffd\n"))
         self.assertIn("Subject: a?b", server.received)
+
+    def test_message_that_waits_while_its_node_is_renamed_is_still_selected(self):
+        server = MailServer("127.0.0.1", 25, "none", "", "", "pi@example.org")
+        message = HELLO._replace(info={"node": "attic", "sensor": "temperature"})
+        for nodes, expected in ((["attic"], message), (["loft"], message), (["cellar"], None)):
+            with self.subTest(nodes=nodes):
+                chosen, renamed = Filter(nodes=nodes), lambda node: "loft" if node == "attic" else node
+                channel = EmailChannel(server, "a@example.org", chosen, renamed)
+                self.assertEqual(channel.select(message), expected)
+                self.assertEqual(channel.select(message._replace(info={"node": "loft"})) is None, expected is None)
 
     def test_refusal_of_the_recipient_or_the_message_is_permanent(self):
         for responses, words in (

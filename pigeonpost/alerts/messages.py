@@ -89,7 +89,7 @@ def reduced(message: AlertMessage, kept: Sequence[int]) -> AlertMessage:
     """
     about: Sequence[Mapping[str, Any]] = message.info["alerts"]
     about = [about[index] for index in kept]
-    if message.source is None:
+    if message.source is None or message.source.keys() != set(_Source._fields):
         return _reduced_former(message, about)
     source = _Source(**message.source)
     source = source._replace(alerts=[source.alerts[index] for index in kept])
@@ -97,7 +97,7 @@ def reduced(message: AlertMessage, kept: Sequence[int]) -> AlertMessage:
 
 
 def _reduced_former(message: AlertMessage, about: Sequence[Mapping[str, Any]]) -> AlertMessage:
-    """Return `message`, which an earlier version has queued without its source, with only the alerts `about`."""
+    """Return `message`, which another version has queued with no source or another one, with only the alerts `about`."""
     severity = max((str(alert.get("severity") or message.severity) for alert in about), key=rank)
     title = "Resolved" if message.kind == "over" else "Critical alert" if severity == "critical" else "Alert"
     texts = [str(alert.get("text", "")) for alert in about]

@@ -120,9 +120,10 @@ class Messages(EngineCase):
         self.start()
         (queued,) = self.queue.waiting("mail")
         self.assertEqual(queued.message, message)
-        found = Filter(nodes=["attic"]).select(queued.message)
-        self.assertEqual((found.subject, found.text), ("Alert: attic is hot", "attic is hot.\n"))
-        self.assertEqual(found.severity, "warning")
+        for source in (None, {"of": "a later version"}):
+            found = Filter(nodes=["attic"]).select(queued.message._replace(source=source))
+            self.assertEqual((found.subject, found.text), ("Alert: attic is hot", "attic is hot.\n"))
+            self.assertEqual(found.severity, "warning")
 
     def test_earlier_version_can_read_the_stored_message(self):
         for node in ("attic", "cellar"):

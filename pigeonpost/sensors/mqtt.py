@@ -318,19 +318,6 @@ class Message:
         return repr(self._payload[:60].decode(errors="replace")) + ("..." if len(self._payload) > 60 else "")
 
 
-def value_in(payload: bytes, path: Sequence[str]) -> float:
-    """Return the number in a message, as Message.value_at.
-
-    Args:
-        payload: The message, which is untrusted.
-        path: Path of the number in a JSON message; empty if the complete message is the number.
-
-    Raises:
-        SensorError: The message does not contain a number.
-    """
-    return Message(payload).value_at(path)
-
-
 def _shown_path(path: Sequence[str]) -> str:
     return f"{'.'.join(path)!r:.60}"
 

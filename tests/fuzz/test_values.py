@@ -7,7 +7,7 @@ import unittest
 
 from pigeonpost.core.errors import SensorError
 from pigeonpost.link.samples import SampleBatch
-from pigeonpost.sensors.mqtt import value_in
+from pigeonpost.sensors.mqtt import Message
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.quality import KINDS, QualityChecks
 from pigeonpost.storage.models import NOTHING, EpochCommit
@@ -50,7 +50,7 @@ class Payloads(Target, unittest.TestCase):
         with self.bounded():
             for path in ((), ("v",), ("v", "0"), ("v", "1", "v"), ("temperature",), ("", "")):
                 try:
-                    value = value_in(data, path)
+                    value = Message(data).value_at(path)
                 except SensorError as error:
                     self.assertLess(len(str(error)), 1000)
                 else:

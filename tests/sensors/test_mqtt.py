@@ -144,7 +144,7 @@ class Messages(Case):
             (b'{"v":"21.5"}', "v", 21.5), (b'{"v":false}', "v", 0), (b'{"v":"ON"}', "v", 1), (b"[7]", "0", 7),
             (b'{"v":12345678901234567890}', "v", 12345678901234567890.0),
         ):  # fmt: skip
-            self.assertEqual(mqtt.value_in(payload, dotted_path(path)), value)
+            self.assertEqual(mqtt.Message(payload).value_at(dotted_path(path)), value)
 
     def test_messages_without_a_number_are_errors(self):
         for payload, path, words in (
@@ -161,7 +161,7 @@ class Messages(Case):
             (b'{"v":1' + b"0" * 400 + b"}", "v", "not a number"),
         ):  # fmt: skip
             with self.subTest(payload[:20]), self.assertRaises(SensorError) as caught:
-                mqtt.value_in(payload, dotted_path(path))
+                mqtt.Message(payload).value_at(dotted_path(path))
             self.assertIn(words, str(caught.exception))
             self.assertLess(len(str(caught.exception)), 400)
 
@@ -188,7 +188,7 @@ class Messages(Case):
             payload = b"".join(dice.choices(pieces, k=dice.randrange(12)))
             for path in ("", "v", "0.v"):
                 try:
-                    self.assertIn(type(mqtt.value_in(payload, dotted_path(path))), (int, float))
+                    self.assertIn(type(mqtt.Message(payload).value_at(dotted_path(path))), (int, float))
                 except SensorError as error:
                     self.assertTrue(str(error))
 

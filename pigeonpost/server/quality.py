@@ -20,7 +20,8 @@ The checks, named by their quality flags:
     jump     it changed by more than `jump` per second since the previous value; a shorter time counts as one second
     stuck    it did not change for `stuck` seconds, although values arrived
     rail     it is at or beyond one end of the sensor's scale
-    stale    there was no value for three intervals (`every`, or the node's own interval) plus five seconds
+    stale    there was no value for three intervals (`every`, or the node's own interval) plus five seconds, or plus the
+             interval of the commits if that is longer
 
 Values are checked after calibration. Limits in server.toml are for calibrated values, those of a node for raw values,
 so the latter are converted.

@@ -97,7 +97,7 @@ def reduced(message: AlertMessage, kept: Sequence[int]) -> AlertMessage:
 
 
 def _reduced_former(message: AlertMessage, about: Sequence[Mapping[str, Any]]) -> AlertMessage:
-    """Return `message`, which another version has queued with no source or another one, with only the alerts `about`."""
+    """Return `message` of another version, without a source or with an unknown one, with only the alerts `about`."""
     severity = max((str(alert.get("severity") or message.severity) for alert in about), key=rank)
     title = "Resolved" if message.kind == "over" else "Critical alert" if severity == "critical" else "Alert"
     texts = [str(alert.get("text", "")) for alert in about]

@@ -23,7 +23,7 @@ from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.format import stamp
 from pigeonpost.server.liveness import UNKNOWN_EVERY_S, USUAL_EVERY_S
 from pigeonpost.server.node_register import move_key
-from pigeonpost.server.quality import LATE_INTERVALS, LATE_S
+from pigeonpost.server.quality import late_after_s
 from protocol import IMPORTED
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class SilenceWatch:
                     found.end()
                 return
             usual_s = known.every_s or (UNKNOWN_EVERY_S if known.calls_in else USUAL_EVERY_S)
-            silent_s = max(self._shortest_s, LATE_INTERVALS * usual_s + LATE_S)
+            silent_s = max(self._shortest_s, late_after_s(usual_s))
         received_s = self._received_s.get(name, self._began_s)
         state = self._table.find(rule, name)
         if state is not None and state.is_open and name not in self._received_s:

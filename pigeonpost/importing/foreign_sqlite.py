@@ -26,7 +26,7 @@ from pigeonpost.importing.cells import node_name, read_value, sensor_name
 from pigeonpost.importing.numbers import read_number
 from pigeonpost.importing.options import ImportOptions
 from pigeonpost.importing.times import LocalTimes
-from pigeonpost.importing.units import conversion
+from pigeonpost.importing.units import conversion_to_first
 from pigeonpost.storage.csv.format import HEADER, cell
 from protocol import UNIT
 
@@ -124,10 +124,11 @@ def log_lines(
     """
     skipped = 0
     columns, times = find_columns(names, options), LocalTimes(options.options)
+    units: dict[tuple[str, str], str] = {}  # the first one by node and sensor: a node has one unit for a sensor
     yield HEADER
     for number, row in enumerate(rows, 1):
         try:
-            yield from _row_lines(row, columns, options, times)
+            yield from _row_lines(row, columns, options, times, units)
         except ValueError as error:
             if not options.options.skip_bad:
                 raise BadTable(f"row {number}: {error}") from None
@@ -138,11 +139,18 @@ def log_lines(
         notes.append(f"{counted(skipped, 'invalid row')} left out")
 
 
-def _row_lines(row: Sequence[Any], columns: Columns, options: ForeignColumns, times: LocalTimes) -> Iterator[str]:
+def _row_lines(
+    row: Sequence[Any],
+    columns: Columns,
+    options: ForeignColumns,
+    times: LocalTimes,
+    units: dict[tuple[str, str], str],
+) -> Iterator[str]:
     time_ms = times.read(row[columns.time], _series(row, columns))
     if not 0 <= time_ms < 253_402_300_800_000:
         raise ValueError(f"{row[columns.time]!r:.60} is not between 1970 and 9999")
-    start = f"{rfc3339(time_ms)},{options.node or node_name(row[columns.node])}"
+    node = options.node or node_name(row[columns.node])
+    start = f"{rfc3339(time_ms)},{node}"
     if columns.value >= 0:
         name = sensor_name(str(row[columns.sensor]))[0] if columns.sensor >= 0 else options.sensor
         unit = str(row[columns.unit] or "") if columns.unit >= 0 else ""
@@ -154,7 +162,8 @@ def _row_lines(row: Sequence[Any], columns: Columns, options: ForeignColumns, ti
             raise ValueError(f"{row[columns.sensor]!r:.60} is not a valid sensor name")
         value = row[at]
         value = read_number(value, name) if isinstance(value, str) else read_value(value, name)
-        converted = conversion(name, unit, options.options)
+        first = units.setdefault((node, name), unit) if unit else units.get((node, name), "")
+        converted = conversion_to_first(name, unit or first, first, options.options)
         value = read_value(converted.apply(value), name)
         # An empty cell in the column of a sensor means that the sensor was not read; in a column `value`, it failed.
         if value is not None or columns.value >= 0:

@@ -1358,6 +1358,15 @@ class ForeignDatabases(DataCase):
         self.done("import", path)
         self.assertEqual(self.rows(), ["a,dht22_t,21.5,°C", "a,h,40.0,'=%", "b,h,41.0,"])
 
+    def test_values_of_a_node_in_another_unit_are_converted_to_the_first_one(self):
+        path = self.database("""
+            CREATE TABLE data (time INTEGER, node TEXT, sensor TEXT, value REAL, unit TEXT);
+            INSERT INTO data VALUES (1700000000, 'a', 't', 20, '°C'), (1700000010, 'a', 't', 50, '°F'),
+                (1700000020, 'a', 't', NULL, NULL), (1700000030, 'a', 't', 21, NULL), (1700000040, 'b', 't', 68, '°F');
+            """)
+        self.done("import", path)
+        self.assertEqual(self.rows(), ["a,t,20.0,°C", "a,t,10.0,°C", "a,t,,°C", "a,t,21.0,°C", "b,t,68.0,°F"])
+
     def test_table_with_one_column_per_sensor_is_imported(self):
         path = self.database("""
             CREATE TABLE log (id INTEGER, created_at INTEGER, temperature REAL, "humidity (%)" REAL);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from pigeonpost.core.clock import rfc3339
@@ -10,16 +9,10 @@ from pigeonpost.core.format import counted
 from pigeonpost.importing.blocks import Block
 from pigeonpost.importing.cells import Fault, RowError
 from pigeonpost.importing.numbers import read_in_unit
-from pigeonpost.importing.survey import Plan, node_of
+from pigeonpost.importing.survey import Plan, is_head, node_of
 from pigeonpost.importing.text import zero_bytes
 from pigeonpost.importing.units import Conversion, conversion_to_first, known_unit
 from protocol import NODE_NAME
-
-
-def is_head(row: Sequence[str], headings: Sequence[str]) -> bool:
-    """Return True if a `row` contains the `headings`: loggers write them again when they start."""
-    first = row[0].lstrip("\ufeff").strip()  # files that were joined have a byte order mark in the middle
-    return first == headings[0] and [cell.strip() for cell in row[1 : len(headings)]] == headings[1:]
 
 
 def check_row(row: list[str], width: int) -> None:

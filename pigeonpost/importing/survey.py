@@ -188,7 +188,7 @@ class Plan:
     def is_data(self, row: Sequence[str]) -> bool:
         """Return True if a `row` is complete, and neither a comment nor the head line again."""
         headings = self.layout.headings
-        return len(row) >= len(headings) and not row[0].startswith("#") and row[: len(headings)] != headings
+        return len(row) >= len(headings) and not row[0].startswith("#") and not is_head(row, headings)
 
     def time_cell(self, row: Sequence[str]) -> str:
         """Return the text of the time of a `row`, or an empty string if a part of it is missing."""
@@ -319,6 +319,12 @@ def _until_error(found: Iterator[Block]) -> Iterator[Block]:
         yield from found
     except RowError:
         return
+
+
+def is_head(row: Sequence[str], headings: Sequence[str]) -> bool:
+    """Return True if a `row` contains the `headings`: loggers write them again when they start."""
+    first = row[0].lstrip("\ufeff").strip()  # files that were joined have a byte order mark in the middle
+    return first == headings[0] and [cell.strip() for cell in row[1 : len(headings)]] == headings[1:]
 
 
 def node_of(cell: str, heading: str) -> str:

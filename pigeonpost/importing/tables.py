@@ -31,9 +31,9 @@ from pigeonpost.importing.cells import (
     unguarded,
 )
 from pigeonpost.importing.columns import LOG_COLUMNS
-from pigeonpost.importing.long_tables import check_row, is_head, log_block
+from pigeonpost.importing.long_tables import check_row, log_block
 from pigeonpost.importing.numbers import read_in_unit
-from pigeonpost.importing.survey import Plan, node_of
+from pigeonpost.importing.survey import Plan, is_head, node_of
 from pigeonpost.importing.text import zero_bytes
 from pigeonpost.importing.times import Clock
 from pigeonpost.importing.units import Conversion

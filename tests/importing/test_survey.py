@@ -212,6 +212,13 @@ class Long(unittest.TestCase):
                 with self.subTest(head, separator=separator, cells=cells):
                     self.assertEqual([values["t"] for _, _, values in rows_of(text)], wanted)
 
+    def test_head_line_of_a_joined_file_is_no_sensor(self):
+        for again in ("time,sensor,value", "\ufefftime,sensor,value", "time, sensor, value"):
+            with self.subTest(again):
+                text = f"time,sensor,value\n{AT},a,1\n{again}\n2023-10-28 12:01,a,2\n"
+                self.assertEqual([values for _, _, values in rows_of(text)], [{"a": 1}, {"a": 2}])
+                self.assertEqual(inspected(text).plan.left_out, [])
+
     def test_rows_with_the_same_time_are_one_reading(self):
         text = f"time,sensor,value\n{AT},a,1\n{AT},b,2\n2023-10-28 12:01,a,3\n"
         self.assertEqual([values for _, _, values in rows_of(text)], [{"a": 1, "b": 2}, {"a": 3}])

@@ -53,6 +53,7 @@ from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
+from pigeonpost.integrations.registry import make_integrations
 from pigeonpost.server.calibrations import Calibrations, announcement
 from pigeonpost.server.damage_check import (
     DAMAGE_FAULTS,
@@ -419,9 +420,9 @@ def _make_transports(context: ServerContext) -> dict[str, Transport]:
 
 
 def _make_others(context: ServerContext, transports: Mapping[str, Transport]) -> dict[str, Any]:
-    """Return the other optional components that are enabled, by name: publisher and backups."""
+    """Return the other optional components that are enabled, by name."""
     backups = make_scheduled_backup(context.settings, context.data, context.name, context.faults, context.clock)
-    return {**make_publisher(context, transports), **backups}
+    return {**make_publisher(context, transports), **backups, **make_integrations(context)}
 
 
 def _make_admin(context: ServerContext) -> NodeAdmin:

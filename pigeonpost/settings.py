@@ -17,6 +17,7 @@ from pigeonpost.core import config
 from pigeonpost.core.addresses import is_group
 from pigeonpost.core.config import Setting, Settings, address, matching, number, one_of, switch, text
 from pigeonpost.core.light_typing import TYPE_CHECKING
+from pigeonpost.integration_settings import INTEGRATION_ARRAYS, INTEGRATIONS, is_url
 from protocol import DEFAULT_PORT, NODE_NAME, NODE_NAME_TAKES, SENSOR_NAME
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ SERVER_ARRAYS = (
     "limits",
     "alert",
     "recipient",
+    *INTEGRATION_ARRAYS,
 )  # arrays of tables in server.toml; their keys are defined in the modules that use them
 
 
@@ -225,7 +227,6 @@ def _log() -> tuple[Setting, ...]:
 
 
 MAILBOX = re.compile(r"[^\s@,<>\x00-\x1f]{1,64}@[^\s@,<>\x00-\x1f]{1,250}").fullmatch
-_URL = re.compile(r"https?://[!-~]+").fullmatch
 
 NODE = (
     Setting("node", "name", matching(_name_or_none, NODE_NAME_TAKES), "",
@@ -322,7 +323,7 @@ SERVER = (
             "shortest time without samples, in seconds, after which a node is reported without an [[alert]]; 0: off"),
     Setting("alerts", "quiet", quiet_hours, "",
             "quiet hours in local time, such as 22:00-07:00, in which alerts are held unless they are critical"),
-    Setting("alerts", "url", matching(lambda url: not url or _URL(url), "a URL that begins with https:// or http://"),
+    Setting("alerts", "url", matching(lambda url: not url or is_url(url), "a URL that begins with https:// or http://"),
             "", "address of this server's page, for the links in alerts"),
     Setting("report", "every", number(0, 8784), 0.0, "hours between two reports with statistics; 0: none"),
     Setting("report", "at", matching(lambda at: not at or TIME_OF_DAY(at), 'a time of day such as "07:00"'), "",
@@ -343,8 +344,7 @@ SERVER = (
     Setting("mail", "user", text, "", "user name for the mail server"),
     Setting("mail", "password", text, "",
             "password for the mail server (better: PIGEONPOST_MAIL_PASSWORD)", secret=True),
-    Setting("webhook", "url", matching(lambda url: not url or _URL(url), "a URL that begins with https:// or http://"),
-            "", "URL that receives alerts and reports as JSON (HTTP POST)", secret=True),
+    *INTEGRATIONS,
     Setting("redis", "url", text, "",
             "URL of a Redis server that receives the latest reading of every sensor (docs/scale.md)", secret=True),
     Setting("redis", "prefix", text, "pigeonpost:", "prefix of the keys and channels in Redis"),

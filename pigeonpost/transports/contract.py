@@ -72,6 +72,34 @@ class ServerContext(NamedTuple):
         return name if self.names is None else self.names.current(name)
 
 
+class IntegrationStatus(NamedTuple):
+    """State of the exchange with one other system, for the pages, /metrics and `control.py check`.
+
+    Attributes:
+        name: Unique name, for example "forward influx".
+        kind: Kind of the other system, for example "influxdb".
+        direction: "out", "in" or "both", as seen from this server.
+        place: Address or name of the other system, without secrets.
+        success_ms: Time of the last success, in ms since 1970 (UTC); None if there was none in this run.
+        backlog: Number of items that the other system has not accepted yet; None if it is unknown or has no meaning.
+        items: Plural noun for the items, for example "samples".
+        done: Number of items that were exchanged in this run.
+        refused: Number of items that were rejected permanently in this run.
+        fault: The present fault with its remedy, or an empty string.
+    """
+
+    name: str
+    kind: str
+    direction: str
+    place: str
+    success_ms: int | None
+    backlog: int | None
+    items: str = "samples"
+    done: int = 0
+    refused: int = 0
+    fault: str = ""
+
+
 class Transport:
     """One end of a transport.
 
@@ -94,6 +122,10 @@ class Transport:
     def report(self) -> dict[str, Any] | None:
         """Return the state of the transport for people and programs (JSON), or None if it has nothing to report."""
         return None
+
+    def statuses(self) -> Sequence[IntegrationStatus]:
+        """Return the states of the exchanges with other systems; empty if there are none. It must not block."""
+        return ()
 
     def stop(self, limit_s: float) -> str | None:
         """Send pending data within `limit_s` seconds, then close; a second call does nothing.

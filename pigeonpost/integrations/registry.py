@@ -1,0 +1,50 @@
+"""Creation of the parts that exchange data with other systems, from the settings.
+
+A part is imported only if it is enabled, so that the others need no memory. Errors: SettingsError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pigeonpost.core.errors import MissingLibrary
+from pigeonpost.transports.registry import without_library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pigeonpost.core.config import Settings
+    from pigeonpost.transports.contract import ServerContext, Transport
+
+
+class IntegrationEntry(NamedTuple):
+    """Parts of one kind.
+
+    Attributes:
+        name: Name of the kind.
+        is_wanted: Function that returns True if the settings enable it.
+        make: Function that returns its parts by name, which are unique among all components of the server.
+    """
+
+    name: str
+    is_wanted: Callable[[Settings], bool]
+    make: Callable[[ServerContext], Mapping[str, Transport]]
+
+
+INTEGRATIONS: tuple[IntegrationEntry, ...] = ()
+
+
+def make_integrations(context: ServerContext) -> dict[str, Transport]:
+    """Return the enabled parts by name. A part whose library is missing is replaced by one that has only this fault.
+
+    Raises:
+        SettingsError: A setting is invalid.
+    """
+    parts: dict[str, Transport] = {}
+    for entry in INTEGRATIONS:
+        if entry.is_wanted(context.settings):
+            try:
+                parts.update(entry.make(context))
+            except MissingLibrary as error:
+                parts[entry.name] = without_library(error)
+    return parts

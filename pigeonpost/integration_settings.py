@@ -1,6 +1,7 @@
 """Definitions of the server's settings for messages to people and for other systems.
 
-settings.py adds them to the other settings. The keys of the tables [[forward]], [[channel]] and [[device]] are defined in the modules that use them.
+settings.py adds them to the other settings. The keys of the tables [[forward]], [[channel]] and [[device]] are defined
+in the modules that use them.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ INTEGRATIONS: tuple[IntegrationEntry, ...] = ()
 def make_integrations(context: ServerContext) -> dict[str, Transport]:
     """Return the enabled parts by name. A part whose library is missing is replaced by one that has only this fault.
 
+    Args:
+        context: Context of the server, with its settings.
+
     Raises:
         SettingsError: A setting is invalid.
     """

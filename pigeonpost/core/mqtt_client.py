@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 60
+NOT_YET = "not connected yet"  # fault before the end of the first attempt
 LARGEST_BYTES = 1 << 20  # maximum size of a received payload
 QOS = 1
 _RETRY_S = 1, 60  # first and longest pause before a new attempt to connect
@@ -90,7 +91,7 @@ class MqttConnection:
         self._topics = [(topic, QOS) for topic in topics]
         self._on_received, self._on_retained, self._on_change = on_message, on_retained or on_message, on_change
         self._is_mqtt_3, self._keepalive_s, self._where = is_mqtt_3, keepalive_s, where
-        self.fault = "not connected yet"
+        self.fault = NOT_YET
         self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}", is_mqtt_3, where)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect

@@ -52,7 +52,12 @@ class RedisPublisher:
     Attributes:
         fault: Reason why Redis does not accept the states; empty if it does.
         written: Number of states that were written in this run.
+        success_ms: Time at which Redis last had all states, in ms since 1970 (UTC); None if it never had in this run.
+        place: Address of Redis, without user and password.
+        statuses: Function that returns its states for the page "Integrations"; its creator sets it.
     """
+
+    statuses: Callable[[], Sequence[Any]] = staticmethod(tuple)
 
     def __init__(
         self,
@@ -90,6 +95,8 @@ class RedisPublisher:
             ) from None
         self.fault = ""
         self.written = 0
+        self.success_ms: int | None = None
+        self.place = hide_secrets(url)
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError, ValueError)
         try:
             self._redis: Any = redis.Redis.from_url(
@@ -187,6 +194,7 @@ class RedisPublisher:
                 if self._pending or now_s - checked_s >= CHECK_S:
                     self._write_pending()
                     checked_s, retry_s = now_s, RETRY_S
+                    self.success_ms = self._clock.wall_ms()
                 if self.fault:
                     log.warning("Redis accepts the last states again")
                 self.fault = ""

@@ -20,18 +20,18 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pigeonpost.auth.key import Key
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import AuthFailed, BadArgument, BeyondLimit, NotStored, SettingsError, WireError
-from pigeonpost.core.mqtt_client import MqttConnection
+from pigeonpost.core.mqtt_client import NOT_YET, MqttConnection
 from pigeonpost.core.rare_log import RareLog
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.server.node_status import NodeState
 from pigeonpost.server.unnumbered_sources import Claim
-from pigeonpost.transports.contract import ServerContext, Transport
+from pigeonpost.transports.contract import IntegrationStatus, ServerContext, Transport
 from pigeonpost.transports.mqtt_replay import ReplayGuard
 from pigeonpost.transports.mqtt_topics import MOST_HELD, PURPOSE, ROOT, sign_with_key
 from pigeonpost.transports.payload import BatchPayload, read_body, split_signature
@@ -90,6 +90,7 @@ class MqttServerTransport(Transport):
         self._body_received = threading.Condition()
         self._body_counts: Counter[str] = Counter()
         self._accepted_count = 0
+        self._accepted_ms: int | None = None
         self._refused_counts: Counter[str] = Counter()
         self._errors_s: deque[float] = deque(maxlen=ERRORS_A_S)
 
@@ -99,9 +100,21 @@ class MqttServerTransport(Transport):
     def stop(self, limit_s: float) -> str | None:
         return self._broker.stop(limit_s)
 
+    @property
+    def fault(self) -> str:  # type: ignore[override]
+        """Reason why the broker is not connected; empty if it is, or before the end of the first attempt."""
+        return "" if self._broker.connected or self._broker.fault == NOT_YET else self._broker.fault
+
     def report(self) -> dict[str, Any]:
         refused_counts = {**self._refused_counts, **({"old": self._old_count} if self._old_count else {})}
         return {"connected": self._broker.connected, "bodies": self._accepted_count, "refused": refused_counts}
+
+    def statuses(self) -> Sequence[IntegrationStatus]:
+        refused = sum(self._refused_counts.values()) + self._old_count
+        return [IntegrationStatus(
+            "mqtt", "mqtt", "in", self._broker.place, self._accepted_ms, None, "messages", self._accepted_count,
+            refused, self.fault,
+        )]  # fmt: skip
 
     def ask(self, node: str, word: str, *args: bool, limit_s: float = 5.0) -> bool:
         """Publish a command for a node and wait until the node confirms it; see server.node_status.AskNode.
@@ -159,6 +172,7 @@ class MqttServerTransport(Transport):
             raise BadArgument(f"the topic belongs to node {node}, but the samples are from node {batch_payload.node}")
         state = self._state_of(batch_payload, is_signed=key is not None)
         self._accepted_count += 1
+        self._accepted_ms = self._context.clock.wall_ms()
         session = batch_payload.fields.get("session")
         session = session if type(session) is str and len(session) <= _LONGEST_SESSION else ""
         if key is not None and self._is_old(mac, session, batch_payload):

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.errors import MissingLibrary
 from pigeonpost.server.liveness import is_silent
 from pigeonpost.transports import registry
+from pigeonpost.transports.contract import IntegrationStatus
 
 if TYPE_CHECKING:
     from pigeonpost.storage.models import Reading
+    from pigeonpost.storage.redis_publisher import RedisPublisher
     from pigeonpost.transports.contract import ServerContext, Transport
 
 
@@ -53,5 +55,14 @@ def make_publisher(context: ServerContext, transports: Mapping[str, Transport]) 
         publisher = RedisPublisher(url, prefix, context.name, context.clock, newest, context.store, nodes, others)
     except MissingLibrary as error:  # Redis is only a copy, so the server runs without it
         return {"redis": registry.without_library(error)}
+    publisher.statuses = lambda: [_status(publisher)]
     context.ingestor.subscribe(publisher.on_commit)
     return {"redis": publisher}
+
+
+def _status(publisher: RedisPublisher) -> IntegrationStatus:
+    backlog = publisher.report()["lacking"]
+    return IntegrationStatus(
+        "redis", "redis", "out", publisher.place, publisher.success_ms, backlog, "states", publisher.written,
+        fault=publisher.fault,
+    )  # fmt: skip

@@ -37,6 +37,7 @@ _MORE = (
     ("/gaps", "Gaps: missing samples, with reasons"),
     ("/happenings", "Events: starts, lost and reconnected nodes, faults"),
     ("/log", "Log Check: the last ten samples of this run"),
+    ("/integrations", "Integrations: exchange of data with other systems"),
     ("/bus", "Multicast bus: components and packets"),
     ("/password", "Change your password"),
     ("/api/v1/openapi.json", "JSON API, described by OpenAPI"),

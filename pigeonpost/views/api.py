@@ -16,6 +16,7 @@ from pigeonpost.storage.calibrated_store import raw_store
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.gaps_and_events import recent_losses
 from pigeonpost.views.html import json_answer, text_page
+from pigeonpost.views.integrations_page import read_faults
 from pigeonpost.views.models import NodeView, SensorView
 from pigeonpost.views.query import moment, name_in, span_ms
 from pigeonpost.views.statistics import closed_left, closed_right
@@ -288,7 +289,7 @@ def health(context: RequestContext) -> Response:
         for node in snapshot.nodes if node.state == "reporting"
         for sensor in node.readings if sensor.fault
     ]  # fmt: skip
-    faults += [f"{name}: {transport.fault}" for name, transport in context.app.transports.items() if transport.fault]
+    faults += read_faults(context.app.transports)
     faults += recent_losses(context)
     use = context.app.disk.use()
     disk = {

@@ -18,6 +18,7 @@ from pigeonpost.views.context import RequestContext, Route
 from pigeonpost.views.front_charts import arrange, front_charts
 from pigeonpost.views.front_query import FrontQuery, read_query
 from pigeonpost.views.html import button, html_page, key_notice, text_page
+from pigeonpost.views.integrations_page import integrations_notice, integrations_sentence
 from pigeonpost.views.models import UNWATCHED, NodeView, SensorView, StatusSnapshot
 from pigeonpost.views.node_buttons import act, server_buttons
 from pigeonpost.views.node_table import (
@@ -48,6 +49,7 @@ def front(context: RequestContext) -> Response:
     body = join_html((
         _summary(snapshot),
         alerts_notice(context),
+        integrations_notice(context),
         server_buttons(context, snapshot, listed.nodes, query),
         key_notice(context),
         _FIRST_STEPS if not snapshot.nodes else "",
@@ -160,7 +162,8 @@ def _front_text(context: RequestContext, snapshot: StatusSnapshot, listed: NodeL
         else ""
     )
     head = f"{f'Pigeonpost {context.app.name}'[:52]:<54}{stamp(snapshot.now_ms):>25}"
-    lines = [head, "", f"{snapshot.summary}{last}.", *filter(None, [alerts_sentence(context)]), ""]
+    sentences = filter(None, (alerts_sentence(context), integrations_sentence(context)))
+    lines = [head, "", f"{snapshot.summary}{last}.", *sentences, ""]
     watched = [node for node in listed.nodes if node.state not in UNWATCHED]
     units = context.preferences.units
     lines += sensor_lines(in_units(sensor, units) for node in watched for sensor in _foremost(node, MOST_CARDS))

@@ -18,8 +18,8 @@ except ImportError:
 
 PAGES = (
     "/", "/nodes/demo", "/nodes/demo/temperature", "/chart?series=demo/temperature,demo/light", "/graphs", "/log",
-    "/logs", "/files", "/alerts", "/gaps", "/happenings", "/bus", "/settings", "/about", "/password", "/help",
-    "/help/tutorial.md", "/login",
+    "/logs", "/files", "/alerts", "/gaps", "/happenings", "/bus", "/integrations", "/settings", "/about", "/password",
+    "/help", "/help/tutorial.md", "/login",
 )  # fmt: skip
 
 

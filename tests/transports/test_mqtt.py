@@ -166,6 +166,23 @@ class OneServer(MqttCase):
         self.ingestor = FakeIngestor("1edce41edce41edc")
         self.end = self.server(self.ingestor)
 
+    def test_status_counts_bodies_and_names_the_fault_of_the_broker(self):
+        (status,) = self.end.statuses()
+        self.assertEqual((status.name, status.kind, status.direction, status.place, status.success_ms, status.done),
+                         ("mqtt", "mqtt", "in", "broker:1883", None, 0))  # fmt: skip
+        self.start_node()
+        self.take(2)
+        self.talk()
+        self.end._on_message(TO_ANY, b"{}")
+        (status,) = self.end.statuses()
+        self.assertEqual((status.success_ms, status.refused, status.fault), (self.clock.wall_ms(), 1, ""))
+        self.assertGreater(status.done, 0)
+        broker = self.net.clients[0]
+        broker.connected, broker.fault = False, "not connected yet"
+        self.assertEqual(self.end.fault, "")
+        broker.fault = "the connection to the broker is lost"
+        self.assertEqual((self.end.fault, self.end.statuses()[0].fault), (broker.fault, broker.fault))
+
     def test_samples_arrive_once_and_in_order(self):
         self.start_node()
         self.take(3000)

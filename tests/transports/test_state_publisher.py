@@ -20,7 +20,14 @@ class StatePublisherTest(unittest.TestCase):
         )  # fmt: skip
         with mock.patch("pigeonpost.storage.redis_publisher.RedisPublisher") as publisher:
             make_publisher(context, {})
-        self.nodes = publisher.call_args.args[6]
+        self.publisher, self.nodes = publisher.return_value, publisher.call_args.args[6]
+
+    def test_status_contains_place_backlog_and_fault(self):
+        publisher = self.publisher
+        publisher.place, publisher.success_ms, publisher.written = "redis://127.0.0.1", 5, 7
+        publisher.report.return_value, publisher.fault = {"lacking": 3}, "no answer"
+        (status,) = publisher.statuses()
+        self.assertEqual(status, ("redis", "redis", "out", "redis://127.0.0.1", 5, 3, "states", 7, 0, "no answer"))
 
     def send(self, on):
         self.state.record_contact(self.clock.wall_ms(), self.clock.monotonic())

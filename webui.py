@@ -46,6 +46,7 @@ from pigeonpost.views.excel import converted, is_wanted
 from pigeonpost.views.html import see_other
 from pigeonpost.views.models import StatusSnapshot
 from pigeonpost.views.preferences import PreferenceStore
+from pigeonpost.views.readings_api import ReadingsApi
 from pigeonpost.views.routing import RouteTable
 from pigeonpost.views.saved_charts import SavedCharts
 from pigeonpost.views.sensor import SensorPages
@@ -261,6 +262,7 @@ class WebInterface:
             *operators.routes(self._event_log),
             *alerts_page.routes(self._event_log),
             Route("GET", "/api/v1/samples", "viewer", api.samples),
+            Route("GET", "/api/v1/readings", "viewer", ReadingsApi().answer),
             Route("GET", "/api/v1/statistics", "viewer", api.statistics),
             Route("GET", "/api/v1/health", "viewer", api.health),
             Route("GET", "/metrics", "viewer", lambda context: metrics.metrics(context, self._connections.counts)),

@@ -107,6 +107,7 @@ OTHERS = {
     Place("docs/sensors.md", "/dts-v1/;"): "a device tree overlay, compiled by hand with dtc 1.6.1",
     Place("docs/tutorial.md", "$ nc 192.168.1.20 5003"): "a session: tests/install/test_documents_run.py",
     Place("docs/tutorial.md", "$ nc 127.0.0.1 5003"): "a session: tests/install/test_documents_run.py",
+    Place("docs/web.md", '"light": 812'): "a response: tests/views/test_readings_api.py",
     Place("docs/web.md", "listen 443 ssl;"): "settings of nginx: tests/install/test_proxies.py",
     Place("docs/web.md", "location /sensors/ {"): "settings of nginx: tests/install/test_proxies.py",
     Place("docs/web.md", "ProxyPreserveHost On"): "settings of Apache: tests/install/test_proxies.py",

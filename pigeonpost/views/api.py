@@ -18,7 +18,7 @@ from pigeonpost.views.gaps_and_events import recent_losses
 from pigeonpost.views.html import json_answer, text_page
 from pigeonpost.views.integrations_page import read_faults
 from pigeonpost.views.models import NodeView, SensorView
-from pigeonpost.views.query import moment, name_in, span_ms
+from pigeonpost.views.query import moment, name_in, span_ms, whole_number
 from pigeonpost.views.statistics import closed_left, closed_right
 from protocol import NODE_NAME, SENSOR_NAME
 
@@ -120,7 +120,7 @@ def samples(context: RequestContext) -> Response:
     Raises:
         HTTPError: 400 for an invalid query, 404 if nothing is stored for the node.
     """
-    query, store = context.request.query, _store(context)
+    query, store = context.request.query, requested_store(context)
     node, sensor = _named(context)
     from_ms = moment(query["from"]) if "from" in query else None
     to_ms = moment(query["to"]) if "to" in query else _FAR_MS
@@ -130,7 +130,7 @@ def samples(context: RequestContext) -> Response:
         raise HTTPError(404, "No samples of a node with that name are stored.", "unknown-node")
     if "step" in query:
         return _downsampled(context, node, sensor, from_ms, to_ms, form)
-    limit, names = _limit(query), [node] if node else known
+    limit, names = whole_number(query, "limit", USUAL_SAMPLES, MOST_SAMPLES), [node] if node else known
     start_ms = FIRST_MS if from_ms is None else from_ms
     found = [point for name in names for point in store.points(name, start_ms, to_ms, limit)]
     found.sort(key=lambda point: point.time_ms)
@@ -153,7 +153,7 @@ def _downsampled(
     count = -(-(to_ms - from_ms) // step_ms)
     if not 0 < count <= MOST_COLUMNS:
         raise HTTPError(400, f"The range from `from` to `to` must have 1 to {MOST_COLUMNS} steps.", "step")
-    columns = _store(context).downsample(node, sensor, from_ms, from_ms + count * step_ms, count)
+    columns = requested_store(context).downsample(node, sensor, from_ms, from_ms + count * step_ms, count)
     rows = [(rfc3339(from_ms + column.place * step_ms), column) for column in columns]
     if form == "csv":
         return _csv("time,count,low,high,mean", (_column_cells(*row) for row in rows))
@@ -178,7 +178,7 @@ def statistics(context: RequestContext) -> Response:
     Raises:
         HTTPError: 400 for an invalid query.
     """
-    query, store = context.request.query, _store(context)
+    query, store = context.request.query, requested_store(context)
     node, sensor = _named(context)
     window_ms, closed = _WINDOWS_MS.get(query.get("span", "1h"), 0), query.get("closed", "left")
     if not node or not sensor:
@@ -221,8 +221,11 @@ def _named(context: RequestContext) -> tuple[str, str]:
     return context.app.ingestor.names.current(node), name_in(query, "sensor", SENSOR_NAME)
 
 
-def _store(context: RequestContext) -> Store:
-    """Return the store with calibrated values, or with `raw=1` that with the raw values. Raises HTTPError 400."""
+def requested_store(context: RequestContext) -> Store:
+    """Return the store with calibrated values, or the one with raw values if the query of `context` has `raw=1`.
+
+    Raises HTTPError 400 if `raw` is invalid.
+    """
     is_raw = context.request.query.get("raw", "0")
     if is_raw not in ("0", "1"):
         raise HTTPError(400, "`raw` must be 0 or 1.", "raw")
@@ -234,13 +237,6 @@ def _form(query: Mapping[str, str]) -> str:
     if form not in ("json", "csv"):
         raise HTTPError(400, "`format` must be json or csv.", "format")
     return form
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    text = query.get("limit", str(USUAL_SAMPLES))
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MOST_SAMPLES):
-        raise HTTPError(400, f"`limit` must be a whole number from 1 to {MOST_SAMPLES}.", "limit")
-    return int(text)
 
 
 def _only(sensor: str, point: StoredSample) -> StoredSample:

@@ -55,6 +55,9 @@ class ForwardBatch(NamedTuple):
 class ForwardTarget:
     """Target of one kind that receives samples.
 
+    If the connection is lost, `send` must raise NotDelivered and not connect again in the same call: the target may
+    have lost its last samples, and only the forwarder can send them again. The next call may connect.
+
     Attributes:
         place: Address of the target, without secrets, for pages and messages.
         again_s: Default of `again`: seconds before the last acknowledgement whose samples are sent again after the

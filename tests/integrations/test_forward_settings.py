@@ -1,0 +1,54 @@
+"""Tests of the keys of [[forward]] tables."""
+
+import unittest
+
+from pigeonpost.core.config import Option, text
+from pigeonpost.core.errors import SettingsError
+from pigeonpost.integrations.forward_settings import own_keys, read_forward_tables
+from pigeonpost.integrations.forward_targets import KINDS
+
+TABLE = {"name": "metrics", "kind": "victoriametrics", "url": "http://localhost:8428"}
+
+
+def read(*tables):
+    return read_forward_tables(tables, "server.toml", KINDS)
+
+
+class ForwardSettingsTest(unittest.TestCase):
+    def refused(self, *tables):
+        with self.assertRaises(SettingsError) as caught:
+            read(*tables)
+        return str(caught.exception)
+
+    def test_table_has_defaults_for_all_general_keys(self):
+        (found,) = read(TABLE)
+        self.assertEqual(found[:6], ("metrics", "victoriametrics", frozenset(), frozenset(), None, False))
+        self.assertEqual((found.table, found.where), (TABLE, "server.toml: [[forward]] 1"))
+
+    def test_values_of_general_keys_are_read(self):
+        (found,) = read({**TABLE, "nodes": ["a"], "sensors": ["t", "light"], "again": 60, "history": True})
+        self.assertEqual(found[2:6], ({"a"}, {"t", "light"}, 60, True))
+
+    def test_name_and_kind_are_required(self):
+        self.assertEqual(self.refused({"kind": "victoriametrics"}), "server.toml: [[forward]] 1: name is missing")
+        self.assertEqual(self.refused(TABLE, {"name": "b"}), "server.toml: [[forward]] 2: kind is missing")
+
+    def test_name_is_used_only_once(self):
+        self.assertIn("[[forward]] 2: name 'metrics' is used twice", self.refused(TABLE, TABLE))
+
+    def test_invalid_values_are_refused_with_their_key(self):
+        for key, value, takes in (
+            ("name", "a b", "name takes 1 to 32 letters"), ("kind", "graphite", "kind takes 'victoriametrics'"),
+            ("nodes", "a", "nodes takes a list"), ("nodes", ["?"], "nodes takes a letter or digit"),
+            ("sensors", [1], "sensors takes"), ("again", -1, "again takes a number from 0 to 86400"),
+            ("history", "yes", "history takes true or false"),
+        ):  # fmt: skip
+            with self.subTest(key=key, value=value):
+                self.assertIn(takes, self.refused({**TABLE, key: value}))
+
+    def test_unknown_key_is_refused_with_the_nearest_general_or_own_key(self):
+        own = [Option("token", text, "", "token")]
+        for key, near in (("histori", "history"), ("tokn", "token")):
+            with self.subTest(key=key), self.assertRaisesRegex(SettingsError, f'did you mean "{near}"'):
+                own_keys({"name": "a", "kind": "b", key: "x"}, own, "here")
+        self.assertEqual(own_keys({"name": "a", "kind": "b", "nodes": ["c"]}, own, "here"), {"token": ""})

@@ -4,6 +4,8 @@
     path = "temperature"
     topic = "zwave/cellar/49/0/Air_temperature"    {"time": 1795188970123, "value": 9.5}
     path = "value"
+    preset = "tasmota"                             topics, paths and units of a known firmware: see mqtt_presets
+    device = "kitchen"
 
 The publisher can be Zigbee2MQTT, Z-Wave JS UI, Tasmota or any other program. mqtt_client, which uses paho-mqtt, is
 imported when the source is created. If paho-mqtt is missing, the import is tried again at each reading.
@@ -14,7 +16,8 @@ last, in several messages. A field whose content is not a number, such as nan or
 cannot measure at the moment: the channel fails until the next value. The other fields of the message count.
 
 The thread of paho-mqtt evaluates each message, and stores the results with one assignment per channel in `_last` and
-`_without_value`, then one per topic in `_received_s`. The thread of the source reads them. The event `_news` is set for
+`_without_value`, then one per topic in `_received_s`; availability messages set `_offline`. The thread of the source
+reads them. The event `_news` is set for
 each message; the first reading waits for it.
 
 Errors: SensorError for a channel without a value for too long, with the reason and the fault of the connection. A
@@ -32,21 +35,20 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.core.config import Option, a_table, matching, number, read_options, switch, text
-from pigeonpost.core.errors import BadArgument, MissingLibrary, SensorError, SettingsError
-from pigeonpost.core.tolerant_json import FAILURE_WORDS, SPACE, read_tolerant_json
+from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options, switch, text
+from pigeonpost.core.errors import MissingLibrary, SensorError, SettingsError
 from pigeonpost.sensors.chips import described
 from pigeonpost.sensors.contract import (
     CALIBRATION,
     Channel,
     Readings,
     SensorSource,
-    at_path,
     calibrated,
     channel_tables,
     dotted_path,
-    shown_json,
 )
+from pigeonpost.sensors.mqtt_message import Message, NoValue, shown_path
+from pigeonpost.sensors.mqtt_presets import PRESETS, Place, PresetValue, availability_topics, filled, preset_value
 from protocol import UNIT, Number
 
 if TYPE_CHECKING:
@@ -56,7 +58,6 @@ LONGEST_PAYLOAD = 65_536  # bytes; longer messages are not evaluated
 _STOP_S = 2.0
 FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retained messages
 _REMEMBERED = 64  # payloads per topic by which a retained message that is sent again is recognised
-_WORDS = {"true": 1, "on": 1, "open": 1, "false": 0, "off": 0, "closed": 0}
 
 
 def _topic(value: Any) -> str:
@@ -79,20 +80,19 @@ OPTIONS = (
         "ca", text, "", "PEM file of the authority that signed the broker's certificate (default: those of this system)"
     ),
     Option("keepalive", number(5, 3600, whole=True), 60, "seconds without data after which the connection is checked"),
+    Option("preset", one_of(*PRESETS), None, "program or firmware whose topics, paths and units are predefined"),
+    Option("device", _topic, None, "name of the device in the topics of the preset"),
 )
 CHANNEL_OPTIONS = (
     Option("topic", _topic, None, "topic to which the node subscribes"),
+    Option("value", text, None, "name of a value of the preset (default: the name of the channel)"),
     Option(
         "path", dotted_path, (), "path of the number in a JSON message; without it, the complete message is the number"
     ),
     Option("fresh", number(1, 864_000), 3600.0, "seconds for which a value is used; after that, the channel is stale"),
-    Option("unit", matching(UNIT, "a text up to 32 characters"), "", "unit of the value"),
+    Option("unit", matching(UNIT, "a text up to 32 characters"), None, "unit of the value"),
     *CALIBRATION,
 )
-
-
-class NoValue(SensorError):
-    """A message has no value for a channel: it is of another kind, or its field is missing or null."""
 
 
 class LastValue(NamedTuple):
@@ -117,7 +117,7 @@ class MqttSource(SensorSource):
 
         Args:
             options: Options of the source.
-            chosen: Options of each channel, by channel name.
+            chosen: Options of each channel, by channel name, as `read_channels` returns them.
             where: File and table, with which each error message begins.
 
         Raises:
@@ -127,12 +127,15 @@ class MqttSource(SensorSource):
             Channel(
                 name,
                 entry["unit"],
-                possible=described(name, entry["unit"], (*entry["topic"].split("/"), *entry["path"])),
+                possible=described(name, entry["unit"], _parts(entry["places"][0])),
             )
             for name, entry in chosen.items()
         ]
         self._chosen = chosen
-        self._topics = sorted({entry["topic"] for entry in chosen.values()})
+        self._topics = sorted({place.topic for entry in chosen.values() for place in entry["places"]})
+        preset = PRESETS[options["preset"]] if options["preset"] else None
+        availability = availability_topics(preset, options["device"]) if preset else []
+        self._offline = dict.fromkeys(availability, False)  # by topic
         self._received_s: dict[str, float] = {}  # arrival of the last message of each topic (time.monotonic)
         self._last: dict[str, LastValue] = {}
         self._without_value: dict[str, str] = {}  # why the last message without a value for the channel had none
@@ -153,8 +156,9 @@ class MqttSource(SensorSource):
 
         access = {("mqtt", key): self._options[key] for key in ("host", "port", "user", "password", "tls", "ca")}
         return MqttConnection(
-            access, "pigeonpost-sensors", self._topics, self._on_message, on_retained=self._on_retained, is_mqtt_3=True,
-            keepalive_s=self._options["keepalive"], where=f'{self._where}: kind = "mqtt"',
+            access, "pigeonpost-sensors", [*self._topics, *self._offline], self._on_message,
+            on_retained=self._on_retained, is_mqtt_3=True, keepalive_s=self._options["keepalive"],
+            where=f'{self._where}: kind = "mqtt"',
         )  # fmt: skip
 
     def read(self) -> Readings:
@@ -184,11 +188,23 @@ class MqttSource(SensorSource):
         self._started = True
         broker.start()
         give_up_s = time.monotonic() + FIRST_WAIT_S
-        while len(self._received_s) < len(self._topics) and self._news.wait(max(0.0, give_up_s - time.monotonic())):
+        while not self._is_complete() and self._news.wait(max(0.0, give_up_s - time.monotonic())):
             self._news.clear()
 
+    def _is_complete(self) -> bool:
+        return all(self._last_topic(entry) in self._received_s for entry in self._chosen.values())
+
+    def _last_topic(self, chosen: Mapping[str, Any]) -> str:
+        """Return the topic of a channel whose message is the last one; the first topic if there is no message yet."""
+        topics: list[str] = [place.topic for place in chosen["places"]]
+        return max(topics, key=lambda topic: self._received_s.get(topic, -math.inf))
+
     def _value(self, name: str, chosen: Mapping[str, Any], now_s: float, broker: MqttConnection) -> Number:
-        topic, received_s = chosen["topic"], self._received_s.get(chosen["topic"])
+        topic = self._last_topic(chosen)
+        received_s = self._received_s.get(topic)
+        offline = next((topic for topic, is_offline in self._offline.items() if is_offline), "")
+        if offline and not chosen["sleeps"]:
+            raise SensorError(f"the device is offline, according to {offline}")
         why = f" (MQTT {broker.place}: {broker.fault})" if broker.fault else ""
         if received_s is None:
             raise SensorError(f"stale: no message on {topic} yet{why}")
@@ -202,7 +218,8 @@ class MqttSource(SensorSource):
         reason = self._without_value.get(name, "")
         if last is None:
             raise SensorError(f"{topic}: {reason}")
-        field = f"a value at {_shown_path(chosen['path'])}" if chosen["path"] else "a number"
+        path = next(place.path for place in chosen["places"] if place.topic == topic)
+        field = f"a value at {shown_path(path)}" if path else "a number"
         raise SensorError(
             f"stale: the last message with {field} on {topic} is {now_s - last.at_s:.0f} s old; in later ones: {reason}"
         )
@@ -210,6 +227,11 @@ class MqttSource(SensorSource):
     # The following methods are called in the thread of paho-mqtt.
 
     def _on_message(self, topic: str, payload: bytes) -> None:
+        if topic in self._offline:
+            is_online = Message(payload).availability()
+            if is_online is not None:
+                self._offline[topic] = not is_online
+            return
         if topic not in self._known:  # a message for any other topic would stay in memory permanently
             return
         self._known[topic].append(hash(payload))
@@ -229,6 +251,7 @@ class MqttSource(SensorSource):
         and also if later messages of the topic were not retained.
         """
         if topic not in self._known:
+            self._on_message(topic, payload)
             return
         is_known = hash(payload) == self._retained.get(topic) or hash(payload) in self._known[topic]
         self._retained[topic] = hash(payload)
@@ -236,14 +259,16 @@ class MqttSource(SensorSource):
             self._on_message(topic, payload)
 
     def _names_of(self, topic: str) -> list[str]:
-        return [name for name, chosen in self._chosen.items() if chosen["topic"] == topic]
+        return [
+            name for name, chosen in self._chosen.items() if any(place.topic == topic for place in chosen["places"])
+        ]
 
     def _evaluate(self, topic: str, payload: bytes, at_s: float) -> None:
         message = Message(payload)
         for name in self._names_of(topic):
             chosen = self._chosen[name]
             try:
-                value = calibrated(message.value_at(chosen["path"]), chosen)
+                value = calibrated(value_of(message, topic, chosen), chosen)
                 if math.isfinite(value):
                     self._last[name] = LastValue(value, "", at_s)
                 else:
@@ -252,99 +277,6 @@ class MqttSource(SensorSource):
                 self._without_value[name] = str(error)
             except SensorError as error:
                 self._last[name] = LastValue(None, str(error), at_s)
-
-
-class Message:
-    """Content of a message, which is untrusted. It is decoded at most once.
-
-    Args:
-        payload: The message.
-    """
-
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        self._document: Any = None  # the decoded JSON, or the BadArgument that it caused
-        self._is_decoded = False
-
-    def value_at(self, path: Sequence[str]) -> float:
-        """Return a number in the message. The texts true, on and open are 1; false, off and closed are 0.
-
-        Args:
-            path: Path of the number in a JSON message; empty if the complete message is the number.
-
-        Raises:
-            NoValue: The message is of another kind, or its field is missing, null or an empty text.
-            SensorError: The content is not a number.
-        """
-        if not path:
-            return self._whole()
-        try:
-            found = at_path(self._decoded(), path)
-        except SensorError as error:
-            raise NoValue(str(error)) from None
-        value = _as_number(found)
-        if value is not None:
-            return value
-        is_empty = found is None or (isinstance(found, str) and not found.strip())
-        raise (NoValue if is_empty else SensorError)(f"not a number at {_shown_path(path)}: {shown_json(found)}")
-
-    def _whole(self) -> float:
-        try:
-            content = self._payload.decode().strip(SPACE)
-        except UnicodeDecodeError as error:
-            raise NoValue(f"{self._preview()} cannot be read: {error}") from None
-        if len(content) > 1 and content[0] == content[-1] == '"':  # a text in JSON, as for a channel with a path
-            content = content[1:-1].strip(SPACE)
-        value = _as_number(content)
-        if value is not None:
-            return value
-        is_failure = content.lower() in FAILURE_WORDS or _is_too_large(content)
-        raise (SensorError if is_failure else NoValue)(
-            f"not a number: {self._preview()}{'; set `path`' if content.startswith(('{', '[')) else ''}"
-        )
-
-    def _decoded(self) -> Any:
-        if not self._is_decoded:
-            self._is_decoded = True
-            try:
-                self._document = read_tolerant_json(self._payload)
-            except BadArgument as error:
-                self._document = error
-        if isinstance(self._document, BadArgument):
-            raise NoValue(f"{self._preview()} cannot be read: {self._document}")
-        return self._document
-
-    def _preview(self) -> str:
-        return repr(self._payload[:60].decode(errors="replace")) + ("..." if len(self._payload) > 60 else "")
-
-
-def _shown_path(path: Sequence[str]) -> str:
-    return f"{'.'.join(path)!r:.60}"
-
-
-def _as_number(found: Any) -> float | None:
-    """Return the finite number in decoded JSON or a text, or None."""
-    if isinstance(found, str):
-        found = found.strip()
-        if found.lower() in _WORDS:
-            return _WORDS[found.lower()]
-        if "_" in found or not found.isascii():  # Python accepts underscores, and digits of all scripts
-            return None
-    elif not isinstance(found, int | float):
-        return None
-    try:
-        value = float(found)
-    except (ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _is_too_large(content: str) -> bool:
-    """Return True for the text of a number beyond the range of a float, such as 1e999."""
-    try:
-        return not math.isfinite(float(content))
-    except ValueError:
-        return False
 
 
 def make(settings: Mapping[str, Any], where: str) -> MqttSource:
@@ -366,10 +298,73 @@ def make(settings: Mapping[str, Any], where: str) -> MqttSource:
         raise SettingsError(f"{where}: ca requires tls = true")
     if options["ca"] and not os.path.exists(options["ca"]):
         raise SettingsError(f"{where}: ca: {options['ca']}: No such file or directory")
-    chosen = {}
+    return MqttSource(options, read_channels(options, CHANNEL_OPTIONS, OPTIONS, where), where)
+
+
+def read_channels(
+    options: Mapping[str, Any], channel_options: Sequence[Option], table_options: Sequence[Option], where: str
+) -> dict[str, dict[str, Any]]:
+    """Return the options of each channel by its name, with the keys `places`, `unit_key` and `sleeps` of its value.
+
+    Args:
+        options: Options of the source: `channels`, `preset` and `device`.
+        channel_options: Options of a channel.
+        table_options: Options of the table.
+        where: File and table, with which each error message begins.
+
+    Raises:
+        SettingsError: A setting is invalid.
+    """
+    preset = PRESETS[options["preset"]] if options["preset"] else None
+    if (preset is None) != (options["device"] is None):
+        raise SettingsError(f"{where}: preset and device must be set together")
+    tables = options["channels"]
+    if not tables and preset:
+        tables = {name: {} for name in preset.usual}
     example = 'kitchen = {topic = "zigbee2mqtt/kitchen", path = "temperature"}'
-    for name, entry, channel_where in channel_tables(options["channels"], CHANNEL_OPTIONS, OPTIONS, where, example):
-        if entry["topic"] is None:
-            raise SettingsError(f"{channel_where}: topic is missing: the topic on which the device publishes")
-        chosen[name] = entry
-    return MqttSource(options, chosen, where)
+    chosen = {}
+    for name, entry, channel_where in channel_tables(tables, channel_options, table_options, where, example):
+        found = _locate(name, entry, options, channel_where)
+        unit = found.unit if entry["unit"] is None else entry["unit"]
+        more = {"places": found.places, "unit_key": found.unit_key, "sleeps": found.sleeps, "unit": unit}
+        chosen[name] = {**entry, **more}
+    return chosen
+
+
+def _locate(name: str, chosen: Mapping[str, Any], options: Mapping[str, Any], where: str) -> PresetValue:
+    """Return the value of a channel: the place in its own options, or a value of the preset."""
+    preset, device, topic, path = options["preset"], options["device"], chosen["topic"], chosen["path"]
+    if chosen["value"] is not None and (topic or path or not preset):
+        raise SettingsError(f"{where}: value is only for a preset, without topic and path")
+    if preset and path and not topic:
+        topic = filled(PRESETS[preset].main, device)
+    if topic:
+        return PresetValue("", (Place(topic, path),))
+    if not preset or path:
+        raise SettingsError(f"{where}: topic is missing: the topic on which the device publishes")
+    value = chosen["value"] or name
+    found = preset_value(PRESETS[preset], device, value)
+    if found is None:
+        known = ", ".join(PRESETS[preset].values)
+        raise SettingsError(f"{where}: value must be one of {known}, not {value!r}; or set topic and path")
+    return found
+
+
+def value_of(message: Message, topic: str, chosen: Mapping[str, Any]) -> float:
+    """Return the number that a message contains for a channel, before calibration.
+
+    Args:
+        message: The message.
+        topic: Its topic.
+        chosen: Options of the channel, as `read_channels` returns them.
+
+    Raises:
+        NoValue: The message contains no value for the channel.
+        SensorError: It contains something else instead of a number.
+    """
+    places = [place for place in chosen["places"] if place.topic == topic]
+    return message.value_in(places, chosen["unit_key"], chosen["unit"])
+
+
+def _parts(place: Place) -> tuple[str, ...]:
+    return (*place.topic.split("/"), *place.path)

@@ -125,6 +125,7 @@ class CsvLog:
         self._sum = hashlib.sha256()  # of the complete file
         self._sums = LogChecksums(self._folder)
         self._filed = 0  # the filing number up to which the file contains all rows
+        self._wanted = 0  # the filing number up to which the file should contain all rows
         self._filed_before = 0  # the filing number up to which the earlier files contain all rows
         self._recorded = LogMark("", 0, 0, 0)
         self._due: LogMark | None = None  # passed to a transaction that may not be committed yet
@@ -192,6 +193,7 @@ class CsvLog:
         The file then contains all rows up to the filing number `filed`.
         """
         self._committed()
+        self._wanted = max(self._wanted, filed)
         with self._lock:
             rows, self._buffer = self._buffer, []
         if self._filed + len(rows) != filed:
@@ -238,6 +240,11 @@ class CsvLog:
             return None
         self._due = LogMark(self.name, self.size, zlib.crc32(self._tail), self._filed)
         return self._due
+
+    @property
+    def unwritten(self) -> int:
+        """Number of entries in the store that the file does not contain yet, because it cannot be written."""
+        return max(0, self._wanted - self._filed)
 
     @property
     def limits_fault(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -265,7 +265,7 @@ class WebInterface:
             Route("GET", "/api/v1/readings", "viewer", ReadingsApi().answer),
             Route("GET", "/api/v1/statistics", "viewer", api.statistics),
             Route("GET", "/api/v1/health", "viewer", api.health),
-            Route("GET", "/metrics", "viewer", lambda context: metrics.metrics(context, self._connections.counts)),
+            Route("GET", "/metrics", "viewer", lambda context: metrics.metrics(context, self._counts)),
             Route("GET", "/healthz", "", api.alive),
             Route("GET", "/api/v1/openapi.json", "viewer", _file("openapi.json", JSON)),
             Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
@@ -344,6 +344,10 @@ class WebInterface:
         app = self._app
         transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
         return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports, **app.faults.present()}
+
+    def _counts(self) -> Mapping[str, Any]:
+        """Return the counts of the connections, and the number of open event streams."""
+        return {**self._connections.counts(), "streams": self._live.clients}
 
     # --------------------------------------------------------------------------------------------------- requests
 

@@ -915,7 +915,7 @@ class Metrics(WebCase):
                 self.assertNotIn(key, values)
                 values[key] = float(found[3])
         for name, kind in kinds.items():
-            self.assertRegex(name, "^pigeonpost_")
+            self.assertRegex(name, "^(pigeonpost|process)_")
             self.assertEqual(kind, "counter" if name.endswith("_total") else "gauge", name)
         return values
 

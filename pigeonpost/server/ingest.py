@@ -181,6 +181,12 @@ class Ingestor:
         """True while nodes send buffered samples, so that commits are needed more often than every `commit_s`."""
         return self._has_backlog or self.clock.monotonic() - self._backlog_s < _CATCH_UP_S
 
+    @property
+    def queued(self) -> int:
+        """Number of samples that wait for the next commit or are being committed."""
+        with self._changed:
+            return sum(self._waiting_of.values())
+
     def next_commit_s(self) -> float:
         """Return the time of the next commit on the clock `clock.monotonic`, in seconds.
 

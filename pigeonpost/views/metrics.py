@@ -1,49 +1,34 @@
-"""Metrics in the text format of Prometheus (version 0.0.4).
-
-Source: https://prometheus.io/docs/instrumenting/exposition_formats/.
-"""
+"""Metrics of the server, its nodes, sensors and integrations, for Prometheus: `GET /metrics`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pigeonpost.core.clock import parse_rfc3339
+from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.core.version import VERSION
-from pigeonpost.http.message import TEXT, Response
+from pigeonpost.http.message import Response
 from pigeonpost.server.damage_check import DATABASE_FAULT, LOGS_FAULT
+from pigeonpost.storage.maintenance import GRACE_MS
 from pigeonpost.views.context import RequestContext, WebContext
+from pigeonpost.views.exposition import Metric, metrics_response
+from pigeonpost.views.integrations_page import read_statuses
 from pigeonpost.views.models import NodeView, StatusSnapshot
+from pigeonpost.views.process_metrics import process_metrics
 
-_PREFIX = "pigeonpost_"
-
-
-class Metric(NamedTuple):
-    """One metric.
-
-    Attributes:
-        name: Name without the prefix.
-        kind: "gauge" or "counter".
-        text: Description, for the HELP line.
-        values: Labels and value of each time series. Those with the value None are left out.
-    """
-
-    name: str
-    kind: str
-    text: str
-    values: Iterable[tuple[Mapping[str, str], float | None]]
+MOST_DIRTY = 1000  # windows without statistics that are counted
 
 
 def metrics(context: RequestContext, web: Callable[[], Mapping[str, Any]]) -> Response:
     """Return all metrics for `context`: `GET /metrics`. `web` is the function that returns the web server's counts."""
     snapshot, app = context.snapshot(), context.app
-    lines: list[str] = []
-    for group in (_of_server(app, snapshot), _of_nodes(snapshot), _of_sensors(snapshot), _of_web(web())):
-        for metric in group:
-            lines += _lines(metric)
-    kind = TEXT.replace("text/plain", "text/plain; version=0.0.4")
-    return Response(("\n".join(lines) + "\n").encode(), kind, headers={"Cache-Control": "no-store"})
+    groups = (
+        _of_server(app, snapshot), _of_backlogs(app), _of_nodes(snapshot), _of_sensors(snapshot),
+        _of_integrations(app), _of_web(web()), process_metrics(),
+    )  # fmt: skip
+    return metrics_response(context.request, (metric for group in groups for metric in group))
 
 
 def _of_server(app: WebContext, snapshot: StatusSnapshot) -> Iterator[Metric]:
@@ -79,6 +64,41 @@ def _of_server(app: WebContext, snapshot: StatusSnapshot) -> Iterator[Metric]:
     yield one("written_bytes_per_day", "gauge", "Bytes written to the disk per day.", use.written)
 
 
+def _of_backlogs(app: WebContext) -> Iterator[Metric]:
+    text = "Samples that wait for the next commit."
+    yield Metric("ingest_queue_samples", "gauge", text, [({}, app.ingestor.queued)])
+    text = "Commits and gaps that are stored, but not written to the CSV log yet."
+    yield Metric("log_unwritten", "gauge", text, [({}, app.csv.unwritten)])
+    text = (
+        f"Past windows of ten minutes or an hour whose statistics are not stored yet; at most {MOST_DIRTY} are counted."
+    )
+    try:
+        dirty = len(app.store.dirty_windows(app.clock.wall_ms() - GRACE_MS, MOST_DIRTY))
+    except PigeonpostError:  # the damage of the store is a metric itself
+        dirty = None
+    yield Metric("rollups_pending", "gauge", text, [({}, dirty)])
+    text = "Alerts and reports that wait for a mail server or web server."
+    waiting = app.notifier.report()["waiting"] if app.notifier is not None else None
+    yield Metric("alert_messages_waiting", "gauge", text, [({}, waiting)])
+
+
+def _of_integrations(app: WebContext) -> Iterator[Metric]:
+    states = [
+        ({"name": one.name, "kind": one.kind, "direction": one.direction}, one) for one in read_statuses(app.transports)
+    ]
+
+    def each(name: str, kind: str, text: str, value: Callable[[Any], float | None]) -> Metric:
+        return Metric(f"integration_{name}", kind, text, [(labels, value(one)) for labels, one in states])
+
+    yield each("fault", "gauge", "1 if the exchange with this system has a fault.", lambda one: int(bool(one.fault)))
+    text = "Items that this system has not accepted yet."
+    yield each("backlog", "gauge", text, lambda one: one.backlog)
+    text = "Time of the last success, in seconds since 1970; absent if there was none in this run."
+    yield each("last_success_timestamp_seconds", "gauge", text, lambda one: _seconds(one.success_ms))
+    yield each("done_total", "counter", "Items exchanged in this run.", lambda one: one.done)
+    yield each("refused_total", "counter", "Items that were rejected permanently in this run.", lambda one: one.refused)
+
+
 def _of_nodes(snapshot: StatusSnapshot) -> Iterator[Metric]:
     def gauge(name: str, text: str, value: Callable[[NodeView], float | None]) -> Metric:
         values = [({"node": node.name or node.address}, value(node)) for node in snapshot.nodes]
@@ -93,6 +113,8 @@ def _of_nodes(snapshot: StatusSnapshot) -> Iterator[Metric]:
     yield gauge("samples", "Stored samples of the node.", lambda node: node.samples)
     yield gauge("missing", "Permanently lost samples of the node.", lambda node: node.missing)
     yield gauge("held", "Samples in the outbox of the node.", lambda node: node.held)
+    text = "Samples in the outbox of the node that this server has not acknowledged."
+    yield gauge("waiting", text, lambda node: node.waiting)
     text = "Clock of the node minus the clock of this server."
     yield gauge("clock_offset_seconds", text, lambda node: _seconds(node.shift_ms))
     text = "Round-trip time of the last request to the node."
@@ -120,8 +142,10 @@ def _of_sensors(snapshot: StatusSnapshot) -> Iterator[Metric]:
 
 def _of_web(counts: Mapping[str, Any]) -> Iterator[Metric]:
     yield Metric("http_connections", "gauge", "Open connections to the web server.", [({}, counts["open"])])
+    yield Metric("event_streams", "gauge", "Open pages that receive live values.", [({}, counts["streams"])])
     answers = [({"status": str(status)}, count) for status, count in sorted(counts["answers"].items())]
     yield Metric("http_requests_total", "counter", "HTTP responses, by status.", answers)
+    # The former name of process_cpu_seconds_total is kept.
     yield Metric(
         "process_cpu_seconds_total", "counter", "Processor time used by the server.", [({}, time.process_time())]
     )
@@ -129,19 +153,3 @@ def _of_web(counts: Mapping[str, Any]) -> Iterator[Metric]:
 
 def _seconds(duration_ms: float | None) -> float | None:
     return None if duration_ms is None else duration_ms / 1000
-
-
-def _lines(metric: Metric) -> list[str]:
-    name = _PREFIX + metric.name
-    values = [f"{name}{_labels(labels)} {value!r}" for labels, value in metric.values if value is not None]
-    return [f"# HELP {name} {metric.text}", f"# TYPE {name} {metric.kind}", *values]
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

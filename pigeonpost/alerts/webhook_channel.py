@@ -6,7 +6,7 @@ The header Idempotency-Key contains the id of the message, which is the same in 
 It runs in the thread that delivers to this server. Errors: NotSent and Refused, with the response of the web server.
 Error texts contain only the host of the URL, because the rest can be a secret. The modules http.client and ssl are
 imported when the first message is sent.
-Sources: RFC 9110, sections 10.2.3 (Retry-After) and 15 (status codes); RFC 8470 (425); RFC 6585 (429).
+Sources: RFC 9110, section 15 (status codes); RFC 8470 (425); RFC 6585 (429).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
 from pigeonpost.core.http_client import USER_AGENT, HttpConnection, HttpError, split_url
+from pigeonpost.core.retry_after import retry_after_s
 from pigeonpost.core.strict_json import write_json
 
 ANSWER_S = 20.0  # time limit for the response of the web server
-LONGEST_PAUSE_S = 86_400.0  # longest time of Retry-After that is obeyed
 # Request Timeout, Too Early, Too Many Requests: of the statuses from 400 to 499, only these are temporary.
 _TEMPORARY = (408, 425, 429)
 _MOVED = (301, 302, 303, 307, 308)
@@ -57,23 +57,3 @@ class WebhookChannel(AlertChannel):
             said += "; it has another address now: set [webhook] url"
         pause_s = retry_after_s(answer.headers.get("Retry-After", ""), time.time())
         raise NotSent(said, pause_s, is_answer=status >= 500 and pause_s is None)
-
-
-def retry_after_s(text: str, now_s: float) -> float | None:
-    """Return the time in the header Retry-After in seconds, or None if it contains none.
-
-    Args:
-        text: Value of the header: seconds, or a date. It is limited to LONGEST_PAUSE_S.
-        now_s: Current time, in seconds since 1970 (UTC).
-    """
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        pause_s = float(text[:12])
-    else:
-        from email.utils import parsedate_to_datetime
-
-        try:
-            pause_s = parsedate_to_datetime(text).timestamp() - now_s
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return min(max(pause_s, 1.0), LONGEST_PAUSE_S)

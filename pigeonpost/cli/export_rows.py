@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pigeonpost.core.errors import StoreDamaged
 from pigeonpost.core.strict_json import write_json
+from pigeonpost.link.influx_lines import NANOSECONDS, influx_lines
 from pigeonpost.link.samples import Number, SampleBatch
 from pigeonpost.storage.contract import Store
 from pigeonpost.storage.csv.format import cell, sample_rows, utc_times
@@ -199,26 +200,13 @@ def _with_none_as(text: str, batch: SampleBatch) -> list[list[str]]:
 def as_influx(node: str, sensors: Sequence[str], units: Units, as_texts: Times) -> Rows:
     """Return a function that writes one line of the InfluxDB line protocol per sample, without values that are missing.
 
-    The names of nodes and sensors contain no characters that the protocol would require to be escaped. InfluxDB rejects
-    a field named `time`, so it becomes `time_`. All numbers are floats (21 instead of 21i), since InfluxDB rejects a
-    field that is an integer in one line and a float in another.
-
     Args:
         node: Name of the node.
         sensors: Not used.
         units: Not used: the protocol has no place for them.
         as_texts: Not used: times are in nanoseconds since 1970.
     """
-    head = f"readings,node={node} "
-
-    def rows(batch: SampleBatch) -> bytes:
-        fields = [[f"{'time_' if name == 'time' else name}={text}" if text != "None" else "" for text in texts]
-                  for name, texts in zip(batch.values, batch.texts, strict=True)]  # fmt: skip
-        lines = [f"{head}{','.join(filter(None, some))} {time_ms}000000\n"
-                 for time_ms, *some in zip(batch.times, *fields) if any(some)]  # fmt: skip
-        return "".join(lines).encode()
-
-    return rows
+    return lambda batch: influx_lines(node, batch, NANOSECONDS).encode()
 
 
 FORMATS: Mapping[str, Callable[[str, Sequence[str], Units, Times], Rows]] = {

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 MakeTarget = Callable[[Mapping[str, Any], str, "ServerContext"], "ForwardTarget"]
 
 
+def _influxdb(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
+    from pigeonpost.integrations import influxdb
+
+    return influxdb.make(table, where, context)
+
+
 def _victoriametrics(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
     from pigeonpost.integrations import victoriametrics
 
@@ -23,5 +29,6 @@ def _victoriametrics(table: Mapping[str, Any], where: str, context: ServerContex
 
 
 KINDS: Mapping[str, MakeTarget] = {
+    "influxdb": _influxdb,
     "victoriametrics": _victoriametrics,
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from pigeonpost.core.config import Option, matching, text
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.integration_settings import is_url
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget
-from pigeonpost.integrations.forward_http import HttpPoster
+from pigeonpost.integrations.forward_http import HttpPoster, gzip
 from pigeonpost.integrations.forward_settings import own_keys
 from pigeonpost.transports.contract import ServerContext
 
@@ -80,7 +79,7 @@ class VictoriaMetricsTarget(ForwardTarget):
     def send(self, batches: Sequence[ForwardBatch]) -> None:
         lines = "".join(line for batch in batches for line in self._lines(batch))
         if lines:
-            self._poster.post(self._target, _gzip(lines.encode()), _HEADERS)
+            self._poster.post(self._target, gzip(lines.encode()), _HEADERS)
 
     def close(self) -> None:
         self._poster.close()
@@ -128,8 +127,3 @@ def labels(prefix: str, node: str, sensor: str, unit: str) -> dict[str, str]:
     if unit:
         found["unit"] = unit
     return found
-
-
-def _gzip(content: bytes) -> bytes:
-    packer = zlib.compressobj(1, zlib.DEFLATED, 31)  # 31: the format of gzip, with the largest window
-    return packer.compress(content) + packer.flush()

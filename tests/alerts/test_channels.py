@@ -7,13 +7,12 @@ import ssl
 import unittest
 import unittest.mock
 from base64 import b64encode
-from email.utils import formatdate
 
 from pigeonpost.alerts import email_channel, webhook_channel
 from pigeonpost.alerts.contract import AlertMessage, NotSent, Refused
 from pigeonpost.alerts.email_channel import EmailChannel, MailServer
 from pigeonpost.alerts.recipients import Filter
-from pigeonpost.alerts.webhook_channel import WebhookChannel, retry_after_s
+from pigeonpost.alerts.webhook_channel import WebhookChannel
 from tests.alerts.fake_servers import Hook, serve, serve_mail
 from tests.page_support import for_class
 
@@ -250,13 +249,6 @@ class Webhook(unittest.TestCase):
     def test_retry_after_is_reported(self):
         self.assertEqual(self.error(429, {"Retry-After": "120"}).pause_s, 120)
         self.assertEqual(self.error(503, {"Retry-After": "7"}).pause_s, 7)
-
-    def test_retry_after_is_read_in_each_form(self):
-        for text, pause_s in (
-            ("0", 1), ("30", 30), (" 30 ", 30), ("9" * 30, 86_400), (formatdate(1_000_090, usegmt=True), 90),
-            (formatdate(999_000, usegmt=True), 1), ("", None), ("soon", None), ("-5", None), ("1.5", None),
-        ):  # fmt: skip
-            self.assertEqual(retry_after_s(text, 1_000_000.0), pause_s, text)
 
     def test_server_that_cannot_be_reached_is_a_temporary_error(self):
         with self.assertRaisesRegex(NotSent, "webhook at 127.0.0.1: .*refused") as caught:

@@ -7,7 +7,7 @@ import unittest
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.integrations import victoriametrics
 from pigeonpost.integrations.contract import ForwardBatch, NotDelivered, RefusedData
-from pigeonpost.integrations.forward_http import HttpPoster, retry_after_s
+from pigeonpost.integrations.forward_http import HttpPoster
 from pigeonpost.link.samples import SampleBatch
 from tests.http_servers import Server
 from tests.support import free_port
@@ -91,9 +91,6 @@ class VictoriaMetricsTest(unittest.TestCase):
         with self.assertRaises(NotDelivered) as caught:
             self.make().send([batch({"a": [1]})])
         self.assertEqual(caught.exception.pause_s, 7)
-        self.assertEqual(retry_after_s("99999999999999", 0), 86_400)
-        self.assertEqual(retry_after_s("Thu, 01 Jan 1970 00:01:00 GMT", 10), 50)
-        self.assertIsNone(retry_after_s("soon", 0))
 
     def test_server_that_is_away_is_not_delivered(self):
         with self.assertRaises(NotDelivered):

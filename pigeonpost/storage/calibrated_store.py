@@ -104,6 +104,10 @@ class _CalibratedStore:
         """Yield Store.every_batch with calibrated values."""
         return self._batches(self.raw.every_batch())
 
+    def batches_of_epoch(self, node: str, epoch: str, after: int, most: int) -> list[StoredBatch]:
+        """Return Store.batches_of_epoch with calibrated values."""
+        return list(self._batches(self.raw.batches_of_epoch(node, epoch, after, most)))
+
     def _batches(self, batches: Iterable[StoredBatch]) -> Iterator[StoredBatch]:
         for stored in batches:
             timelines = self._of(stored.node)

@@ -23,6 +23,7 @@ from pigeonpost.core.errors import NotStored
 from pigeonpost.storage.models import (
     Bucket,
     EpochCommit,
+    EpochMark,
     HighWaterMark,
     LogEntry,
     LogMark,
@@ -320,6 +321,24 @@ class Store:
 
     def every_batch(self) -> Iterator[StoredBatch]:
         """Yield all samples, node by node and otherwise like `stored_batches`, for export and verification."""
+        raise NotImplementedError
+
+    def epoch_marks(self) -> dict[tuple[str, str], EpochMark]:
+        """Return the marks of all stored epochs, by (node, epoch)."""
+        raise NotImplementedError
+
+    def batches_of_epoch(self, node: str, epoch: str, after: int, most: int) -> list[StoredBatch]:
+        """Return the next stored samples of an epoch, in the order of their sequence numbers.
+
+        Samples in gaps and expired samples are absent. If the epoch has stored samples after `after`, there is at least
+        one in the result.
+
+        Args:
+            node: Name of the node.
+            epoch: Id of the epoch.
+            after: Sequence number; only samples with higher ones are returned.
+            most: Maximum number of samples, at least 1.
+        """
         raise NotImplementedError
 
     def own_batches(self) -> Iterator[StoredBatch]:

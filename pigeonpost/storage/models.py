@@ -45,6 +45,18 @@ class HighWaterMark(NamedTuple):
 NOTHING = HighWaterMark(0, None)
 
 
+class EpochMark(NamedTuple):
+    """Position up to which an epoch is stored.
+
+    Attributes:
+        seq: Its high-water mark.
+        outbox: Id of the outbox of the epoch, or an empty string if it is unknown.
+    """
+
+    seq: int
+    outbox: str
+
+
 HOUR_MS = 3_600_000
 STRETCH_SAMPLES = 4_096  # maximum number of samples in a stretch
 STRETCH_VALUES = 65_536  # maximum number of values in a stretch of several samples, which is always read completely

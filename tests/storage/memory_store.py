@@ -19,6 +19,7 @@ from pigeonpost.storage.models import (
     SPANS_MS,
     Bucket,
     EpochCommit,
+    EpochMark,
     FormerName,
     HighWaterMark,
     LogEntry,
@@ -47,6 +48,7 @@ class MemoryStore(Store):
         self.identity = identity or os.urandom(8).hex()
         self.epochs: dict[tuple[str, str], HighWaterMark] = {}
         self.tops: dict[tuple[str, str], int] = {}
+        self.outboxes: dict[tuple[str, str], str] = {}
         self.samples: list[tuple[str, str, Sample]] = []
         self.gap_rows: list[tuple[str, str, Gap, int]] = []
         self.units: dict[str, dict[str, str]] = {}
@@ -85,6 +87,7 @@ class MemoryStore(Store):
             key = epoch_commit.node, epoch_commit.epoch
             self.epochs[key] = epoch_commit.mark
             if epoch_commit.top:
+                self.outboxes[key] = epoch_commit.outbox
                 outbox = epoch_commit.node, epoch_commit.outbox
                 self.tops[outbox] = max(epoch_commit.top, self.tops.get(outbox, 0))
             self.units.setdefault(epoch_commit.node, {}).update(epoch_commit.units)
@@ -168,7 +171,7 @@ class MemoryStore(Store):
         def key(old: tuple[Any, ...]) -> Any:
             return (new if old[0] == node else old[0], *old[1:])
 
-        for name in ("epochs", "tops", "windows", "summed", "expired"):
+        for name in ("epochs", "tops", "outboxes", "windows", "summed", "expired"):
             setattr(self, name, {key(old): value for old, value in getattr(self, name).items()})
         for name in ("units", "kept_from"):
             setattr(self, name, {key((old,))[0]: value for old, value in getattr(self, name).items()})
@@ -217,7 +220,7 @@ class MemoryStore(Store):
         copy.epochs, copy.tops, copy.samples = dict(self.epochs), dict(self.tops), list(self.samples)
         copy.gap_rows, copy.epoch_commits, copy.logs = list(self.gap_rows), list(self.epoch_commits), list(self.logs)
         copy.units = {node: dict(units) for node, units in self.units.items()}
-        copy.last_filed = self.last_filed
+        copy.last_filed, copy.outboxes = self.last_filed, dict(self.outboxes)
         copy.windows, copy.kept_from, copy.expired = dict(self.windows), dict(self.kept_from), dict(self.expired)
         copy.summed = {key: dict(found) for key, found in self.summed.items()}
         return copy
@@ -227,6 +230,13 @@ class MemoryStore(Store):
     def marks(self, node: str, outbox: str, epochs: Iterable[str]) -> tuple[int, dict[str, HighWaterMark]]:
         known = {epoch: self.epochs[node, epoch] for epoch in epochs if (node, epoch) in self.epochs}
         return self.tops.get((node, outbox), 0), known
+
+    def epoch_marks(self) -> dict[tuple[str, str], EpochMark]:
+        return {key: EpochMark(mark.seq, self.outboxes.get(key, "")) for key, mark in self.epochs.items()}
+
+    def batches_of_epoch(self, node: str, epoch: str, after: int, most: int) -> list[StoredBatch]:
+        found = [point for point in self._points() if (point.node, point.epoch) == (node, epoch) and point.seq > after]
+        return list(map(_as_batch, sorted(found, key=lambda point: point.seq)[:most]))
 
     def usage(self, node: str) -> NodeUsage:
         gaps = [gap for name, _, gap, _ in self.gap_rows if name == node]

@@ -691,6 +691,82 @@ class StoreContract:
     def columns_of(self, *ask):
         return [(c.place, c.values, c.low, c.high, round(c.mean, 6)) for c in self.store.downsample(*ask)]
 
+    # --- samples of one epoch in the order of their sequence numbers
+
+    def seqs_after(self, after, most=100, epoch=E1, node="a"):
+        found = self.store.batches_of_epoch(node, epoch, after, most)
+        self.assertEqual({(one.node, one.epoch) for one in found}, {(node, epoch)} if found else set())
+        return [seq for one in found for seq in range(one.samples.seq, one.samples.last + 1)]
+
+    def test_marks_of_all_epochs_are_returned_with_their_outboxes(self):
+        self.assertEqual(self.store.epoch_marks(), {})
+        file(self.store, batch(1, 3), gap(4, 6), batch(1, 1, epoch=E2), batch(1, 2, node="b"))
+        marks = {("a", E1): (6, OUTBOX), ("a", E2): (1, OUTBOX)}
+        self.assertEqual(self.store.epoch_marks(), {**marks, ("b", E1): (2, OUTBOX)})
+        self.change(lambda: self.store.rename("b", "c", 1000))
+        self.assertEqual(self.store.epoch_marks(), {**marks, ("c", E1): (2, OUTBOX)})
+
+    def test_samples_of_an_epoch_are_read_from_any_sequence_number(self):
+        file(self.store, batch(1, 3), gap(4, 6), batch(7, 9), batch(1, 5, epoch=E2))
+        file(self.store, batch(10, 12))
+        for after in range(14):
+            with self.subTest(after=after):
+                self.assertEqual(self.seqs_after(after), [seq for seq in (1, 2, 3, *range(7, 13)) if seq > after])
+        self.assertEqual(self.seqs_after(1, 4), [2, 3, 7, 8])
+        self.assertEqual(self.seqs_after(3, 1), [7])
+        self.assertEqual((self.seqs_after(0, node="x"), self.seqs_after(0, epoch="x")), ([], []))
+
+    def test_samples_of_an_epoch_have_their_values_and_times(self):
+        late = [sample(3, 30, time_ms=self.NOON - 86_400_000), sample(4, None, time_ms=self.NOON)]
+        file(self.store, batch(1, 2), *wrapped(late), *wrapped([Sample(5, 6, 7, {"other": 1}, {}, "unset")]))
+        found = [
+            (one.seq, one.time_ms, one.values, one.clock)
+            for stored in self.store.batches_of_epoch("a", E1, 1, 100)
+            for one in stored.samples
+        ]
+        self.assertEqual(found, [
+            (2, sample(2).time_ms, sample(2).values, ""), (3, self.NOON - 86_400_000, late[0].values, ""),
+            (4, self.NOON, {"temperature": None, "light": 4}, ""), (5, 6, {"other": 1}, "unset"),
+        ])  # fmt: skip
+
+    def test_compacted_and_new_samples_of_an_epoch_are_read_in_order(self):
+        for first in range(1, 41, 4):  # an hour has several rows, and late samples are between them
+            filed = file(self.store, *wrapped([
+                sample(seq, time_ms=self.NOON + (-1 if seq % 3 == 0 else seq // 10) * 3_600_000 + seq)
+                for seq in range(first, first + 4)
+            ]))  # fmt: skip
+        self.compact(filed)
+        file(self.store, batch(41, 44))
+        file(self.store, batch(45, 45))
+        for after in (0, 1, 7, 39, 40, 41, 44, 45):
+            for most in (1, 3, 100):
+                with self.subTest(after=after, most=most):
+                    self.assertEqual(self.seqs_after(after, most), list(range(after + 1, 46))[:most])
+
+    def test_random_histories_are_read_by_epoch(self):
+        chance = random.Random(12)
+        taken = self.history(chance)
+        filed = self.put_history(taken)
+        for _ in range(2):
+            for epoch in (E1, E2):
+                wanted = [(one.seq, one.time_ms, one.values, one.clock) for code, one in taken if code == epoch]
+                found, after = [], 0
+                while part := self.store.batches_of_epoch("a", epoch, after, chance.choice((1, 5, 40))):
+                    found += [
+                        (one.seq, one.time_ms, one.values, one.clock) for stored in part for one in stored.samples
+                    ]
+                    after = found[-1][0]
+                self.assertEqual(found, wanted)
+            self.compact(filed)
+
+    def test_expired_samples_of_an_epoch_are_skipped(self):
+        filed = self.put(*(self.NOON + n * self.HOUR for n in range(3)))
+        self.put(self.NOON + 3 * self.HOUR, first=4, log=self.log_all(filed))
+        self.sum_up()
+        self.run_in(lambda: self.store.delete_expired(self.NOON + 2 * self.HOUR, 100))
+        self.assertEqual(self.seqs_after(0), [3, 4])
+        self.assertEqual(self.store.epoch_marks()["a", E1].seq, 4)
+
     # --- deletion of expired samples
 
     def test_only_logged_and_rolled_up_samples_are_deleted(self):

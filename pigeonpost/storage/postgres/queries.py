@@ -14,6 +14,7 @@ from pigeonpost.link.samples import Gap
 from pigeonpost.storage.contract import MOST_LISTED, Store
 from pigeonpost.storage.models import (
     Bucket,
+    EpochMark,
     HighWaterMark,
     LogEntry,
     LogMark,
@@ -197,6 +198,24 @@ class Reader(Store):
                         yield StoredBatch(name, epoch_names[epoch], batch)
                     page = self._page(db, id, -_FAR_MS, _FAR_MS, page.last, which)
 
+    def epoch_marks(self) -> dict[tuple[str, str], EpochMark]:
+        with self._link.reading() as db:
+            rows = db.execute(_EPOCHS).fetchall()
+        return {(node, epoch): EpochMark(*mark) for node, epoch, *mark in rows}
+
+    def batches_of_epoch(self, node: str, epoch: str, after: int, most: int) -> list[StoredBatch]:
+        with self._link.reading() as db:
+            page = Page(
+                db.execute(
+                    f"SELECT {COLUMNS} FROM (SELECT * FROM samples WHERE epoch = (SELECT e.id FROM nodes n"
+                    " JOIN epochs e ON e.node = n.id WHERE n.name = %s AND e.epoch = %s) AND seq > %s"
+                    " ORDER BY seq LIMIT %s) s",
+                    (node, epoch, after, most),
+                ).fetchone()
+            )
+            found = [StoredBatch(node, epoch, batch) for _, batch in page.batches(db, self._shape_names)]
+        return sorted(found, key=lambda one: one.samples.seq)
+
     def _node(self, db: Any, name: str) -> int:
         """Return the id of a node; 0, which is never an id, if there is no such node."""
         row = db.execute("SELECT id FROM nodes WHERE name = %s", (name,)).fetchone()
@@ -273,6 +292,11 @@ FROM nodes n JOIN (
     FROM gaps g JOIN epochs e ON e.id = g.epoch GROUP BY e.node
 ) g ON g.node = n.id
 ORDER BY n.name COLLATE "C"
+"""
+# An epoch does not record its outbox. It is known if the node has only one.
+_EPOCHS = """
+SELECT n.name, e.epoch, e.seq, coalesce(o.outbox, '') FROM epochs e JOIN nodes n ON n.id = e.node
+LEFT JOIN (SELECT node, min(outbox) AS outbox FROM outboxes GROUP BY node HAVING count(*) = 1) o ON o.node = n.id
 """
 # sum() of bigint is numeric, so it cannot overflow. The sum of two bigint columns could.
 _USAGE = """

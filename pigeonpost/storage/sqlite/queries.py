@@ -12,7 +12,7 @@ from typing import Any
 
 from pigeonpost.link.samples import Gap, SampleBatch
 from pigeonpost.storage.chunks import COLUMNS, ChunkRow
-from pigeonpost.storage.models import EpochCommit, HighWaterMark, LogEntry, LogMark, LostRows
+from pigeonpost.storage.models import EpochCommit, EpochMark, HighWaterMark, LogEntry, LogMark, LostRows
 from pigeonpost.storage.shapes import ShapeNames
 
 _MOST_MISSING = 16  # missing filing numbers reported at a time: a changed id may leave a hole of any size
@@ -41,6 +41,14 @@ def mark(db: sqlite3.Connection, node: str, epoch: str) -> HighWaterMark | None:
         "SELECT seq, up FROM epochs WHERE node = (SELECT id FROM nodes WHERE name = ?) AND epoch = ?", (node, epoch)
     ).fetchone()
     return HighWaterMark(*row) if row else None
+
+
+def epoch_marks(db: sqlite3.Connection) -> dict[tuple[str, str], EpochMark]:
+    """Return the marks of all epochs in `db`, by (node, epoch)."""
+    rows = db.execute(
+        "SELECT n.name, e.epoch, e.seq, coalesce(e.outbox, '') FROM epochs e JOIN nodes n ON n.id = e.node"
+    )
+    return {(node, epoch): EpochMark(*mark) for node, epoch, *mark in rows}
 
 
 def top(db: sqlite3.Connection, node: str, outbox: str) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.storage.chunks import COLUMNS, ChunkRow, unpack
-from pigeonpost.storage.models import HOUR_MS, StoredBatch, StoredSample
+from pigeonpost.storage.models import HOUR_MS, STRETCH_SAMPLES, StoredBatch, StoredSample
 from pigeonpost.storage.shapes import ShapeNames
 from pigeonpost.storage.sqlite.fresh import FreshIndex, Place
 
@@ -74,6 +74,30 @@ class RunReader:
         for (node,) in self.db.execute("SELECT name FROM nodes ORDER BY id").fetchall():
             yield from self.batches(node, *EVER_MS)
 
+    def of_epoch(self, node: str, epoch: str, after: int, most: int) -> Iterator[StoredBatch]:
+        """Yield the next samples of an epoch, in the order of their sequence numbers, for Store.batches_of_epoch.
+
+        Args:
+            node: Name of the node.
+            epoch: Id of the epoch.
+            after: Sequence number; only samples with higher ones are read.
+            most: Maximum number of samples.
+        """
+        found = self.db.execute(
+            "SELECT e.node, e.id FROM nodes n JOIN epochs e ON e.node = n.id WHERE n.name = ? AND e.epoch = ?",
+            (node, epoch),
+        ).fetchone()
+        if found is None:
+            return
+        id, epoch_id = found
+        for _, batch in self._runs(self._places_after(id, epoch_id, after, most), *EVER_MS):
+            new = batch.part(max(0, after + 1 - batch.seq), max(0, after + 1 - batch.seq) + most)
+            if len(new):
+                yield StoredBatch(node, epoch, new)
+                after, most = new.last, most - len(new)
+            if most <= 0:
+                return
+
     def newest(self, node: str, from_ms: int, to_ms: int, limit: int) -> list[StoredSample]:
         """Return the last samples of a node in a time range, for Store.points.
 
@@ -125,6 +149,29 @@ class RunReader:
         ).fetchall()  # these columns are all in the SQL index; reading `high` too would read each row
         places = [Place._make((*row, EVER_MS[1], False)) for row in rows]
         return places + self._index.between(self.db, id, from_ms, to_ms)
+
+    def _places_after(self, node: int, epoch: int, after: int, most: int) -> list[Place]:
+        """Return the places of the next rows of an epoch, in the order of their sequence numbers.
+
+        The last row that begins at or before `after` comes first, because it may have later samples too. All columns
+        are in the index `chunks_of_node`, so no other data than the index entries of the node are read.
+
+        Args:
+            node: Id of the node.
+            epoch: Id of the epoch.
+            after: Sequence number.
+            most: Minimum number of samples after `after` in these rows, if there are as many.
+        """
+        of_epoch = "FROM chunks INDEXED BY chunks_of_node WHERE node = ?1 AND epoch = ?2"
+        rows = self.db.execute(
+            f"SELECT low, epoch, first, id {of_epoch}"
+            f" AND first >= coalesce((SELECT max(first) {of_epoch} AND first <= ?3), ?3) ORDER BY first LIMIT ?4",
+            (node, epoch, after, most + 1),
+        )
+        places = [Place._make((*row, EVER_MS[1], False)) for row in rows]
+        fresh = [place for place in self._index.between(self.db, node, *EVER_MS) if place.epoch == epoch]
+        places += [place for place in fresh if place.first + STRETCH_SAMPLES > after]
+        return sorted(places, key=lambda place: place.first)
 
     def _hours_back(self, node: str, from_ms: int, to_ms: int) -> Iterator[list[Place]]:
         """Yield the places of each hour that has any, the newest hour first."""

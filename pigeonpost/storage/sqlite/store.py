@@ -41,6 +41,7 @@ from pigeonpost.storage.csv.format import lacking
 from pigeonpost.storage.models import (
     Bucket,
     EpochCommit,
+    EpochMark,
     HighWaterMark,
     LogEntry,
     LogMark,
@@ -331,6 +332,14 @@ class SqliteStore(Store):
     def every_batch(self) -> Iterator[StoredBatch]:
         with self._reading_runs() as reader:
             yield from reader.every_batch()
+
+    def epoch_marks(self) -> dict[tuple[str, str], EpochMark]:
+        with self._reading() as db:
+            return queries.epoch_marks(db)
+
+    def batches_of_epoch(self, node: str, epoch: str, after: int, most: int) -> list[StoredBatch]:
+        with self._reading_runs() as reader:
+            return list(reader.of_epoch(node, epoch, after, most))
 
     def downsample(self, node: str, sensor: str, from_ms: int, to_ms: int, count: int) -> list[Bucket]:
         return self.downsample_several(node, from_ms, to_ms, count, (sensor,))[sensor]

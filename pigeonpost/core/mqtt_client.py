@@ -57,13 +57,16 @@ class MqttConnection:
     Args:
         settings: Settings of the broker.
         name: Name of this client at the broker; random digits are appended.
-        topics: Topics to subscribe to.
+        topics: Topics to subscribe to; may be empty.
         on_message: Called in paho's thread with topic and payload of each message.
         on_change: Called when `connected` has changed.
         on_retained: Called instead of `on_message` for retained messages, whose age is unknown.
         is_mqtt_3: True for MQTT 3.1.1, which every broker supports, instead of MQTT 5.
         keepalive_s: MQTT keep-alive interval in seconds.
         where: Beginning of error texts about the settings.
+        on_published: Called in paho's thread when the broker has answered a published message, with the number of the
+            message and the reason why the broker refused it, which is empty if it accepted it. Only paho 2 with MQTT 5
+            reports a refusal.
 
     Attributes:
         connected: True while the connection is established and its subscriptions are accepted.
@@ -79,6 +82,7 @@ class MqttConnection:
         self, settings: MqttSettings, name: str, topics: Sequence[str], on_message: Callable[[str, bytes], Any],
         on_change: Callable[[], Any] = lambda: None, *, on_retained: Callable[[str, bytes], Any] | None = None,
         is_mqtt_3: bool = False, keepalive_s: int = KEEPALIVE_S, where: str = "[mqtt]",
+        on_published: Callable[[int, str], Any] | None = None,
     ) -> None:  # fmt: skip
         self.connected = False
         self._address = broker_address(settings)
@@ -98,6 +102,9 @@ class MqttConnection:
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
+        self._on_answered = on_published
+        if on_published is not None:
+            self._client.on_publish = self._on_publish
 
     def start(self) -> None:
         """Start to connect, in paho's thread. A broker that cannot be reached is not an error.
@@ -128,9 +135,19 @@ class MqttConnection:
         ending.join(limit_s)
         return f"the broker at {self.place} does not accept data" if ending.is_alive() else None
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        """Queue `payload` for `topic`. paho's thread sends it. Any thread may call this; it does not block."""
-        self._client.publish(topic, payload, QOS)
+    def publish(self, topic: str, payload: bytes, *, is_retained: bool = False) -> int:
+        """Queue `payload` for `topic`. paho's thread sends it. Any thread may call this; it does not block.
+
+        Args:
+            topic: The topic.
+            payload: The payload.
+            is_retained: True if the broker keeps the message for later subscribers.
+
+        Returns:
+            The number of the message, for `on_published`, which may be called before this method returns.
+        """
+        number: int = self._client.publish(topic, payload, QOS, is_retained).mid
+        return number
 
     # Callbacks of paho. The number of arguments depends on the callback interface of paho and on the version of MQTT. A
     # reason is a number or an object that contains a number. The arguments used here always have the same position.
@@ -141,16 +158,27 @@ class MqttConnection:
                 f"the broker refused the connection: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}"
             )
             return
-        self._client.subscribe(self._topics)
+        if self._topics:
+            self._client.subscribe(self._topics)
+        else:
+            self._on_ready()
 
     def _on_subscribe(self, client: Any, userdata: Any, message_id: Any, granted: Sequence[Any], *more: Any) -> None:
         refused = [topic for (topic, _), code in zip(self._topics, granted) if getattr(code, "value", code) >= 0x80]
         if refused:  # MQTT 5.0, 3.9.3
             self._set_fault(f"the broker does not allow this user to read {', '.join(refused)}"[:300])
             return
+        self._on_ready()
+
+    def _on_ready(self) -> None:
         self._set_fault("")
         self.connected = True
         self._on_change()
+
+    def _on_publish(self, client: Any, userdata: Any, number: int, reason: Any = 0, *more: Any) -> None:
+        if self._on_answered is not None:
+            is_refused = getattr(reason, "value", reason) >= 0x80  # MQTT 5.0, 3.4.2.1
+            self._on_answered(number, str(reason) if is_refused else "")
 
     def _on_disconnect(self, *more: Any) -> None:
         if self.connected:

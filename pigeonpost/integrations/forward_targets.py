@@ -22,6 +22,12 @@ def _influxdb(table: Mapping[str, Any], where: str, context: ServerContext) -> F
     return influxdb.make(table, where, context)
 
 
+def _mqtt(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
+    from pigeonpost.integrations import mqtt_topics
+
+    return mqtt_topics.make(table, where, context)
+
+
 def _victoriametrics(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
     from pigeonpost.integrations import victoriametrics
 
@@ -30,5 +36,6 @@ def _victoriametrics(table: Mapping[str, Any], where: str, context: ServerContex
 
 KINDS: Mapping[str, MakeTarget] = {
     "influxdb": _influxdb,
+    "mqtt": _mqtt,
     "victoriametrics": _victoriametrics,
 }

@@ -18,7 +18,9 @@ _is_name = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,30}[A-Za-z0-9])?").fullma
 _NAME_TAKES = "1 to 32 letters, digits, dots, dashes and underscores, with a letter or digit at both ends"
 
 
-def _list_of(parse: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+def list_of(parse: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    """Return a parser of lists whose items `parse` accepts."""
+
     def parse_list(value: Any) -> list[Any]:
         if not isinstance(value, list):
             raise ValueError("takes a list")
@@ -30,8 +32,8 @@ def _list_of(parse: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
 GENERAL = (
     Option("name", matching(_is_name, _NAME_TAKES), None, "unique name of the target"),
     Option("kind", text, None, "kind of the target"),
-    Option("nodes", _list_of(matching(NODE_NAME, NODE_NAME_TAKES)), (), "nodes to forward; empty: all"),
-    Option("sensors", _list_of(matching(SENSOR_NAME, SENSOR_NAME_TAKES)), (),
+    Option("nodes", list_of(matching(NODE_NAME, NODE_NAME_TAKES)), (), "nodes to forward; empty: all"),
+    Option("sensors", list_of(matching(SENSOR_NAME, SENSOR_NAME_TAKES)), (),
            "sensors to forward; empty: all"),
     Option("again", number(0, LONGEST_AGAIN_S), None,
            "seconds before the loss of the connection whose samples are sent again"),

@@ -28,14 +28,28 @@ def _mqtt(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwa
     return mqtt_topics.make(table, where, context)
 
 
+def _otlp(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
+    from pigeonpost.integrations import otlp
+
+    return otlp.make(table, where, context)
+
+
 def _victoriametrics(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
     from pigeonpost.integrations import victoriametrics
 
     return victoriametrics.make(table, where, context)
 
 
+def _webhook(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
+    from pigeonpost.integrations import webhook_batches
+
+    return webhook_batches.make(table, where, context)
+
+
 KINDS: Mapping[str, MakeTarget] = {
     "influxdb": _influxdb,
     "mqtt": _mqtt,
+    "otlp": _otlp,
     "victoriametrics": _victoriametrics,
+    "webhook": _webhook,
 }

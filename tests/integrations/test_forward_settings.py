@@ -38,7 +38,7 @@ class ForwardSettingsTest(unittest.TestCase):
 
     def test_invalid_values_are_refused_with_their_key(self):
         for key, value, takes in (
-            ("name", "a b", "name takes 1 to 32 letters"), ("kind", "graphite", "kind takes 'victoriametrics'"),
+            ("name", "a b", "name takes 1 to 32 letters"), ("kind", "graphite", "kind takes 'influxdb' or 'mqtt'"),
             ("nodes", "a", "nodes takes a list"), ("nodes", ["?"], "nodes takes a letter or digit"),
             ("sensors", [1], "sensors takes"), ("again", -1, "again takes a number from 0 to 86400"),
             ("history", "yes", "history takes true or false"),

@@ -29,7 +29,7 @@ INTEGRATIONS = (
     Setting("webhook", "shape", one_of(*SHAPES), "json",
             f"form of the messages: {', '.join(SHAPES[:-1])} or {SHAPES[-1]}"),
     Setting("webhook", "token", text, "", "token of the service (better: PIGEONPOST_WEBHOOK_TOKEN)", secret=True),
-    Setting("webhook", "topic", text, "", "topic of ntfy"),
+    Setting("webhook", "topic", text, "", "topic of ntfy", secret=True),
     Setting("webhook", "chat", text, "", "id of the chat of Telegram"),
     Setting("webhook", "template", text, "", "JSON text that replaces the body of the shape json, with placeholders"
             " such as {subject} and {text}"),

@@ -6,6 +6,7 @@ import unittest
 from pathlib import Path
 
 import adc
+from pigeonpost.alerts import channel_settings
 from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SettingsError
@@ -132,6 +133,7 @@ class SettingsInDocs(unittest.TestCase):
             self.assertIn(setting.variable, manual)
         for option in (
             *NODE_OPTIONS,
+            *channel_settings.OPTIONS,
             *pimonitor.LOCATION,
             *adc.OPTIONS,
             *adc.CHANNEL_OPTIONS,

@@ -20,12 +20,14 @@ import os
 import secrets
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pigeonpost.alerts.contract import AlertMessage, QueuedMessage
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.files import give_to_owner
+from pigeonpost.core.format import counted
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +199,11 @@ class AlertStore:
         has_messages = self._last > 0  # those in memory keep their numbers, by which the Notifier knows them
         self._last = max(self._last, found[0] or 0)
         dropped: list[_Statement] = []
+        removed = Counter(channel for channel, _ in queued if channel not in self._queues)
+        for channel, count in removed.items():
+            log.warning("%s, which is no longer in the settings: %s dropped", channel, counted(count, "message"))
         for channel, one in queued:
-            if channel not in self._queues:
+            if channel in removed:
                 dropped.append(("DELETE FROM queue WHERE number = ?", (one.number,)))
                 continue
             if has_messages:

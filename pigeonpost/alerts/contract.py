@@ -187,16 +187,32 @@ class AlertEngine(Protocol):
         """
 
 
+class Pace(NamedTuple):
+    """Rate at which a channel sends messages, below the limit of its service.
+
+    Attributes:
+        burst: Maximum number of messages without a pause.
+        every_s: Seconds between two messages in the long run.
+    """
+
+    burst: int
+    every_s: float
+
+
 class AlertChannel:
     """Channel that delivers messages to people.
 
     Attributes:
         place: Name of the channel in messages and logs, for example "mail server mail.example.org"; without secrets.
         key: Name of the channel in the queue, for example "mail"; it stays the same over restarts.
+        kind: Kind of the service, for example "mail" or "ntfy".
+        pace: Rate of messages; None without a limit.
     """
 
     place: str
     key: str = ""
+    kind: str = ""
+    pace: Pace | None = None
 
     def select(self, message: AlertMessage) -> AlertMessage | None:
         """Return what the recipient of this channel receives of `message`, or None if that is nothing."""

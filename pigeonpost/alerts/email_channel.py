@@ -49,6 +49,8 @@ class MailServer(NamedTuple):
 class EmailChannel(AlertChannel):
     """Channel for e-mail to one recipient."""
 
+    kind = "mail"
+
     def __init__(
         self,
         server: MailServer,

@@ -163,8 +163,13 @@ def _info(state: AlertState) -> dict[str, Any]:
         "id": state.id, "condition": rule.condition_kind, "rule": rule.name, "node": key.node, "sensor": key.sensor,
         "detail": key.detail, "severity": rule.severity, "since": rfc3339(state.since_ms),
         "text": state.end_text or state.text if state.is_end_due else state.alert_text,
-        "above": rule.above, "below": rule.below, "silent": rule.silent_s,
+        "above": rule.above, "below": rule.below, "silent": rule.silent_s, "value": _value(state),
     }  # fmt: skip
+
+
+def _value(state: AlertState) -> float | None:
+    """Return the latest value of an alert about a value or about disk space; None for the other conditions."""
+    return state.value if state.rule.condition_kind in ("value", "disk") else None
 
 
 def _condition(state: AlertState) -> str:

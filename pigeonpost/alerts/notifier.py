@@ -27,6 +27,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import DiskError, NotStored
 from pigeonpost.core.format import counted
 from pigeonpost.core.redact import hide_secrets
+from pigeonpost.transports.contract import IntegrationStatus
 
 if TYPE_CHECKING:
     from pigeonpost.alerts.reporter import Reporter
@@ -49,7 +50,10 @@ class _Delivery:
         self.channel = channel
         self.fault = self.refusal = ""
         self.refused_s = 0.0
-        self.sent = 0
+        self.sent = self.refused = self.waiting = 0
+        self.success_ms: int | None = None
+        self.left = float(channel.pace.burst) if channel.pace else 0.0  # messages that may be sent now
+        self.left_s = 0.0  # time at which `left` was valid
         self.again_s, self.pause_s = 0.0, RETRY_S  # time of the next attempt, and the pause after it
         self.is_answered = False  # True if the server is reached, but did not accept the last message
         self.newest = 0  # number of the newest message when the last attempt began
@@ -60,6 +64,17 @@ class _Delivery:
     def is_due(self, waiting: Sequence[QueuedMessage], now_s: float) -> bool:
         """Return True if messages may be sent now. A new message is tried at once, unless the server is not reached."""
         return now_s >= self.again_s or (self.is_answered and waiting[-1].number > self.newest)
+
+    def takes(self, now_s: float) -> bool:
+        """Return True if the pace of the channel allows a message now, and count it."""
+        pace = self.channel.pace
+        if pace is None:
+            return True
+        self.left, self.left_s = min(pace.burst, self.left + (now_s - self.left_s) / pace.every_s), now_s
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
 
     def forget_removed(self, queued: set[int]) -> None:
         """Forget all messages except those with the numbers `queued`: they were removed from the queue, or dropped."""
@@ -175,6 +190,21 @@ class Notifier:
             for one in self._deliveries
         ]  # fmt: skip
 
+    def statuses(self) -> list[IntegrationStatus]:
+        """Return the state of each channel, without the addresses of mail recipients. It does not wait."""
+        found, mails, now_s = [], 0, self._clock.monotonic()
+        for one in self._deliveries:
+            channel = one.channel
+            kind, _, address = channel.key.partition(":")
+            mails += bool(address)
+            fault = one.fault or (one.refusal if now_s - one.refused_s < REFUSED_S else "")
+            found.append(IntegrationStatus(
+                f"alerts {kind}{f' {mails}' if address else ''}", channel.kind, "out", channel.place, one.success_ms,
+                one.waiting, "messages", one.sent, one.refused,
+                fault.replace(address, "(address)") if address else fault,
+            ))  # fmt: skip
+        return found
+
     def test(self, server: str, user: str) -> bool:
         """Send a test message on every channel now, and keep the results in `last_test`.
 
@@ -237,6 +267,7 @@ class Notifier:
                 queued = self._queue.waiting(one.channel.key)
             one.forget_removed({message.number for message in queued})
             waiting = [message for message in queued if message.number not in one.finished]
+            one.waiting = len(waiting)
             if waiting and one.is_due(waiting, self._clock.monotonic()):
                 one.newest = waiting[-1].number
                 self._deliver_waiting(one, waiting)
@@ -255,6 +286,8 @@ class Notifier:
             if message is None:
                 self._finish(one, queued)
                 continue
+            if not one.takes(now_s):
+                break
             error = self._attempt(one, queued, message)
             if error is None:
                 accepted = True
@@ -293,6 +326,7 @@ class Notifier:
             log.exception("a message could not be sent to the %s", one.channel.place)
             return NotSent(f"{one.channel.place}: internal error: {type(error).__name__}", is_answer=True)
         one.sent += 1
+        one.success_ms = self._clock.wall_ms()
         self._finish(one, queued, "sent")
         return None
 
@@ -306,6 +340,7 @@ class Notifier:
         reason = hide_secrets(reason)
         one.refusal = f"a message was refused and is not sent again: {reason} ({queued.message.subject})"
         one.refused_s = self._clock.monotonic()
+        one.refused += 1
         log.error("%s", one.refusal)
         self._finish(one, queued, "refused", reason)
 
@@ -313,6 +348,7 @@ class Notifier:
         one.attempts.pop(queued.number, None)
         one.held_s.pop(queued.number, None)
         one.finished.add(queued.number)
+        one.waiting = max(0, one.waiting - 1)
         self._queue.remove(one.channel.key, queued.number)
         if result:
             self.recent.add(one.channel.key, queued, result, reason, self._clock.wall_ms())

@@ -124,14 +124,20 @@ def _names(match: Any, what: str) -> Any:
 
 AT = "07:00"  # time of day of a report for which none is set
 PERIODS: Sequence[str] = get_args(Period)
-OPTIONS = (
-    Option("to", matching(MAILBOX, "an address such as you@example.org"), None, "mail address"),
+FILTER_OPTIONS = (
     Option("severity", one_of(*SEVERITIES, "none"), "info", "lowest severity of the alerts"),
     Option("nodes", _names(NODE_NAME, "nodes"), [], "only these nodes; empty: all"),
     Option("sensors", _names(SENSOR_NAME, "sensors"), [], "only these sensors; empty: all"),
-    Option("report", one_of(*PERIODS, "none"), None, "period of the report (default: that of [report])"),
+)
+REPORT_TIMES = (
     Option("at", matching(TIME_OF_DAY, 'a time of day such as "07:00"'), None, "local time of the report"),
     Option("day", report_day, "", DAY_TAKES),
+)
+OPTIONS = (
+    Option("to", matching(MAILBOX, "an address such as you@example.org"), None, "mail address"),
+    *FILTER_OPTIONS,
+    Option("report", one_of(*PERIODS, "none"), None, "period of the report (default: that of [report])"),
+    *REPORT_TIMES,
 )
 
 
@@ -149,14 +155,30 @@ def read_recipients(settings: Settings) -> list[Recipient]:
             raise SettingsError(f"{where}: to is missing: it takes a mail address such as you@example.org")
         if values["to"] in found:
             raise SettingsError(f"{where}: to: there is another table for {values['to']}; use only one")
-        chosen = Filter(values["severity"], tuple(values["nodes"]), tuple(values["sensors"]))
-        found[values["to"]] = Recipient(values["to"], chosen, _own_plan(settings, values, chosen, where))
+        chosen = make_filter(values)
+        plan = own_plan(settings, values, f"mail:{values['to']}", chosen, where)
+        found[values["to"]] = Recipient(values["to"], chosen, plan)
     return list(found.values())
 
 
-def _own_plan(settings: Settings, values: Mapping[str, Any], chosen: Filter, where: str) -> ReportPlan | None:
-    """Return the report of a recipient: its own keys, or else those of [report]."""
-    key = f"mail:{values['to']}"
+def make_filter(values: Mapping[str, Any]) -> Filter:
+    """Return the filter of the keys FILTER_OPTIONS in `values`."""
+    return Filter(values["severity"], tuple(values["nodes"]), tuple(values["sensors"]))
+
+
+def own_plan(settings: Settings, values: Mapping[str, Any], key: str, chosen: Filter, where: str) -> ReportPlan | None:
+    """Return the report of one recipient or channel: its own keys, or else those of [report]; None if it has none.
+
+    Args:
+        settings: The settings of the server.
+        values: The keys `report`, `at` and `day` of its table. `report` is a period, "none", or None.
+        key: Key of the channel.
+        chosen: Nodes and sensors in the report.
+        where: Description of the table for errors.
+
+    Raises:
+        SettingsError: Two keys contradict each other.
+    """
     if values["report"] == "none":
         return None
     if not (values["report"] or values["at"] or values["day"]):

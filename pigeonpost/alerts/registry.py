@@ -161,40 +161,46 @@ def alert_rules(settings: Settings) -> list[Rule]:
 
 
 def has_channel(settings: Settings) -> bool:
-    """Return True if alerts and reports can be sent: there is a mail recipient or a webhook in `settings`."""
-    return bool(settings["mail", "to"] or settings["webhook", "url"] or settings.tables.get("recipient"))
+    """Return True if alerts and reports can be sent: there is a recipient or a channel in `settings`."""
+    tables = settings.tables.get("recipient") or settings.tables.get("channel")
+    return bool(settings["mail", "to"] or settings["webhook", "url"] or tables)
 
 
 def report_plans(settings: Settings) -> list[ReportPlan]:
     """Return the regular reports in `settings`.
 
     Raises:
-        SettingsError: A key of [report] or of a [[recipient]] table is invalid.
+        SettingsError: A key of [report], or of a [[recipient]] or [[channel]] table is invalid.
     """
+    from pigeonpost.alerts.channel_settings import read_channels
     from pigeonpost.alerts.recipients import general_plan, read_recipients
 
-    recipients = read_recipients(settings)
+    recipients, channels = read_recipients(settings), read_channels(settings)
     own = {one.to for one in recipients}
     general = [f"mail:{to}" for to in dict.fromkeys(settings["mail", "to"]) if to not in own]
     if settings["webhook", "url"]:
         general.append("webhook")
-    plans = [general_plan(settings, general), *(one.plan for one in recipients)]
-    return [plan for plan in plans if plan is not None and (plan.channels or not recipients)]
+    plans = [general_plan(settings, general), *(one.plan for one in recipients), *(one.plan for one in channels)]
+    return [plan for plan in plans if plan is not None and (plan.channels or not (recipients or channels))]
 
 
 def alert_channels(settings: Settings, current: Callable[[str], str] = lambda node: node) -> list[AlertChannel]:
-    """Return the channels in `settings`: one for each mail recipient, and the webhook.
+    """Return the channels in `settings`: one for each mail recipient, the webhook, and one for each [[channel]].
 
     `current` returns the current name of a node that was renamed.
 
     Raises:
-        SettingsError: No channel is set, the URL of the webhook is invalid, or a [[recipient]] table is.
+        SettingsError: No channel is set, or the webhook, a [[recipient]] table or a [[channel]] table is invalid.
     """
+    from pigeonpost.alerts.channel_settings import read_channels, read_webhook
     from pigeonpost.alerts.recipients import EVERYTHING, read_recipients
 
+    webhook = read_webhook(settings)
+    http_channels = [*([webhook] if webhook else []), *read_channels(settings)]
     if not has_channel(settings):
         raise SettingsError(
-            "there are alerts or reports, but no recipient: set [mail] to or [webhook] url, or write a [[recipient]]"
+            "there are alerts or reports, but no recipient: set [mail] to or [webhook] url, or write a [[recipient]] or"
+            " a [[channel]]"
         )
     channels: list[AlertChannel] = []
     # A table of a recipient replaces the entry of the same address in [mail] to.
@@ -206,11 +212,8 @@ def alert_channels(settings: Settings, current: Callable[[str], str] = lambda no
         host, port, tls, user, password = (settings["mail", key] for key in ("host", "port", "tls", "user", "password"))
         server = MailServer(host, port, tls, user, password, settings["mail", "from"] or next(iter(chosen)))
         channels += [EmailChannel(server, to, own, current) for to, own in chosen.items()]
-    if url := settings["webhook", "url"]:
+    if http_channels:
         from pigeonpost.alerts.webhook_channel import WebhookChannel
 
-        try:
-            channels.append(WebhookChannel(url))
-        except ValueError as error:
-            raise SettingsError(f"{settings.origin('webhook', 'url')}: [webhook] url {error}") from None
+        channels += [WebhookChannel(one, current) for one in http_channels]
     return channels

@@ -1,4 +1,4 @@
-"""Channel that sends messages as JSON to a URL, for chat programs, ntfy, Home Assistant and similar services.
+"""Channel that sends messages by HTTP POST to a URL: as JSON, or in the form of a service such as ntfy or Telegram.
 
     POST url  {"subject": ..., "text": ..., "facts": {...}}        any status from 200 to 299 is success
 
@@ -12,48 +12,83 @@ Sources: RFC 9110, section 15 (status codes); RFC 8470 (425); RFC 6585 (429).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
+from pigeonpost.alerts.channel_settings import HttpChannel
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
-from pigeonpost.core.http_client import USER_AGENT, HttpConnection, HttpError, split_url
-from pigeonpost.core.retry_after import retry_after_s
-from pigeonpost.core.strict_json import write_json
+from pigeonpost.alerts.webhook_shapes import SHAPES, Reply, make_request, read_reply
+from pigeonpost.core.http_client import AnswerTooLong, HttpConnection, HttpError, HttpResponse
+from pigeonpost.core.redact import HIDDEN
+from pigeonpost.core.retry_after import LONGEST_PAUSE_S, retry_after_s
 
 ANSWER_S = 20.0  # time limit for the response of the web server
 # Request Timeout, Too Early, Too Many Requests: of the statuses from 400 to 499, only these are temporary.
 _TEMPORARY = (408, 425, 429)
 _MOVED = (301, 302, 303, 307, 308)
+_ANSWER_BYTES = 64 << 10  # maximum length of a service's answer about an error
+_HIDDEN_FROM = 4  # characters: a shorter part of a URL is not hidden in the words of a service
 
 
 class WebhookChannel(AlertChannel):
     """Channel that sends messages to one URL.
 
     Args:
-        url: URL that receives the messages.
+        channel: Its settings.
+        current: Function that returns the current name of a node; the filter or a message may contain a former one.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = split_url(url)
-        self.place = f"webhook at {self._url.host}"
-        self.key = self.name = "webhook"
+    def __init__(self, channel: HttpChannel, current: Callable[[str], str] = lambda node: node) -> None:
+        self._channel, self._current = channel, current
+        shape = SHAPES[channel.shape]
+        self.place = f"{shape.place} at {channel.url.host}"
+        self.key = channel.key
+        self.name = channel.key.removeprefix("channel ")
+        self.kind, self.pace = channel.shape, shape.pace
+
+    def select(self, message: AlertMessage) -> AlertMessage | None:
+        return self._channel.chosen.select(message, self._current)
 
     def send(self, message: AlertMessage) -> None:
-        content = {"subject": message.subject, "text": message.text, "facts": message.info}
-        body = write_json(content).encode(errors="replace")  # the text can contain the name of a file that is not UTF-8
-        headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT, "Idempotency-Key": message.id}
-        connection = HttpConnection(self._url, ANSWER_S)
+        request = make_request(message, self._channel)
+        answer = self._post(request.target, request.headers, request.body)
+        status = answer.status
+        if 200 <= status < 300:
+            return
+        reply = read_reply(self._channel, status, answer.body)
+        said = self._words(status, reply)
+        if 400 <= status < 500 and status not in _TEMPORARY:
+            raise Refused(said)
+        if status in _MOVED:  # not followed: the message is only for the host in the settings
+            said += f"; it has another address now: set {self._channel.where} url"
+        pause_s = retry_after_s(answer.headers.get("Retry-After", ""), time.time())
+        if reply.pause_s is not None:
+            pause_s = min(max(reply.pause_s, 1.0), LONGEST_PAUSE_S)
+        raise NotSent(said, pause_s, is_answer=status >= 500 and pause_s is None)
+
+    def _post(self, target: str, headers: Mapping[str, str], body: bytes) -> HttpResponse:
+        # An answer of the shape json may have any form, so it is not read.
+        limit_bytes = None if self._channel.shape == "json" else _ANSWER_BYTES
+        connection = HttpConnection(self._channel.url, ANSWER_S)
         try:
-            answer = connection.request("POST", self._url.target, headers, body, limit_bytes=None)
+            return connection.request(
+                "POST", target, headers, body, limit_bytes=limit_bytes, until_close=True, skip_success=True
+            )
+        except AnswerTooLong as error:
+            if error.response is not None:
+                return error.response
+            raise NotSent(f"{self.place}: {error}") from None
         except HttpError as error:
             raise NotSent(f"{self.place}: {error}") from None
         finally:
             connection.close()
-        status = answer.status
-        if 200 <= status < 300:
-            return
-        said = f"{self.place}: the response has the status {status}"
-        if 400 <= status < 500 and status not in _TEMPORARY:
-            raise Refused(said)
-        if status in _MOVED:  # not followed: the message is only for the host in the settings
-            said += "; it has another address now: set [webhook] url"
-        pause_s = retry_after_s(answer.headers.get("Retry-After", ""), time.time())
-        raise NotSent(said, pause_s, is_answer=status >= 500 and pause_s is None)
+
+    def _words(self, status: int, reply: Reply) -> str:
+        """Return the text about an answer, without the secrets of this channel, which a service may repeat."""
+        words = reply.words
+        secrets = [self._channel.token, *self._channel.headers.values(), self._channel.url.target]
+        secrets += self._channel.url.target.replace("?", "/").split("/")
+        for secret in sorted(filter(None, secrets), key=len, reverse=True):
+            if len(secret) >= _HIDDEN_FROM:
+                words = words.replace(secret, HIDDEN)
+        said = f"{self.place}: the response has the status {status}{words and f': {words}'}"
+        return f"{said}; {reply.remedy}" if reply.remedy else said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pigeonpost.alerts.contract import AlertChannel
 from pigeonpost.alerts.registry import alert_channels
 from pigeonpost.alerts.trial import send_trial, trial_message
 from pigeonpost.cli.contract import Command, Context, Failed
@@ -18,7 +19,8 @@ def _alerts(context: Context) -> int:
     """List the active alerts of the running server, or with `test` send a test message by every channel.
 
     `alerts test` uses the settings directly, so the server need not run. It prints the answer of each channel. CHANNEL
-    is `mail`, `webhook` or the address of one recipient. The exit status is 1 if a channel did not accept the message.
+    is `mail`, `webhook`, the address of one recipient, or the name of a [[channel]]. The exit status is 1 if a channel
+    did not accept the message.
     """
     if context.arguments.action == "test":
         return _test(context)
@@ -43,15 +45,14 @@ def describe(alert: Mapping[str, Any]) -> str:
 def _test(context: Context) -> int:
     settings, wanted = context.settings, context.arguments.channel
     every = alert_channels(settings)
-    channels = [one for one in every if wanted in (None, one.key, *one.key.split(":", 1))]
+    channels = [one for one in every if wanted in (None, one.key, _name(one), one.key.partition(":")[0])]
     if not channels:
-        names = ", ".join(one.key.partition(":")[2] or one.key for one in every)
+        names = ", ".join(map(_name, every))
         raise Failed(f"there is no channel {wanted!r}; the channels are: {names}")
     message = trial_message(settings["server", "name"] or own_name(), "", Clock().wall_ms())
     results = send_trial(channels, message)
     for channel, why in results:
-        name = channel.key.partition(":")[2] or channel.key
-        print(f"{name}: {why or f'accepted by the {channel.place}'}")
+        print(f"{_name(channel)}: {why or f'accepted by the {channel.place}'}")
     if settings["mail", "user"] and not settings["mail", "password"] and any(why for _, why in results):
         print(
             "The password of the mail account is not set. The server may have it in its environment: PIGEONPOST_MAIL_"
@@ -60,12 +61,17 @@ def _test(context: Context) -> int:
     return 1 if any(why for _, why in results) else 0
 
 
+def _name(channel: AlertChannel) -> str:
+    """Return the address of a mail recipient, `webhook`, or the name of a [[channel]]."""
+    return channel.key.removeprefix("channel ").removeprefix("mail:")
+
+
 COMMANDS: Mapping[str, Command] = {
     "alerts": Command(
         "list the active alerts; `alerts test` sends a test message",
         [
             ("action", {"metavar": "test", "nargs": "?", "choices": ["test"], "help": "send a test message"}),
-            ("channel", {"metavar": "CHANNEL", "nargs": "?", "help": "mail, webhook, or the address of one recipient"}),
+            ("channel", {"metavar": "CHANNEL", "nargs": "?", "help": "mail, webhook, an address, or a name"}),
         ],
         _alerts,
     ),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.cli.install_files import SETTINGS
 from pigeonpost.core.config import Settings, variable_of_file
-from pigeonpost.core.redact import SECRET_KEYS
+from pigeonpost.core.redact import SECRET_KEYS, SECRET_TABLES
 from pigeonpost.settings import NODE, SERVER
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def secrets_in_file(program: str, settings: Settings) -> list[Secret]:
     )
     for array, tables in settings.tables.items():
         for n, table in enumerate(tables, 1):
-            found += [Secret(f"[[{array}]] {n}: {key}", place) for key in _secret_keys(table)]
+            keys = [key for key in SECRET_TABLES.get(array, ()) if table.get(key)] + list(_secret_keys(table))
+            found += [Secret(f"[[{array}]] {n}: {key}", place) for key in keys]
     return found
 
 
@@ -62,7 +63,9 @@ def _secret_keys(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, item in value.items():
             is_text = isinstance(item, str)
-            texts = item.values() if isinstance(item, dict) and key.endswith("headers") else [item] * is_text
+            texts: Iterable[Any] = [item] * is_text
+            if key.endswith("headers") and isinstance(item, dict | list):
+                texts = item.values() if isinstance(item, dict) else item
             if key.endswith(SECRET_KEYS) and any(text and not str(text).startswith(_ELSEWHERE) for text in texts):
                 yield key
             else:

@@ -18,7 +18,7 @@ from types import MappingProxyType, SimpleNamespace
 from pigeonpost.core.addresses import split_address
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
-from pigeonpost.core.redact import HIDDEN, SECRET_KEYS, hide_secrets
+from pigeonpost.core.redact import HIDDEN, SECRET_KEYS, SECRET_TABLES, hide_secrets
 
 if TYPE_CHECKING:
     import argparse
@@ -177,7 +177,10 @@ class Settings:
                 shown = HIDDEN
             lines.append(f"[{table}] {key} = {shown}  # {self._origins[table, key]}")
         for name, entries in self.tables.items():
-            lines += [f"[[{name}]] {as_toml(_without_secrets(entry))}  # {self.file}" for entry in entries]
+            secret = SECRET_TABLES.get(name, ())
+            for entry in entries:
+                known = {key: "(set)" if value and key in secret else value for key, value in entry.items()}
+                lines.append(f"[[{name}]] {as_toml(_without_secrets(known))}  # {self.file}")
         return "\n".join(lines)
 
 

@@ -113,7 +113,7 @@ class CertificateMismatch(HttpError):
 
 
 class Url(NamedTuple):
-    """Parts of an address. A user and password are not used.
+    """Parts of an address.
 
     Attributes:
         secure: True for https.
@@ -122,6 +122,7 @@ class Url(NamedTuple):
         target: Path and query.
         shown: Name of the server for errors: scheme, host and port.
         has_user: True if the address contains a user.
+        authorization: Value of the header Authorization for this user and password (RFC 7617), or an empty string.
     """
 
     secure: bool
@@ -130,6 +131,7 @@ class Url(NamedTuple):
     target: str
     shown: str
     has_user: bool
+    authorization: str = ""
 
 
 def split_url(url: str) -> Url:
@@ -153,7 +155,21 @@ def split_url(url: str) -> Url:
         raise ValueError("takes a host name with labels of 1 to 63 characters") from None
     target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe="/?#[]@!$&'()*+,;=:%~")
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return Url(secure, host, port, target, re.sub("[^!-~]", "?", shown)[:100], parts.username is not None)
+    shown = re.sub("[^!-~]", "?", shown)[:100]
+    has_user = parts.username is not None
+    return Url(secure, host, port, target, shown, has_user, _basic(parts.username, parts.password) if has_user else "")
+
+
+def _basic(user: str | None, password: str | None) -> str:
+    """Return the value of the header Authorization for a user and a password, which are percent-encoded."""
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    name = unquote(user or "")
+    if ":" in name:  # RFC 7617, section 2
+        raise ValueError("takes a user name without a colon")
+    pair = f"{name}:{unquote(password or '')}"
+    return f"Basic {b64encode(pair.encode()).decode()}"
 
 
 def server_url(host: str, port: int, secure: bool) -> Url:
@@ -231,7 +247,8 @@ class HttpConnection:
     """Connection to one server, which stays open between requests if the server agrees.
 
     Args:
-        url: Address with scheme, host and port of the server.
+        url: Address with scheme, host and port of the server. Its user and password are sent with each request that has
+            no header Authorization.
         timeout_s: Time limit in seconds for connecting, and for each part of an answer.
         trust: Trusted servers for https; None for those that the system trusts.
         connect_timeout_s: Time limit in seconds for connecting, including the TLS handshake, if less than `timeout_s`.
@@ -251,6 +268,7 @@ class HttpConnection:
         import http.client
 
         self.server = url.shown
+        self._authorization = url.authorization
         self._timeout_s, self._deadline_s = timeout_s, deadline_s
         self._connect_timeout_s = min(timeout_s, connect_timeout_s)
         self._invalid = http.client.HTTPException
@@ -279,7 +297,7 @@ class HttpConnection:
 
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | str | Iterable[bytes] | None = None,
-        *, limit_bytes: int | None, until_close: bool = False,
+        *, limit_bytes: int | None, until_close: bool = False, skip_success: bool = False,
     ) -> HttpResponse:  # fmt: skip
         """Send a request and return the answer, regardless of its status. After an error the connection is closed.
 
@@ -293,12 +311,16 @@ class HttpConnection:
             until_close: True to accept a body without a declared length, which ends with the connection. If it is
                 False, such a body counts as cut off: after a truncated head the length is missing too, and http.client
                 does not report that.
+            skip_success: True to not read the body of an answer with a status from 200 to 299, as without
+                `limit_bytes`. An error in that body then cannot hide the success.
 
         Raises:
             HttpError: There is no valid answer.
         """
         if self._link.sock is None:
             self.connect()
+        if self._authorization and "authorization" not in map(str.lower, headers):
+            headers = {**headers, "Authorization": self._authorization}
         budget_bytes = 2 * (limit_bytes or 0) + _HEAD_BYTES
         parse: Any = functools.partial(_parse, self._timeout_s, self._deadline_s, budget_bytes)
         self._link.response_class = parse
@@ -306,7 +328,8 @@ class HttpConnection:
             with self._translated(limit_bytes or 0):
                 self._link.request(method, target, body, headers)
                 with contextlib.closing(self._link.getresponse()) as response:
-                    return self._complete(response, limit_bytes, until_close)
+                    is_skipped = skip_success and response.status // 100 == 2
+                    return self._complete(response, None if is_skipped else limit_bytes, until_close)
         except HttpError:
             self.close()
             raise

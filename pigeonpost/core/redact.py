@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"
+# Arrays of tables whose `url` and `topic` are secrets as a whole, as in [webhook].
+SECRET_TABLES = {"channel": ("url", "topic")}
 # Suffixes of settings keys whose values are secrets. The headers of a request may contain a token.
 SECRET_KEYS = ("password", "passwort", "token", "secret", "api_key", "headers")
 
@@ -14,12 +16,14 @@ def hide_secrets(text: str) -> str:
 
     It recognises user and password in an address (`https://user:pw@host`, also without a scheme), and PEM blocks. It
     also recognises values after names that indicate a secret, in queries (`?apikey=...`), in connection strings
-    (`password='...'`) and in JSON.
+    (`password='...'`) and in JSON; and the secret paths of addresses of well-known services, such as those of the
+    webhooks of Slack.
     """
     if "=" not in text and "@" not in text and ":" not in text and "earer " not in text and _PEM_BEGIN not in text:
         return text  # fast path for most log lines
     text = _PEM.sub(HIDDEN, text)
     text = _USER.sub(lambda found: f"{found[1] or ''}{HIDDEN}@", text)
+    text = _SECRET_PATH.sub(rf"\1{HIDDEN}", text)
     return _BEARER.sub(rf"\1{HIDDEN}", _NAMED.sub(rf"\1{HIDDEN}", text))
 
 
@@ -36,4 +40,9 @@ _NAMED = re.compile(
     r"""(?:key|pass|pwd|pw|pin|sig|auth)|(?<=[?&])(?:k|code))(?:\s{0,8}=\s{0,8}|["']\s{0,8}:\s{0,8}))"""
     r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"]?[^\s&#"',;}\])]+)""", re.IGNORECASE,
 )  # fmt: skip
+# In the addresses of Telegram, Slack, Discord, Mattermost, Uptime Kuma and healthchecks.io.
+_SECRET_PATH = re.compile(
+    r"((?:/bot(?=[0-9]+:)|/services/(?=T[A-Z0-9]+/)|/api/webhooks/|//[^\s/]{1,256}/hooks/|/api/push/|//hc-ping\.com/))"
+    r"[^\s\"'<>,;)?]+"
+)
 _BEARER = re.compile(r"\b(Bearer )[!-~]+")

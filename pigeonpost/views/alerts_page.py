@@ -39,8 +39,8 @@ SHOWN = 20  # recent messages on the page
 _SHORT = 12  # a cell with up to this number of characters is not wrapped
 
 _NO_CHANNEL = (
-    "No alerts are sent: there is no recipient. Set [mail] to or [webhook] url in the settings of the server, and"
-    " restart it (docs/alerts.md)."
+    "No alerts are sent: there is no recipient. Set [mail] to or [webhook] url, or write a [[channel]], in the"
+    " settings of the server, and restart it (docs/alerts.md)."
 )
 _OTHER_CHANGE = (
     "The present rules differ from those that you opened. The text below is yours. Save again to replace the present"

@@ -9,10 +9,12 @@ import unittest.mock
 from base64 import b64encode
 
 from pigeonpost.alerts import email_channel, webhook_channel
+from pigeonpost.alerts.channel_settings import HttpChannel
 from pigeonpost.alerts.contract import AlertMessage, NotSent, Refused
 from pigeonpost.alerts.email_channel import EmailChannel, MailServer
 from pigeonpost.alerts.recipients import Filter
 from pigeonpost.alerts.webhook_channel import WebhookChannel
+from pigeonpost.core.http_client import split_url
 from tests.alerts.fake_servers import Hook, serve, serve_mail
 from tests.page_support import for_class
 
@@ -21,6 +23,10 @@ HELLO = AlertMessage("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"}
 
 def mail_to(port, to="you@example.org", tls="none", user="", password="secret", sender="pi@example.org"):
     return EmailChannel(MailServer("127.0.0.1", port, tls, user, password, sender), to)
+
+
+def webhook_to(url):
+    return WebhookChannel(HttpChannel("webhook", "[webhook]", split_url(url)))
 
 
 def base64(text):
@@ -211,13 +217,17 @@ class Webhook(unittest.TestCase):
     def setUp(self):
         self.server.status, self.server.keys = 204, []
         self.server.received.clear()
-        self.hook = WebhookChannel(f"http://127.0.0.1:{self.port}/hook?key=secret")
+        self.hook = webhook_to(f"http://127.0.0.1:{self.port}/hook?key=secret")
 
     def error(self, status, head=()):
         self.server.status, self.server.head = status, dict(head)
         with self.assertRaises(NotSent) as caught:
             self.hook.send(HELLO)
-        remedy = "; it has another address now: set [webhook] url" if status in (301, 302, 303, 307, 308) else ""
+        remedy = {
+            401: "; check [webhook] token or headers, or the user and password in url",
+            404: "; check [webhook] url",
+            301: "; it has another address now: set [webhook] url",
+        }.get({403: 401, 410: 404, 302: 301, 303: 301, 307: 301, 308: 301}.get(status, status), "")
         self.assertEqual(str(caught.exception), f"webhook at 127.0.0.1: the response has the status {status}{remedy}")
         return caught.exception
 
@@ -252,7 +262,7 @@ class Webhook(unittest.TestCase):
 
     def test_server_that_cannot_be_reached_is_a_temporary_error(self):
         with self.assertRaisesRegex(NotSent, "webhook at 127.0.0.1: .*refused") as caught:
-            WebhookChannel("http://127.0.0.1:1/hook?key=secret").send(HELLO)
+            webhook_to("http://127.0.0.1:1/hook?key=secret").send(HELLO)
         self.assertNotIsInstance(caught.exception, Refused)
         self.assertNotIn("secret", str(caught.exception))
         self.assertEqual(webhook_channel.ANSWER_S, 20.0)

@@ -7,7 +7,7 @@ import unittest.mock
 
 from pigeonpost.alerts import notifier
 from pigeonpost.alerts.alert_store import AlertStore
-from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
+from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Pace, Refused
 from pigeonpost.alerts.notifier import Notifier
 from pigeonpost.alerts.recipients import Filter
 from pigeonpost.alerts.trial import send_trial
@@ -102,6 +102,38 @@ class Delivery(DeliveryCase):
             self.clock.sleep(0.5)
             self.watch.look()
             self.assertEqual(self.channel.taken[-1], f"m{pause_s}")
+
+    def test_pace_of_a_channel_is_kept_and_delays_no_other(self):
+        self.channel.pace, other = Pace(2, 5.0), FakeChannel("other")
+        self.watch = self.notifier(self.channel, other)
+        names = [f"m{number}" for number in range(6)]
+        self.bring(*names)
+        self.assertEqual((self.channel.taken, other.taken), (names[:2], names))
+        self.assertEqual(self.watch.fault, "")
+        for pause_s, count in ((4, 2), (1, 3), (2, 3), (3, 4), (100, 6)):
+            self.clock.sleep(pause_s)
+            self.watch.look()
+            self.assertEqual(self.channel.taken, names[:count])
+        self.clock.sleep(86_400)
+        self.bring(*(f"{name} again" for name in names))
+        self.assertEqual(len(self.channel.taken), 8)
+
+    def test_state_of_each_channel_is_reported_without_addresses(self):
+        mail, away = FakeChannel("mail:a@example.org", "mail server h"), FakeChannel("channel phone", "ntfy at h")
+        mail.kind, away.kind = "mail", "ntfy"
+        self.queue.queues = {"mail:a@example.org": {}, "channel phone": {}}
+        self.watch = self.notifier(mail, away)
+        mail.errors["two"], away.errors[""] = Refused("mail server h: a@example.org: 550 no"), AWAY
+        self.bring("one", "two", "three")
+        sent_ms = self.clock.wall_ms()
+        first, second = self.watch.statuses()
+        self.assertEqual(first[:9], ("alerts mail 1", "mail", "out", "mail server h", sent_ms, 0, "messages", 2, 1))
+        self.assertIn("(address): 550 no", first.fault)
+        self.assertEqual(second[:9],
+                         ("alerts channel phone", "ntfy", "out", "ntfy at h", None, 3, "messages", 0, 0))  # fmt: skip
+        self.assertIn("smtp://***@host: it is away", second.fault)
+        self.clock.sleep(notifier.REFUSED_S + 1)
+        self.assertEqual(self.watch.statuses()[0].fault, "")
 
     def test_refused_message_blocks_no_other_and_is_a_fault_for_a_day(self):
         self.channel.errors["two"] = NO

@@ -1,5 +1,6 @@
 """Tests of the HTTP client: certificates, deadlines, limits, truncated answers, redirects."""
 
+import base64
 import contextlib
 import math
 import os
@@ -56,6 +57,17 @@ class Addresses(unittest.TestCase):
         url = split_url("http://me:secret@pi.local/")
         self.assertEqual((url.has_user, url.host, url.shown), (True, "pi.local", "http://pi.local"))
 
+    def test_user_and_password_become_a_header(self):
+        for user, pair in (
+            ("me:secret", "me:secret"), ("me", "me:"), (":secret", ":secret"), ("m%40e:s%3Aec:ret%2F", "m@e:s:ec:ret/"),
+            ("j%C3%BCrgen:%E2%82%AC", "jürgen:€"),
+        ):  # fmt: skip
+            expected = "Basic " + base64.b64encode(pair.encode()).decode()
+            self.assertEqual(split_url(f"http://{user}@pi.local/").authorization, expected)
+        self.assertEqual(split_url("http://pi.local/").authorization, "")
+        with self.assertRaisesRegex(ValueError, "a user name without a colon"):
+            split_url("http://a%3Ab:secret@pi.local/")
+
     def test_split_url_refuses_invalid_addresses(self):
         for text in (
             "pi.local",
@@ -110,6 +122,21 @@ class Connections(ConnectionCase):
         self.assertEqual((found.status, found.reason, found.body), (404, "Not Found", b"none"))
         self.assertEqual(found.headers.get("retry-after"), "5")
         self.assertEqual(server.asked[0][2]["X-Key"], "secret")
+
+    def test_credentials_of_the_address_are_sent_unless_the_request_has_others(self):
+        server = Server(self)
+        server.answers["/x"] = (200, {}, b"")
+        connection = self.connect(server.url.replace("//", "//me:secret@"))
+        self.get(connection, "/x")
+        connection.request("GET", "/x", {"authorization": "Bearer t"}, limit_bytes=10)
+        sent = [{name.lower(): value for name, value in asked[2].items()} for asked in server.asked]
+        self.assertEqual([one["authorization"] for one in sent], ["Basic bWU6c2VjcmV0", "Bearer t"])
+
+    def test_body_of_a_success_is_not_read_if_it_is_not_wanted(self):
+        short = says(b"200 OK\r\nContent-Length: 9", b"short")
+        self.assertEqual(self.get(self.connect(raw_server(self, short)), skip_success=True).body, b"")
+        self.assert_fails(AnswerCutOff, short)
+        self.assert_fails(AnswerCutOff, says(b"500 No\r\nContent-Length: 9", b"short"), skip_success=True)
 
     def test_connection_stays_open_if_the_server_agrees(self):
         answers = [says(b"200 OK\r\nContent-Length: 1", b"%d" % number) for number in range(3)]

@@ -69,6 +69,10 @@ class NotStored(PigeonpostError, OSError):
     """
 
 
+class NeverStored(NotStored):
+    """The data exceed a limit, so another attempt would fail too."""
+
+
 class StoreDamaged(NotStored):
     """The stored data are damaged, or were changed by another program.
 

@@ -63,6 +63,9 @@ class MqttConnection:
         on_retained: Called instead of `on_message` for retained messages, whose age is unknown.
         is_mqtt_3: True for MQTT 3.1.1, which every broker supports, instead of MQTT 5.
         keepalive_s: MQTT keep-alive interval in seconds.
+        session: Name of this client, instead of `name` and random digits: the broker keeps its subscriptions, and the
+            messages with QoS 1 that arrive while it is not connected (MQTT 3.1.1, section 3.1.2.4). Only with
+            `is_mqtt_3`.
         where: Beginning of error texts about the settings.
         on_published: Called in paho's thread when the broker has answered a published message, with the number of the
             message and the reason why the broker refused it, which is empty if it accepted it. Only paho 2 with MQTT 5
@@ -72,6 +75,7 @@ class MqttConnection:
         connected: True while the connection is established and its subscriptions are accepted.
         fault: Reason why `connected` is False, or an empty string.
         place: Address of the broker, HOST:PORT.
+        stopping: Set once `stop` is called. A message whose callback returns later is not acknowledged.
 
     Raises:
         MissingLibrary: paho-mqtt is not installed.
@@ -81,7 +85,7 @@ class MqttConnection:
     def __init__(
         self, settings: MqttSettings, name: str, topics: Sequence[str], on_message: Callable[[str, bytes], Any],
         on_change: Callable[[], Any] = lambda: None, *, on_retained: Callable[[str, bytes], Any] | None = None,
-        is_mqtt_3: bool = False, keepalive_s: int = KEEPALIVE_S, where: str = "[mqtt]",
+        is_mqtt_3: bool = False, keepalive_s: int = KEEPALIVE_S, session: str = "", where: str = "[mqtt]",
         on_published: Callable[[int, str], Any] | None = None,
     ) -> None:  # fmt: skip
         self.connected = False
@@ -96,7 +100,9 @@ class MqttConnection:
         self._on_received, self._on_retained, self._on_change = on_message, on_retained or on_message, on_change
         self._is_mqtt_3, self._keepalive_s, self._where = is_mqtt_3, keepalive_s, where
         self.fault = NOT_YET
-        self._paho, self._client = _client(settings, f"{name}-{os.urandom(4).hex()}", is_mqtt_3, where)
+        self.stopping = threading.Event()
+        client_name = session or f"{name}-{os.urandom(4).hex()}"
+        self._paho, self._client = _client(settings, client_name, is_mqtt_3, bool(session), where)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
@@ -130,6 +136,7 @@ class MqttConnection:
         """
         self.connected = False  # set first, so that _on_disconnect reports no error
         self._client.disconnect()
+        self.stopping.set()  # after the packet is queued: a later acknowledgement is not sent
         ending = threading.Thread(target=self._client.loop_stop, name="mqtt ends", daemon=True)
         ending.start()
         ending.join(limit_s)
@@ -215,7 +222,7 @@ def broker_address(settings: MqttSettings) -> tuple[str, int]:
     return settings["mqtt", "host"], port
 
 
-def _client(settings: MqttSettings, name: str, is_mqtt_3: bool, where: str) -> tuple[Any, Any]:
+def _client(settings: MqttSettings, name: str, is_mqtt_3: bool, is_persistent: bool, where: str) -> tuple[Any, Any]:
     """Return the module paho and a new client, which is not connected, with the newest callback interface."""
     try:
         import paho.mqtt.client as paho
@@ -225,7 +232,8 @@ def _client(settings: MqttSettings, name: str, is_mqtt_3: bool, where: str) -> t
     newest = getattr(paho, "CallbackAPIVersion", None)  # required from paho 2.0 on
     first = (newest.VERSION2,) if newest else ()
     # MQTT 5 has shared subscriptions, and the client can limit the size of packets.
-    client = paho.Client(*first, client_id=name, protocol=_MQTT_3 if is_mqtt_3 else _MQTT_5)
+    more = {"clean_session": False} if is_persistent else {}
+    client = paho.Client(*first, client_id=name, protocol=_MQTT_3 if is_mqtt_3 else _MQTT_5, **more)
     client.reconnect_delay_set(*_RETRY_S)
     if settings["mqtt", "user"]:
         client.username_pw_set(settings["mqtt", "user"], settings["mqtt", "password"])

@@ -31,7 +31,15 @@ class IntegrationEntry(NamedTuple):
     make: Callable[[ServerContext], Mapping[str, Transport]]
 
 
-INTEGRATIONS: tuple[IntegrationEntry, ...] = ()
+def _devices(context: ServerContext) -> Mapping[str, Transport]:
+    from pigeonpost.transports import mqtt_devices
+
+    return mqtt_devices.make_devices(context)
+
+
+INTEGRATIONS: tuple[IntegrationEntry, ...] = (
+    IntegrationEntry("devices", lambda settings: bool(settings.tables.get("device")), _devices),
+)
 
 
 def make_integrations(context: ServerContext) -> dict[str, Transport]:

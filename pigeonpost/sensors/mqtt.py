@@ -60,7 +60,8 @@ FIRST_WAIT_S = 3.0  # maximum time for which the first reading waits for retaine
 _REMEMBERED = 64  # payloads per topic by which a retained message that is sent again is recognised
 
 
-def _topic(value: Any) -> str:
+def one_topic(value: Any) -> str:
+    """Return `value`, a topic without wildcards from the settings. Raise ValueError if it is invalid."""
     # With wildcards (MQTT 3.1.1, section 4.7) several devices could send values for one channel.
     if not isinstance(value, str) or set("+#\0") & set(value):
         raise ValueError("takes one topic, without the wildcards + and #")
@@ -81,10 +82,10 @@ OPTIONS = (
     ),
     Option("keepalive", number(5, 3600, whole=True), 60, "seconds without data after which the connection is checked"),
     Option("preset", one_of(*PRESETS), None, "program or firmware whose topics, paths and units are predefined"),
-    Option("device", _topic, None, "name of the device in the topics of the preset"),
+    Option("device", one_topic, None, "name of the device in the topics of the preset"),
 )
 CHANNEL_OPTIONS = (
-    Option("topic", _topic, None, "topic to which the node subscribes"),
+    Option("topic", one_topic, None, "topic to which the node subscribes"),
     Option("value", text, None, "name of a value of the preset (default: the name of the channel)"),
     Option(
         "path", dotted_path, (), "path of the number in a JSON message; without it, the complete message is the number"

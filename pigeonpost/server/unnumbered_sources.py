@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import Clock
-from pigeonpost.core.errors import AuthFailed, BeyondLimit, NotStored, SensorError, SettingsError
+from pigeonpost.core.errors import AuthFailed, BeyondLimit, NeverStored, NotStored, SensorError, SettingsError
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.sensors.contract import Channel
 from pigeonpost.sensors.ranges import checked, ranges_of
@@ -177,13 +177,14 @@ class UnnumberedSources:
         """Make `reading` durable.
 
         Raises:
-            NotStored: This would take longer than STORE_S seconds, or a limit is exceeded.
+            NotStored: This would take longer than STORE_S seconds.
+            NeverStored: A limit is exceeded.
             AuthFailed: The node has a token that the client has not proved.
         """
         try:
             is_stored = CommitWaiter(self._ingestor, self._clock).store([self._batch([reading])], STORE_S)
         except BeyondLimit as error:
-            raise NotStored(str(error)) from None
+            raise NeverStored(str(error)) from None
         if not is_stored:
             raise NotStored(self._ingestor.fault or f"it was not stored within {STORE_S:g} s")
 

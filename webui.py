@@ -38,7 +38,9 @@ from pigeonpost.views import (
     node_actions,
     operators,
     preferences_page,
+    service_discovery,
 )
+from pigeonpost.views.annotations import Annotations
 from pigeonpost.views.chart import Charts
 from pigeonpost.views.chart_page import ChartPage
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route, WebContext
@@ -204,6 +206,7 @@ class WebInterface:
         self._preferences = PreferenceStore(app.data, app.faults)
         path = os.path.join(app.data, EVENTS)
         self._event_log = EventLog(app.links, self._faults, app.clock, path, [self._charts.late.save])
+        self._annotations = Annotations(app, self._event_log)
         self._listeners: list[Listener] = []
         self._threads: list[threading.Thread] = []
         self.access: AccessControl
@@ -215,6 +218,7 @@ class WebInterface:
 
     def _table(self) -> list[Route]:
         """Return all routes. In their paths, NAME is the name of a node, and WORD any other name."""
+        happenings = gaps_and_events.happenings(self._event_log, self._annotations.happenings)
         return [
             *dashboard.ROUTES,
             Route("GET", "/nodes/NAME", "viewer", node.node_page, kept=True),
@@ -239,10 +243,7 @@ class WebInterface:
             Route("POST", "/graphs/WORD/share", "viewer", self._graphs.share),
             Route("POST", "/graphs/WORD/unshare", "viewer", self._graphs.unshare),
             *(Route("GET", f"/gaps{form}", "viewer", gaps_and_events.gaps) for form in TABLE_FORMS),
-            *(
-                Route("GET", f"/happenings{form}", "viewer", gaps_and_events.happenings(self._event_log))
-                for form in TABLE_FORMS
-            ),
+            *(Route("GET", f"/happenings{form}", "viewer", happenings) for form in TABLE_FORMS),
             Route("GET", "/about", "viewer", about.about),
             Route("GET", "/about.json", "viewer", about.about),
             Route("GET", "/password", "viewer", login.password_page),
@@ -255,10 +256,22 @@ class WebInterface:
             Route("GET", "/login", "", login.login_page),
             Route("POST", "/login", "", self._log_in),
             Route("POST", "/logout", "viewer", self._log_out),
+            *self._api_table(),
+            Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
+            Route("GET", "/script.js", "", _file("script.js", "text/javascript; charset=utf-8")),
+            Route("GET", "/zoom.js", "", _file("zoom.js", "text/javascript; charset=utf-8")),
+            Route("GET", "/favicon.svg", "", _file("favicon.svg", "image/svg+xml")),
+        ]
+
+    def _api_table(self) -> list[Route]:
+        """Return the routes for programs."""
+        return [
             Route("GET", "/api/v1/nodes", "viewer", api.nodes),
             Route("GET", "/api/v1/nodes/NAME", "viewer", api.one_node),
             Route("POST", "/api/v1/nodes/NAME/send", "operator", node_actions.send, changes=True),
             Route("POST", "/api/v1/nodes/NAME/check", "operator", node_actions.check, changes=True),
+            *self._annotations.routes(),
+            Route("GET", "/api/v1/http_sd", "viewer", service_discovery.targets),
             *operators.routes(self._event_log),
             *alerts_page.routes(self._event_log),
             Route("GET", "/api/v1/samples", "viewer", api.samples),
@@ -268,10 +281,6 @@ class WebInterface:
             Route("GET", "/metrics", "viewer", lambda context: metrics.metrics(context, self._counts)),
             Route("GET", "/healthz", "", api.alive),
             Route("GET", "/api/v1/openapi.json", "viewer", _file("openapi.json", JSON)),
-            Route("GET", "/style.css", "", _file("style.css", "text/css; charset=utf-8")),
-            Route("GET", "/script.js", "", _file("script.js", "text/javascript; charset=utf-8")),
-            Route("GET", "/zoom.js", "", _file("zoom.js", "text/javascript; charset=utf-8")),
-            Route("GET", "/favicon.svg", "", _file("favicon.svg", "image/svg+xml")),
         ]
 
     # ---------------------------------------------------------------------------------------------- start and stop
@@ -312,8 +321,8 @@ class WebInterface:
         )
         for part in (self._recent_cache, self._snapshots, self._charts.late, self._live, self._event_log):
             app.ingestor.subscribe(part.on_commit)
-        for part in (self._recent_cache, self._charts.late, self._event_log):
-            app.ingestor.names.on_rename.append(part.on_rename)
+        for renamed in (self._recent_cache, self._charts.late, self._event_log, self._annotations.notes):
+            app.ingestor.names.on_rename.append(renamed.on_rename)
         if app.calibrations is not None:
             app.calibrations.on_change += [
                 self._recent_cache.forget, self._charts.forget, self._statistics.forget,

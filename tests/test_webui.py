@@ -1173,8 +1173,11 @@ class Addresses(WebCase):
     def test_every_route_is_requested_by_a_test(self):
         """The test is in this file or in the file of the page."""
         ours = ""
-        pages = ("alerts_page", "calibration", "chart_page", "front", "help_page", "integrations_page", "openapi",
-                 "operators", "preferences", "readings_api", "saved_charts", "sensor", "table_pages")  # fmt: skip
+        pages = (
+            "alerts_page", "annotations", "calibration", "chart_page", "front", "help_page", "integrations_page",
+            "openapi", "operators", "preferences", "readings_api", "saved_charts", "sensor", "service_discovery",
+            "table_pages",
+        )  # fmt: skip
         views = (f"views/test_{name}.py" for name in pages)
         for name in ("test_webui.py", *views):
             with open(os.path.join(os.path.dirname(__file__), name), encoding="utf-8") as file:

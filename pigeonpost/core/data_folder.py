@@ -28,6 +28,7 @@ PREFERENCES = "preferences.json"  # units and order of charts of each user
 CALIBRATIONS = "calibrations.json"  # calibrations of sensors; the database contains raw values only
 PI_IDS = "pi_ids.json"  # ids of Pis that send files
 PIMONITOR = "pimonitor.json"  # names of sensors of the legacy system PiMonitor
+NOTES = "notes.json"  # notes of operators for charts and events
 EVENTS = "events.jsonl"  # the last events of the nodes and of the server
 LATE_RANGES = "late_ranges.json"  # time ranges of samples that arrived late, for the charts
 ALERTS = "alerts.sqlite3"  # states of the alerts, and messages that are not sent yet

@@ -38,6 +38,7 @@ from pigeonpost.core.data_folder import (
     LATE_RANGES,
     LOG_CHECKSUMS,
     LOGS,
+    NOTES,
     PI_IDS,
     PREFERENCES,
     REMOVED_LOGS,
@@ -55,7 +56,9 @@ from pigeonpost.storage.sqlite.schema import VERSION
 from pigeonpost.storage.sqlite.store import SqliteStore
 
 # Small files that a backup contains.
-KEPT = (TOKENS, USERS, API_TOKENS, ALERT_RULES, SAVED_CHARTS, PREFERENCES, PI_IDS, CALIBRATIONS, EVENTS, LATE_RANGES)
+KEPT = (
+    TOKENS, USERS, API_TOKENS, ALERT_RULES, SAVED_CHARTS, PREFERENCES, PI_IDS, CALIBRATIONS, NOTES, EVENTS, LATE_RANGES,
+)  # fmt: skip
 _INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
 _MEMBER = re.compile(
     rf"(?:{LOGS}|{FILES})/[^.{_INVALID}][^{_INVALID}]{{0,250}}|{'|'.join(map(re.escape, KEPT))}"

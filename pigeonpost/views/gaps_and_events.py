@@ -81,8 +81,13 @@ def recent_losses(context: RequestContext) -> Sequence[str]:
     ]
 
 
-def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
-    """Return the function for `/happenings`, the list of the gaps and of the events in `event_log`."""
+def happenings(
+    event_log: EventLog, more: Callable[[], Sequence[Event]] = tuple
+) -> Callable[[RequestContext], Response]:
+    """Return the function for `/happenings`, the list of the gaps, of the events in `event_log`, and of the notes.
+
+    `more` is a function that returns the notes as events.
+    """
 
     def answer(context: RequestContext) -> Response:
         app, now_ms = context.app, context.app.clock.wall_ms()
@@ -91,7 +96,7 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
             for gap in app.store.gaps(SHOWN)
         ]
         events = event_log.all()
-        found = [*events, *missing]
+        found = [*events, *missing, *more()]
         if len(events) < MOST:  # otherwise old starts are no longer known, and a log may begin without one
             first_ms = min([app.started_ms, *[event.time_ms for event in events if not event.node]])
             found += _starts(os.path.join(app.data, LOGS), first_ms)
@@ -99,7 +104,7 @@ def happenings(event_log: EventLog) -> Callable[[RequestContext], Response]:
         found = found[:SHOWN]
         return render_table(context, TablePage(
             title="Events",
-            lead=f"The latest events, up to {MOST}, and the latest gaps. This server was started at"
+            lead=f"The latest events, up to {MOST}, and the latest gaps and notes. This server was started at"
                  f" {clock(app.started_ms, now_ms)}.",
             head=("time", "source", "event"),
             rows=[(_when(one, now_ms), one.node or "this server", one.words) for one in found],

@@ -153,8 +153,13 @@ class PageHandler(RequestHandler):
         endpoint = request.endpoint
         return endpoint.receive(request, length) if endpoint is not None and endpoint.receive else None
 
+    def takes_encoded(self, request: Request) -> bool:
+        return request.endpoint is not None and request.endpoint.takes_encoded
+
     def error_page(self, request: Request | None, error: HTTPError) -> Response:
         """Return the response to `request` for `error`. A browser that must sign in is redirected to the login page."""
+        if request is not None and request.endpoint is not None and request.endpoint.refusal is not None:
+            return request.endpoint.refusal(error)
         if request is not None and exit_page.is_reloaded(request, error):
             return see_other("/")
         if (

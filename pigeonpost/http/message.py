@@ -167,8 +167,11 @@ class Endpoint(NamedTuple):
         body_bytes: Maximum length of a body.
         claims: Function that returns True if a request is for this endpoint. It is needed if a page or another endpoint
             has the same path.
-        receive: Function that returns the consumer of a body, called with the request and the length of the body. It
-            may raise HTTPError.
+        receive: Function that returns the consumer of a body, called with the request and the length of the body
+            (its maximum length if it is chunked). It may raise HTTPError.
+        takes_encoded: True if the body may be chunked, and compressed by gzip. This requires `receive`, whose consumer
+            decompresses the body.
+        refusal: Function that returns the response for an error, or None for the usual one.
     """
 
     method: str
@@ -177,6 +180,8 @@ class Endpoint(NamedTuple):
     body_bytes: int = BODY_BYTES
     claims: Callable[[Request], bool] = lambda request: True
     receive: Callable[[Request, int], BodyConsumer] | None = None
+    takes_encoded: bool = False
+    refusal: Callable[[HTTPError], Response] | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------ head
@@ -225,26 +230,36 @@ def parse_head(head: bytes) -> Request:
     return Request(method, target, version, headers)
 
 
-def body_length(request: Request, most: int) -> int:
-    """Return the length in bytes of the body of `request`, which may be at most `most`.
+def body_length(request: Request, most: int, takes_encoded: bool = False) -> int | None:
+    """Return the length in bytes of the body of `request`, or None if it is chunked.
+
+    Args:
+        request: The request.
+        most: Maximum length.
+        takes_encoded: True if the body may be chunked, and compressed by gzip.
 
     Raises:
         HTTPError: The length is missing, invalid or too large. None of the body has been read then.
     """
     header = request.headers.get("content-length")
-    if "transfer-encoding" in request.headers:
+    coding = request.headers.get("transfer-encoding")
+    if coding is not None:
         if header is not None:
             raise HTTPError(400, "Send Content-Length or Transfer-Encoding, not both.", closes=True)
-        raise HTTPError(501, "Transfer-Encoding is not supported: send a Content-Length.", closes=True)
+        if not takes_encoded or coding.lower() != "chunked" or request.version != "1.1":
+            raise HTTPError(501, "This Transfer-Encoding is not supported: send a Content-Length.", closes=True)
     if header is not None and not _LENGTH(header):
         raise HTTPError(400, "Content-Length must be a whole number.", closes=True)
     length = int(header or 0)
     if length > most:
         raise HTTPError(413, f"The body may have at most {most} bytes.", closes=True)
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    compression = request.headers.get("content-encoding", "identity").lower()
+    if compression != "identity" and not (takes_encoded and compression == "gzip"):
         raise HTTPError(
             415, "Compressed bodies are not supported: send the body without Content-Encoding.", closes=True
         )
+    if coding is not None:
+        return None
     if header is None and request.method == "POST":
         raise HTTPError(411, "A POST request must have a Content-Length.", closes=True)
     return length

@@ -18,6 +18,7 @@ them.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -29,7 +30,7 @@ from pigeonpost.core.clock import Clock
 from pigeonpost.core.errors import AuthFailed, BeyondLimit, NeverStored, NotStored, SensorError, SettingsError
 from pigeonpost.link.samples import SampleBatch
 from pigeonpost.sensors.contract import Channel
-from pigeonpost.sensors.ranges import checked, ranges_of
+from pigeonpost.sensors.ranges import Range, checked, ranges_of
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.known_clients import KnownClient, KnownClients
 from pigeonpost.server.liveness import UsualInterval
@@ -56,7 +57,8 @@ class Claim(NamedTuple):
         node: Name of the node.
         transport: Name of the transport that the client uses, for example "mqtt".
         is_proven: True if the client has proved the token of the node.
-        is_listed: True if the settings of the older system contain this node. It is then always admitted.
+        is_listed: True if the settings of the older system contain this node, or if a program with an API token that
+            may write sends its readings. It is then always admitted.
     """
 
     node: str
@@ -182,7 +184,7 @@ class UnnumberedSources:
             AuthFailed: The node has a token that the client has not proved.
         """
         try:
-            is_stored = CommitWaiter(self._ingestor, self._clock).store([self._batch([reading])], STORE_S)
+            is_stored = CommitWaiter(self._ingestor, self._clock).store(self.batches([reading]), STORE_S)
         except BeyondLimit as error:
             raise NeverStored(str(error)) from None
         if not is_stored:
@@ -193,7 +195,8 @@ class UnnumberedSources:
 
         All readings must have the same sensors. Returns False if the queue is full.
         """
-        return self._ingestor.submit(self._batch(readings), limit_s=0.0)
+        (batch,) = self.batches(readings)
+        return self._ingestor.submit(batch, limit_s=0.0)
 
     def caller(self, claim: Claim, sensors: Iterable[str] = ()) -> NodeState:
         """Return the state of a client, which is created at its first call.
@@ -322,32 +325,53 @@ class UnnumberedSources:
         self._faults.set(f"{claim.transport} clients", f"{text}; {remedy}")
         raise NotStored(text)
 
-    def _batch(self, readings: Sequence[ExternalReading]) -> Batch:
-        readings = [_without_impossible(reading) for reading in readings]
-        claim, values, units = readings[0][:3]
-        caller, clock = self._caller(claim, values), self._clock
+    def batches(self, readings: Sequence[ExternalReading]) -> list[Batch]:
+        """Record one call of a client, and return its readings as batches for the ingestor.
+
+        Args:
+            readings: The readings of one client, at least one.
+
+        Raises:
+            AuthFailed: The node has a token that the client has not proved.
+            NotStored: There are too many nodes without a token, or too many sensors of such nodes.
+        """
+        claim = readings[0].claim
+        units = {name: unit for reading in readings for name, unit in reading.units.items()}
+        names = {name: units.get(name, "") for reading in readings for name in reading.values}
+        caller, clock = self._caller(claim, names), self._clock
         now_ms = clock.wall_ms()
         caller.record_call(clock.monotonic(), now_ms)
         known = {sensor["name"] for sensor in caller.state.sensors}
-        if not known.issuperset(values):
-            new = [{"name": name, "unit": units.get(name, "")} for name in values if name not in known]
+        if not known.issuperset(names):
+            new = [{"name": name, "unit": unit} for name, unit in names.items() if name not in known]
             caller.state.sensors = [*caller.state.sensors, *new][:MOST_SHOWN]
+        ranges = ranges_of(Channel(name, unit) for name, unit in names.items())
+        possible = [_without_impossible(reading, ranges) for reading in readings]
+        runs = [list(alike) for _, alike in itertools.groupby(possible, lambda reading: tuple(reading.values))]
+        samples = [self._samples(alike, now_ms) for alike in runs]
+        return [Batch(claim.node, self._ingestor.identity, caller.epoch, None, one, None, units) for one in samples]
+
+    def _samples(self, readings: Sequence[ExternalReading], now_ms: int) -> SampleBatch:
+        """Return readings with the same sensors as samples; `now_ms` is the time of those without one."""
         times = [now_ms if reading.time_ms is None else reading.time_ms for reading in readings]
-        columns = {name: [reading.values[name] for reading in readings] for name in values}
+        columns = {name: [reading.values[name] for reading in readings] for name in readings[0].values}
         errors: dict[str, dict[int, str]] = {}
         for place, reading in enumerate(readings):
             for name, text in (reading.errors or {}).items():
                 errors.setdefault(name, {})[place] = text
-        samples = SampleBatch(0, times, [clock.up_ms()] * len(readings), columns, errors)
-        return Batch(claim.node, self._ingestor.identity, caller.epoch, None, samples, None, units)
+        return SampleBatch(0, times, [self._clock.up_ms()] * len(readings), columns, errors)
 
 
-def _without_impossible(reading: ExternalReading) -> ExternalReading:
-    """Return `reading` with None and an error instead of each impossible value."""
-    ranges = ranges_of(Channel(name, reading.units.get(name, "")) for name in reading.values)
+def _without_impossible(reading: ExternalReading, ranges: Mapping[str, tuple[Range, str]]) -> ExternalReading:
+    """Return `reading` with None and an error instead of each impossible value.
+
+    Args:
+        reading: The reading.
+        ranges: Possible values and unit by sensor name: see ranges_of.
+    """
     found = checked(reading.values, ranges)
-    errors = {name: str(error) for name, error in found.items() if isinstance(error, SensorError)}
-    if not errors:
+    if found is reading.values:
         return reading
+    errors = {name: str(error) for name, error in found.items() if isinstance(error, SensorError)}
     values = {name: None if name in errors else value for name, value in reading.values.items()}
     return reading._replace(values=values, errors={**(reading.errors or {}), **errors})

@@ -88,6 +88,12 @@ def _push_server(context: ServerContext) -> Transport:
     return push_server.PushServerTransport(context)
 
 
+def _readings_server(context: ServerContext) -> Transport:
+    from pigeonpost.transports import readings_server
+
+    return readings_server.ReadingsServerTransport(context)
+
+
 def _mqtt_server(context: ServerContext) -> Transport:
     from pigeonpost.transports import mqtt_server
 
@@ -107,6 +113,7 @@ NODE = (
 )
 SERVER = (
     ServerTransportEntry("push", None, _push_server),
+    ServerTransportEntry("readings", None, _readings_server),
     ServerTransportEntry("mqtt", ("mqtt", "host"), _mqtt_server),
     ServerTransportEntry("announce", ("announce", "on"), _discovery_server),
 )

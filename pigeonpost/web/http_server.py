@@ -78,10 +78,14 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
 
     @abstractmethod
     def body_consumer(self, request: Request, length: int) -> BodyConsumer | None:
-        """Return the consumer for the body of `request`, which has `length` bytes, or None.
+        """Return the consumer for the body of `request`, or None to store the complete body in the request.
 
-        With None, the complete body is stored in the request.
+        `length` is the length of the body in bytes, or the maximum length if the body is chunked.
         """
+
+    def takes_encoded(self, request: Request) -> bool:
+        """Return True if the body of `request` may be chunked and compressed, which requires a consumer."""
+        return False
 
     @abstractmethod
     def error_page(self, request: Request | None, error: HTTPError) -> Response:
@@ -289,7 +293,9 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
     # ----------------------------------------------------------------------------------------------- bodies
 
     def _receive_body(self, request: Request) -> None:
-        length = body_length(request, self.max_body_bytes(request))
+        most = self.max_body_bytes(request)
+        chunked = (length := body_length(request, most, self.takes_encoded(request))) is None
+        length = most if length is None else length
         expects_continue = _expects_continue(request)
         try:
             request.consumer = self.body_consumer(request, length)
@@ -297,10 +303,11 @@ class RequestHandler(http.server.BaseHTTPRequestHandler, ABC):
             error.closes = error.closes or length > 0  # the body would be interpreted as the next request
             raise
         self.is_proven = request.consumer is not None and request.consumer.is_proven
-        if expects_continue and self.rfile.ahead < length:
+        if expects_continue and self.rfile.ahead < (1 if chunked else length):
             self._send_continue(request)
         if request.consumer is not None:
-            transfers.receive(self._stream, self.rfile, length, request.consumer)
+            receive = transfers.receive_chunked if chunked else transfers.receive
+            receive(self._stream, self.rfile, length, request.consumer)
         elif length:
             self._stream.allow(self._limits.body_s)
             try:

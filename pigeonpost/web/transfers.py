@@ -7,10 +7,13 @@ announced length; HTTPError for an incomplete upload.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import select
 import socket
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pigeonpost.http.message import HTTPError
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 _STALL_S = 30.0  # a transfer without progress for this time is aborted
 _SLOWEST_BYTES_S = 4096.0  # minimum speed in bytes per second, after the first minute of a transfer
 _BLOCK_BYTES = 256 << 10  # block size of an upload
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n").fullmatch
+_SIZE_LINE_BYTES = 10  # maximum length of such a line
 _TLS_BLOCK_BYTES = 64 << 10  # block size of a download over TLS
 
 
@@ -40,14 +45,45 @@ def receive(stream: DeadlineStream, reader: BufferedIOBase, length: int, consume
         HTTPError: The body is incomplete, or the consumer does not accept it.
     """
     began_s, received = time.monotonic(), 0
-    try:
+    with _abandoned_on_error(consumer):
         while received < length:
+            received += _pass_on(stream, reader, length - received, consumer, began_s, received)
+
+
+def receive_chunked(stream: DeadlineStream, reader: BufferedIOBase, most: int, consumer: BodyConsumer) -> None:
+    """Receive a chunked body (RFC 9112, section 7.1) and pass it on to its consumer.
+
+    Chunk extensions and trailers are refused: no known client sends them, and programs interpret them differently.
+
+    Args:
+        stream: Stream of the connection, for the deadline.
+        reader: Reader on top of this stream.
+        most: Maximum length of the body in bytes.
+        consumer: Receiver of the body. If the body is incomplete, `consumer.abandon` is called.
+
+    Raises:
+        HTTPError: The body is incomplete, invalid or too long, or the consumer does not accept it.
+    """
+    began_s, received = time.monotonic(), 0
+    with _abandoned_on_error(consumer):
+        while True:
             stream.deadline_s = _deadline_s(began_s, received)
-            block = reader.read1(min(length - received, _BLOCK_BYTES))
-            if not block:
-                raise cut_body()
-            received += len(block)
-            consumer.take(block)
+            size = _chunk_size(reader)
+            if received + size > most:
+                raise HTTPError(413, f"The body may have at most {most} bytes.", closes=True)
+            end = received + size
+            while received < end:
+                received += _pass_on(stream, reader, end - received, consumer, began_s, received)
+            if _exactly(reader, 2) != b"\r\n":
+                raise _bad_chunk()
+            if not size:
+                return
+
+
+@contextlib.contextmanager
+def _abandoned_on_error(consumer: BodyConsumer) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
         consumer.abandon()
         if isinstance(error, TimeoutError):
@@ -55,6 +91,42 @@ def receive(stream: DeadlineStream, reader: BufferedIOBase, length: int, consume
         if isinstance(error, HTTPError):
             error.closes = True  # the rest of the body would be interpreted as the next request
         raise
+
+
+def _pass_on(
+    stream: DeadlineStream, reader: BufferedIOBase, most: int, consumer: BodyConsumer, began_s: float, received: int
+) -> int:
+    """Read up to `most` bytes, pass them on, and return their number. Raise HTTPError at the end of the connection."""
+    stream.deadline_s = _deadline_s(began_s, received)
+    block = reader.read1(min(most, _BLOCK_BYTES))
+    if not block:
+        raise cut_body()
+    consumer.take(block)
+    return len(block)
+
+
+def _chunk_size(reader: BufferedIOBase) -> int:
+    """Return the size in the line at the start of a chunk: hexadecimal digits and CR LF."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _SIZE_LINE_BYTES:
+        line += _exactly(reader, 1)
+    found = _SIZE_LINE(line)
+    if not found:
+        raise _bad_chunk()
+    return int(found[1], 16)
+
+
+def _exactly(reader: BufferedIOBase, count: int) -> bytes:
+    data = reader.read(count)
+    if len(data) < count:
+        raise cut_body()
+    return data
+
+
+def _bad_chunk() -> HTTPError:
+    return HTTPError(
+        400, "The chunked body is not valid: each chunk is `SIZE CRLF DATA CRLF`, the last 0.", closes=True
+    )
 
 
 def send_file(sock: socket.socket, part: FilePart) -> None:

@@ -74,7 +74,7 @@ class StoreTest(Real):
         self.unnumbered_sources.store(reading)
         (point,) = self.points("attic")
         self.assertEqual(point.values, {**values, "temperature": None, "humidity": None})
-        self.assertEqual(self.unnumbered_sources._batch([reading]).samples.errors, {
+        self.assertEqual(self.unnumbered_sources.batches([reading])[0].samples.errors, {
             "temperature": {0: "impossible: -3276.7 °C (absolute zero: at least -273.15 °C)"},
             "humidity": {0: "impossible: 3304.3 % (relative humidity: 0 to 100 %)"}, "pressure": {0: "kept"},
         })  # fmt: skip
@@ -281,6 +281,7 @@ class TransportTest(unittest.TestCase):
             "pigeonpost/transports/held_batches.py",  # passes on those of tcp_server_session
             "pigeonpost/transports/mqtt_server.py",  # asks UnnumberedSources
             "pigeonpost/transports/push_server.py",  # the same
+            "pigeonpost/server/timed_readings.py",  # the same, for the programs that transports/senders.py admits
             "pigeonpost/importing/importer.py",  # for the operator
         })  # fmt: skip
         for name in ("mqtt_server", "push_server"):

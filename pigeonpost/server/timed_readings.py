@@ -1,0 +1,269 @@
+"""Readings of clients that may repeat a request: one value per node, sensor and millisecond is stored.
+
+The database itself tells what is stored, so no crash can separate the readings from the record of them. Only a reading
+at or before the newest one of its node can be a repeat, so a live reading needs no query. A reading that a client has
+sent with an id gets the time of its first request again (see reading_ids).
+
+Any thread may use it. `_stripes` guard the nodes: the lock of a node is held from the query to the end of the commit,
+so the same reading in two requests at the same time is found too. Two servers with one PostgreSQL database do not see
+each other's open requests: a client must send to one of them.
+Errors: NotStored, DiskError: all readings of the request may be sent again; BeyondLimit: they exceed a limit of the
+server; AuthFailed: the node has a token that the client has not proved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pigeonpost.core.clock import FIRST_MS, LAST_MS
+from pigeonpost.core.data_folder import READING_IDS
+from pigeonpost.core.errors import NotStored
+from pigeonpost.server.commit_waiter import CommitWaiter
+from pigeonpost.server.reading_ids import ReadingIds
+from pigeonpost.server.unnumbered_sources import STORE_S, Claim, ExternalReading
+
+if TYPE_CHECKING:
+    from pigeonpost.core.clock import Clock
+    from pigeonpost.server.ingest import Ingestor
+    from pigeonpost.server.unnumbered_sources import UnnumberedSources
+    from pigeonpost.storage.contract import Store
+    from protocol import Number
+
+AHEAD_MS = 86_400_000  # a time further in the future than this is an error of the client's clock or of its unit
+_STRIPES = 64  # locks; nodes that share one wait for each other
+_MOST_TIMES, _MOST_CHANNELS = 10_000, 256  # nodes in the two caches
+_RANGE_MS = 3_600_000  # late readings closer than this are looked up together: the database keeps an hour together
+_FAILED = "the client reports that this sensor failed"
+
+
+class TimedReading(NamedTuple):
+    """Values of one node at one time.
+
+    Attributes:
+        values: Value by sensor; None for a failed reading.
+        units: Unit by sensor.
+        time_ms: Time in ms since 1970 (UTC); None for the time of its arrival.
+        id: Id of the reading for all nodes of this server, or an empty string.
+    """
+
+    values: Mapping[str, Number | None]
+    units: Mapping[str, str]
+    time_ms: int | None
+    id: str = ""
+
+
+class Outcome(NamedTuple):
+    """Number of readings that were stored, and of those that were stored already."""
+
+    stored: int
+    repeated: int
+
+
+class TimedReadings:
+    """Stores the readings of all clients that send times or ids.
+
+    Args:
+        ingestor: The ingestor.
+        store: The database.
+        sources: The clients of this server.
+        clock: Clock of the server.
+        data: Path of the data folder.
+        per_sample: Maximum number of channels in a sample.
+        per_node: Maximum number of channels of a node.
+    """
+
+    def __init__(
+        self,
+        ingestor: Ingestor,
+        store: Store,
+        sources: UnnumberedSources,
+        clock: Clock,
+        data: str,
+        per_sample: int,
+        per_node: int,
+    ) -> None:
+        self._ingestor, self._store, self._sources, self._clock = ingestor, store, sources, clock
+        self._per_sample, self._per_node = per_sample, per_node
+        self._ids = ReadingIds(os.path.join(data, READING_IDS))
+        self._stripes = [threading.Lock() for _ in range(_STRIPES)]
+        self._newest_ms: dict[str, int] = {}  # by node: the time of its newest reading, or a later time
+        self._channels: dict[str, set[str]] = {}  # by node: channels that it has, or will have with an open request
+        self._uncertain: set[str] = set()  # nodes whose last request may still be committed
+        ingestor.names.on_rename.append(self._on_rename)
+
+    def latest_ms(self) -> int:
+        """Return the last time that readings can have now, in ms since 1970 (UTC): any if this clock is not set."""
+        return self._clock.wall_ms() + AHEAD_MS if self._clock.is_set() else LAST_MS
+
+    def surplus(self, node: str, names: Iterable[str]) -> list[str]:
+        """Return those of the channels `names` that `node` cannot have in addition to its present ones."""
+        node = self._ingestor.names.current(node)
+        known = self._channels.get(node, set())
+        new = list(dict.fromkeys(name for name in names if name not in known))
+        if not new:
+            return []
+        stored = self._store.channels(node, self._per_node)
+        new = [name for name in new if name not in stored]
+        room = max(0, self._per_node - len(stored))
+        if len(self._channels) >= _MOST_CHANNELS:
+            self._channels.clear()
+        self._channels[node] = stored
+        return new[room:]
+
+    def store(self, readings: Mapping[Claim, Sequence[TimedReading]], limit_s: float = STORE_S) -> Outcome:
+        """Make the readings of one request durable, except those that are stored already.
+
+        Args:
+            readings: Readings by client; the claims have different nodes.
+            limit_s: Maximum wait, in seconds.
+
+        Returns:
+            The number of readings that are stored now, and of those that were stored before.
+
+        Raises:
+            NotStored: This would take longer. Some of the readings may be stored.
+            BeyondLimit: They exceed a limit of the server.
+            AuthFailed: A node has a token that its client has not proved.
+            DiskError: The ids cannot be written.
+        """
+        give_up_s = self._clock.monotonic() + limit_s
+        for claim in readings:
+            self._sources.check(claim)
+        nodes = {claim: self._ingestor.names.current(claim.node) for claim in readings}
+        with self._locked(nodes.values(), give_up_s):
+            self._settle(nodes.values(), give_up_s)
+            plans = {claim: self._plan(nodes[claim], wanted) for claim, wanted in readings.items()}
+            self._ids.add(entry for plan in plans.values() for entry in plan.ids)
+            batches = [
+                batch for claim, plan in plans.items() if plan.samples
+                for batch in self._sources.batches(self._external(claim, plan))
+            ]  # fmt: skip
+            self._uncertain.update(nodes.values())
+            waiter = CommitWaiter(self._ingestor, self._clock)
+            if not waiter.store(batches, max(0.0, give_up_s - self._clock.monotonic())):
+                raise NotStored(self._ingestor.fault or "the database is busy, or the server is stopping")
+            self._uncertain.difference_update(nodes.values())
+        return Outcome(sum(plan.stored for plan in plans.values()), sum(plan.repeated for plan in plans.values()))
+
+    # ------------------------------------------------------------------------------------------------- the plan
+
+    def _plan(self, node: str, readings: Sequence[TimedReading]) -> _Plan:
+        """Return what is to be stored of the readings of `node`."""
+        plan, now_ms = _Plan(), self._clock.wall_ms()
+        times = {reading.id: time_ms for reading in readings
+                 if reading.id and (time_ms := self._ids.time_of(reading.id)) is not None}  # fmt: skip
+        given = [times.get(reading.id, reading.time_ms) for reading in readings]
+        newest_ms = self._newest(node)
+        wanted = {time_ms for time_ms in given if time_ms is not None and time_ms <= newest_ms}
+        if None in given and now_ms <= newest_ms:  # the clock was set back, or two requests in one millisecond
+            wanted.update(range(now_ms, now_ms + len(given) + 1))
+        taken = self._stored(node, sorted(wanted))
+        for reading, time_ms in zip(readings, given):
+            if time_ms is None:
+                time_ms = times.get(reading.id)  # the same id earlier in this request
+            if time_ms is None:
+                while not taken.get(now_ms, _NO_NAMES).isdisjoint(reading.values):
+                    now_ms += 1
+                time_ms = now_ms
+            if reading.id and reading.id not in times:
+                times[reading.id] = time_ms
+                plan.ids.append((reading.id, time_ms))
+            plan.add(reading, time_ms, taken.setdefault(time_ms, set()))
+        if plan.samples:
+            if len(self._newest_ms) >= _MOST_TIMES:
+                self._newest_ms.clear()
+            self._newest_ms[node] = max(newest_ms, *plan.samples)
+        return plan
+
+    def _newest(self, node: str) -> int:
+        found = self._newest_ms.get(node)
+        if found is None:
+            last = self._store.points(node, FIRST_MS, LAST_MS + 1, 1)
+            found = last[0].time_ms if last else FIRST_MS
+        return found
+
+    def _stored(self, node: str, times: Sequence[int]) -> dict[int, set[str]]:
+        """Return the sensors with a stored reading at each of `times`, which are sorted."""
+        found: dict[int, set[str]] = {time_ms: set() for time_ms in times}
+        start = 0
+        for place in range(1, len(times) + 1):
+            if place == len(times) or times[place] - times[place - 1] > _RANGE_MS:
+                for _, _, batch in self._ingestor.stored_batches(node, times[start], times[place - 1] + 1):
+                    for time_ms in found.keys() & set(batch.times):
+                        found[time_ms].update(batch.values)
+                start = place
+        return found
+
+    def _external(self, claim: Claim, plan: _Plan) -> list[ExternalReading]:
+        """Return the samples of `plan` in the order of their times, each with at most `per_sample` channels."""
+        found = []
+        for time_ms, values in sorted(plan.samples.items()):
+            names = list(values)
+            for start in range(0, len(names), self._per_sample):
+                part = {name: values[name] for name in names[start : start + self._per_sample]}
+                errors = {name: _FAILED for name, value in part.items() if value is None}
+                found.append(ExternalReading(claim, part, plan.units, time_ms, errors))
+        return found
+
+    # ------------------------------------------------------------------------------------------------ the nodes
+
+    @contextlib.contextmanager
+    def _locked(self, nodes: Iterable[str], give_up_s: float) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            for stripe in sorted({hash(node) % _STRIPES for node in nodes}):  # in one order: no deadlock
+                if not self._stripes[stripe].acquire(timeout=max(0.0, give_up_s - self._clock.monotonic())):
+                    raise NotStored("another request of the same node takes too long")
+                held.callback(self._stripes[stripe].release)
+            yield
+
+    def _settle(self, nodes: Iterable[str], give_up_s: float) -> None:
+        """Wait until no earlier request of `nodes` can still be committed: the next query must find its readings."""
+        if self._uncertain.isdisjoint(nodes):
+            return
+        if not self._ingestor.flush(max(0.0, give_up_s - self._clock.monotonic())):
+            raise NotStored(self._ingestor.fault or "the database is busy, or the server is stopping")
+        self._uncertain.difference_update(nodes)
+
+    def _on_rename(self, node: str, new: str) -> None:
+        for cache in (self._newest_ms, self._channels):
+            cache.pop(node, None)
+            cache.pop(new, None)
+        self._uncertain.update((node, new))
+
+
+_NO_NAMES: frozenset[str] = frozenset()
+
+
+class _Plan:
+    """Samples to store for one node.
+
+    Attributes:
+        samples: Values by time.
+        units: Units by sensor.
+        ids: New ids and the times of their readings.
+        stored: Number of readings with a value that is not stored yet.
+        repeated: Number of the other readings.
+    """
+
+    def __init__(self) -> None:
+        self.samples: dict[int, dict[str, Number | None]] = {}
+        self.units: dict[str, str] = {}
+        self.ids: list[tuple[str, int]] = []
+        self.stored = self.repeated = 0
+
+    def add(self, reading: TimedReading, time_ms: int, taken: set[str]) -> None:
+        """Add the values of `reading` that are not in `taken`, the sensors with a value at `time_ms`."""
+        new = reading.values if not taken else {
+            name: value for name, value in reading.values.items() if name not in taken
+        }  # fmt: skip
+        if not new:
+            self.repeated += 1
+            return
+        self.stored += 1
+        self.units.update(reading.units)
+        self.samples.setdefault(time_ms, {}).update(new)
+        taken.update(new)

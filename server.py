@@ -53,8 +53,8 @@ from pigeonpost.core.format import counted
 from pigeonpost.core.lifecycle import Lifecycle, LifecycleComponent
 from pigeonpost.core.logs import print_error, start_logging
 from pigeonpost.core.version import VERSION
-from pigeonpost.integrations.registry import make_integrations
-from pigeonpost.server.calibrations import Calibrations, announcement
+from pigeonpost.integrations.registry import connect_parts, make_integrations
+from pigeonpost.server.calibrations import Calibrations
 from pigeonpost.server.damage_check import (
     DAMAGE_FAULTS,
     DamageCheck,
@@ -279,8 +279,7 @@ class Server:
         quality = _subscribe_checks(context, self._calibrations)
         alerts = make_alerts(context, csv, quality)
         parts = {**transports, **_make_others(context, transports), **alerts.components}
-        if "redis" in parts:
-            self._calibrations.on_change.append(lambda node: parts["redis"].on_commit(announcement(node)))
+        connect_parts(parts, self._calibrations)
         self.app = self._web_context(context, csv, check, parts, quality, alerts.engine)
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)

@@ -5,7 +5,7 @@ A part is imported only if it is enabled, so that the others need no memory. Err
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.errors import MissingLibrary
 from pigeonpost.transports.registry import without_library
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pigeonpost.core.config import Settings
+    from pigeonpost.server.calibrations import Calibrations
     from pigeonpost.transports.contract import ServerContext, Transport
 
 
@@ -37,8 +38,15 @@ def _devices(context: ServerContext) -> Mapping[str, Transport]:
     return mqtt_devices.make_devices(context)
 
 
+def _heartbeat(context: ServerContext) -> Mapping[str, Transport]:
+    from pigeonpost.integrations.heartbeat import make_heartbeat
+
+    return make_heartbeat(context)
+
+
 INTEGRATIONS: tuple[IntegrationEntry, ...] = (
     IntegrationEntry("devices", lambda settings: bool(settings.tables.get("device")), _devices),
+    IntegrationEntry("heartbeat", lambda settings: bool(settings["heartbeat", "url"]), _heartbeat),
 )
 
 
@@ -59,3 +67,18 @@ def make_integrations(context: ServerContext) -> dict[str, Transport]:
             except MissingLibrary as error:
                 parts[entry.name] = without_library(error)
     return parts
+
+
+def connect_parts(parts: Mapping[str, Any], calibrations: Calibrations) -> None:
+    """Connect parts that need others: the heartbeat reports the faults of all, and Redis receives new calibrations.
+
+    Args:
+        parts: All optional components of the server, by name.
+        calibrations: The calibrations of the server.
+    """
+    if "heartbeat" in parts:
+        parts["heartbeat"].parts = parts
+    if "redis" in parts:
+        from pigeonpost.server.calibrations import announcement
+
+        calibrations.on_change.append(lambda node: parts["redis"].on_commit(announcement(node)))

@@ -132,6 +132,7 @@ class Ingestor:
         self._has_backlog = False  # True if so much is queued that nodes will soon have to stop sending
         self._backlog_s = self._arrived_s = -_CATCH_UP_S  # times of the last commit of a backlog and of the last batch
         self._next_s = 0.0  # latest time of the next commit if a batch is queued
+        self._oldest_s = 0.0  # time since which the oldest batch is queued, or at which earlier ones were committed
         self._urgent = False  # True if a client waits for a queued batch that is not in the current commit
         self._tasks: list[_Task] = []  # jobs of other threads for the writer thread
         self._in_commit = 0  # number of batches at the start of the queue that are being committed now
@@ -186,6 +187,16 @@ class Ingestor:
         """Number of samples that wait for the next commit or are being committed."""
         with self._changed:
             return sum(self._waiting_of.values())
+
+    @property
+    def overdue_s(self) -> float:
+        """Seconds for which submitted samples have waited for a commit that is due; 0 if none have."""
+        return max(0.0, self.clock.monotonic() - self._oldest_s - self.commit_s) if self._batches else 0.0
+
+    @property
+    def log_fault(self) -> str:
+        """Reason why the CSV log cannot be written, or an empty string."""
+        return self._csv.fault
 
     def next_commit_s(self) -> float:
         """Return the time of the next commit on the clock `clock.monotonic`, in seconds.
@@ -282,6 +293,7 @@ class Ingestor:
             sizes = self._sizes(batch)
             hurry = self._hurry or urgent or self._is_backlog(batch, *sizes)
             self._arrived_s = self.clock.monotonic()
+            self._oldest_s = self._oldest_s if self._batches else self._arrived_s
             if not self._batches or (hurry and not self._hurry):
                 self._changed.notify_all()
             self._batches.append(batch)
@@ -387,7 +399,7 @@ class Ingestor:
             raise
         with self._changed:
             del self._batches[: len(batches)]
-            self._in_commit = 0
+            self._in_commit, self._oldest_s = 0, self.clock.monotonic()
             self._is_publishing = True
             if self._has_backlog:
                 self._backlog_s = self.clock.monotonic()

@@ -44,9 +44,16 @@ def _heartbeat(context: ServerContext) -> Mapping[str, Transport]:
     return make_heartbeat(context)
 
 
+def _forwarders(context: ServerContext) -> Mapping[str, Transport]:
+    from pigeonpost.integrations import forwarder
+
+    return forwarder.make(context)
+
+
 INTEGRATIONS: tuple[IntegrationEntry, ...] = (
     IntegrationEntry("devices", lambda settings: bool(settings.tables.get("device")), _devices),
     IntegrationEntry("heartbeat", lambda settings: bool(settings["heartbeat", "url"]), _heartbeat),
+    IntegrationEntry("forward", lambda settings: bool(settings.tables.get("forward")), _forwarders),
 )
 
 

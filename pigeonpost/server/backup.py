@@ -35,6 +35,7 @@ from pigeonpost.core.data_folder import (
     DATABASE,
     EVENTS,
     FILES,
+    FORWARD_TARGETS,
     LATE_RANGES,
     LOG_CHECKSUMS,
     LOGS,
@@ -58,6 +59,7 @@ from pigeonpost.storage.sqlite.store import SqliteStore
 # Small files that a backup contains.
 KEPT = (
     TOKENS, USERS, API_TOKENS, ALERT_RULES, SAVED_CHARTS, PREFERENCES, PI_IDS, CALIBRATIONS, NOTES, EVENTS, LATE_RANGES,
+    FORWARD_TARGETS,
 )  # fmt: skip
 _INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
 _MEMBER = re.compile(

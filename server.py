@@ -41,10 +41,9 @@ from pigeonpost.auth.users import Users
 from pigeonpost.compat.file_drop import page as file_drop_page
 from pigeonpost.compat.multicast_bus import page as multicast_bus_page
 from pigeonpost.core import config
-from pigeonpost.core.addresses import join_address, own_address, own_name
+from pigeonpost.core.addresses import own_name
 from pigeonpost.core.clock import Clock
 from pigeonpost.core.config import Settings
-from pigeonpost.core.container import is_named_by_id
 from pigeonpost.core.data_folder import RUNNING, SERVER_LOCK
 from pigeonpost.core.errors import DiskError, PigeonpostError, SettingsError
 from pigeonpost.core.faults import Faults
@@ -62,7 +61,6 @@ from pigeonpost.server.damage_check import (
     open_despite_damage,
     show_lost_rows,
 )
-from pigeonpost.server.demo_node import DemoNode
 from pigeonpost.server.disk_usage import DiskUsageMonitor
 from pigeonpost.server.ingest import Ingestor
 from pigeonpost.server.known_clients import KnownClients
@@ -86,12 +84,14 @@ from pigeonpost.transports.state_publisher import make_publisher
 from pigeonpost.transports.tcp_server import TcpServerTransport
 from pigeonpost.views.context import Route, WebContext
 from pigeonpost.web.host_names import names_origin
+from pigeonpost.web.page_addresses import page_addresses
 from pigeonpost.web.socket_activation import passed_addresses
 from webui import WebInterface
 
 if TYPE_CHECKING:
     from pigeonpost.alerts.contract import AlertEngine
     from pigeonpost.storage.contract import Store
+    from pigeonpost.views.demo_page import DemoPage
     from pigeonpost.web.tls import Tls
 
 log = logging.getLogger("server")
@@ -202,13 +202,16 @@ def run_demo(settings: Settings) -> int:
 
     The data is in a temporary folder, which is deleted at the end, unless `settings` name a data folder.
     """
+    from pigeonpost.server.demo_trials import NODE, DemoTrials
+    from pigeonpost.views.demo_page import DemoPage
+
     folder = settings["server", "data"] or tempfile.mkdtemp(prefix="pigeonpost-demo-")
-    demo = DemoNode(folder)
+    demo = DemoTrials(folder)
     try:
         web = _web_addresses(settings)
         if settings.origin("web", "listen") == "default" and not _is_free(web[0]):
             web = [(web[0][0], 0)]
-        return Server(settings, folder, [("demo", demo.start())], web).run(demo)
+        return Server(settings, folder, [(NODE, demo.start())], web, DemoPage(demo)).run()
     finally:
         demo.stop(2.0)
         if not settings["server", "data"]:
@@ -219,8 +222,9 @@ class Server:
     """A server with all its components."""
 
     def __init__(
-        self, settings: Settings, data: str, nodes: Sequence[tuple[str, tuple[str, int]]], web: list[tuple[str, int]]
-    ) -> None:
+        self, settings: Settings, data: str, nodes: Sequence[tuple[str, tuple[str, int]]], web: list[tuple[str, int]],
+        demo: DemoPage | None = None,
+    ) -> None:  # fmt: skip
         """Create all components without starting them.
 
         Args:
@@ -228,12 +232,13 @@ class Server:
             data: Data folder.
             nodes: Name (or an empty string) and address of each node to collect from.
             web: Addresses of the web interface.
+            demo: Page of a demonstration, or None.
         """
         close_to_others(data)
         self._lock = lock_data_dir(os.path.join(data, SERVER_LOCK))
         name, clock = settings["server", "name"] or own_name(), Clock()
-        self._running_file = os.path.join(data, RUNNING)
-        self._control = secrets.token_urlsafe(24)
+        self._running_file, self._demo = os.path.join(data, RUNNING), demo
+        self._control, self._collecting = secrets.token_urlsafe(24), False
         faults, throttle = Faults(), LoginThrottle(clock)
         store = open_despite_damage(settings, data, faults)
         csv = CsvLog(data, store, clock, LogLimits(settings["store", "log_days"], settings["store", "log_mib"]),
@@ -267,7 +272,6 @@ class Server:
                 link.start()
             return link
 
-        self._collecting = False
         for expected, address in nodes:
             collect(expected, address)
         unnumbered_sources.expect_known()
@@ -283,8 +287,11 @@ class Server:
         self.app = self._web_context(context, csv, check, parts, quality, alerts.engine)
         endpoints = [one for transport in transports.values() for one in transport.endpoints]
         self._tls = _tls(settings)
-        self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], compat_pages())
+        self.web = WebInterface(web, self.app, None, endpoints, self._tls, settings["web", "plain"], self._pages())
         self._running = Lifecycle(self._components(store, csv, ingestor, maintenance, check, parts))
+
+    def _pages(self) -> list[Route]:
+        return [*compat_pages(), *(self._demo.routes if self._demo else ())]
 
     def _web_context(
         self,
@@ -305,7 +312,7 @@ class Server:
             disk=DiskUsageMonitor(data, clock), faults=faults, throttle=context.throttle, transports=parts,
             names=settings["web", "names"], names_origin=names_origin(settings), proxies=settings["web", "proxies"],
             prefix=settings["web", "prefix"], rules=alert_rules(settings), admin=_make_admin(context), check=check,
-            notifier=parts.get("watch"),
+            notifier=parts.get("watch"), more=[self._demo.link] if self._demo else [],
         )  # fmt: skip
 
     def _components(
@@ -333,18 +340,15 @@ class Server:
             LifecycleComponent("control", self._write_running_file, self._delete_running_file),
         ]
 
-    def run(self, demo: DemoNode | None = None) -> int:
+    def run(self) -> int:
         """Start all components, print the addresses of the web interface, wait for the end, and stop them.
-
-        Args:
-            demo: The simulated node of a demonstration, or None.
 
         Returns:
             The exit status.
         """
-        return self._running.run(lambda: self._report_ready(demo))
+        return self._running.run(self._report_ready)
 
-    def _report_ready(self, demo: DemoNode | None) -> None:
+    def _report_ready(self) -> None:
         app = self.app
         log.info(
             "server %s: collects from %s; data folder %s",
@@ -352,10 +356,10 @@ class Server:
             counted(sum(not link.state.calls_in for link in app.links), "node"),
             app.data,
         )
-        if demo is not None:
+        if self._demo is not None:
             log.info("demonstration: node `demo` has simulated readings of a chip and real readings of this computer")
         for scheme, host, port in self.web.urls:
-            for line in _page_addresses(scheme, host, port, self.web.first_key):
+            for line in page_addresses(scheme, host, port, self.web.first_key):
                 print(f"the page is at {line}", flush=True)
         if self._tls is not None:
             log.info("SHA-256 fingerprint of the certificate: %s", self._tls.fingerprint)
@@ -476,27 +480,6 @@ def _is_free(address: tuple[str, int]) -> bool:
     except OSError:
         return False
     return True
-
-
-def _page_addresses(scheme: str, host: str, port: int, first_key: str) -> list[str]:
-    """Return the URLs for a browser on this machine and, if the web interface is open to the network, on others.
-
-    `first_key` is the one-time key, which is part of each URL; it is empty if a password is set. Without the key, a
-    browser on this machine has only read access, and a browser on another machine has no access.
-    """
-    key = f"?key={first_key}" if first_key else ""
-    if host not in ("0.0.0.0", "::"):
-        return [f"{scheme}://{join_address(host, port)}/{key}"]
-    found = [f"{scheme}://127.0.0.1:{port}/{key}"]
-    network_address = own_address()
-    if is_named_by_id():  # a container in its own network does not know the address of its host
-        found.append(
-            f"{scheme}://HOST:PORT/{key} (from another machine: HOST is the container host, PORT the published port)"
-        )
-    elif network_address:
-        once = " (from another machine; the key admits one browser)" if key else ""
-        found.append(f"{scheme}://{join_address(network_address, port)}/{key}{once}")
-    return found
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class WebContext(NamedTuple):
         alerts: Active alerts and all alert rules; None if no channel is set.
         admin: Component that renames, retires and relabels nodes; None if this is not allowed.
         notifier: Component that sends alerts and reports; None if there is no recipient.
+        more: Further pages that the dashboard links to, each with its path and the text of the link.
     """
 
     name: str
@@ -96,6 +97,7 @@ class WebContext(NamedTuple):
     admin: NodeAdmin | None = None
     calibrations: Calibrations | None = None
     notifier: Notifier | None = None
+    more: Sequence[tuple[str, str]] = ()
 
     def timelines(self, node: str) -> Timelines:
         """Return the calibrated sensors of `node`."""

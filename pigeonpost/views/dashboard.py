@@ -52,6 +52,7 @@ def front(context: RequestContext) -> Response:
         integrations_notice(context),
         server_buttons(context, snapshot, listed.nodes, query),
         key_notice(context),
+        *(Html('<p class="notice"><a href="{}">{}</a></p>').format(*link) for link in context.app.more),
         _FIRST_STEPS if not snapshot.nodes else "",
         node_search(listed, query),
         cards_section(cards, zone_minutes(snapshot.now_ms), _names(listed) if listed.is_paged else ()),
@@ -178,6 +179,7 @@ def _front_text(context: RequestContext, snapshot: StatusSnapshot, listed: NodeL
         f"Last ten samples:      curl {site}/log",
         f"Log of this run:       curl -O {site}/log.csv",
     ]
+    lines += [f"{text.partition(':')[0] + ':':<23}curl {site}{path}" for path, text in context.app.more]
     lines += [f"A node in detail:      curl {site}/nodes/{node.name}" for node in listed.nodes[:1] if node.name]
     return "\n".join(lines) + "\n"
 

@@ -78,6 +78,9 @@ class SqliteStore(Store):
         folder: Data folder that contains the file.
         look_only: True to change nothing and create no file. For use while a server is running.
 
+    Attributes:
+        on_begin: Called with the connection in each transaction that writes. The demonstration fills the disk here.
+
     Raises:
         SettingsError: The file was written by a newer program, or the SQLite library is too old.
         StoreDamaged: The file cannot be opened, or is not a store of this program. A damaged file that can be opened
@@ -87,6 +90,7 @@ class SqliteStore(Store):
 
     description = f"SQLite, {DATABASE} in the data folder"
     is_checked = True
+    on_begin: Callable[[sqlite3.Connection], object] = staticmethod(lambda db: None)
     _filed: int | None  # the last filing number in use; None if it must be read first
 
     def __init__(self, folder: str, look_only: bool = False) -> None:
@@ -168,6 +172,7 @@ class SqliteStore(Store):
             self._db.execute("BEGIN IMMEDIATE")
             self._marks.begin()
             try:
+                self.on_begin(self._db)
                 yield {key: mark for key in epochs if (mark := queries.mark(self._db, *key))}
                 self._db.execute("COMMIT")
             except BaseException:

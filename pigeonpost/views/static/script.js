@@ -5,7 +5,7 @@
   // The page "exited" is the response to a form. Without this, a reload would send the form again, to the next server.
   if (document.querySelector("[data-home]")) history.replaceState(null, "", document.querySelector(".brand").href);
   if (!document.body.dataset.now) return;
-  const FRESH_MS = 5000, CHARTS_MS = 15000;
+  const FRESH_MS = Number(document.querySelector("[data-fresh]")?.dataset.fresh ?? 5000), CHARTS_MS = 15000;
 
   // Show new values in the elements of the page that display them. The server has formatted them: "23.4 °C".
   function show(samples) {

@@ -72,17 +72,21 @@ class DemoCount:
         self._last: SampleCount | None = None
         self._until_s = 0.0
 
-    def count(self, store: Store, node: str, is_new: bool = False) -> SampleCount:
-        """Return the numbers of samples.
+    def forget(self) -> None:
+        """Discard the last count, because something has changed."""
+        with self._lock:
+            self._last = None
+
+    def count(self, store: Store, node: str) -> SampleCount:
+        """Return the numbers of samples, counted now or a short time ago.
 
         Args:
             store: The store with the raw values.
             node: Current name of the node.
-            is_new: True to count now, even if the last count is recent.
         """
         with self._lock:
             began_s = self._clock.monotonic()
-            if self._last is None or is_new or began_s >= self._until_s:
+            if self._last is None or began_s >= self._until_s:
                 self._last = self._count(store, node)
                 now_s = self._clock.monotonic()
                 self._until_s = now_s + max(_FRESH_S, _REST * (now_s - began_s))

@@ -85,6 +85,7 @@ class DemoPage:
             self._verified = self._verify(context)
         else:
             raise HTTPError(404, "The demonstration has no such action.", "demo")
+        trials.samples.forget()
         return see_other(PATH)
 
     def _reconnect(self, context: RequestContext) -> None:
@@ -94,13 +95,14 @@ class DemoPage:
             if isinstance(link, TcpServerTransport) and link.state.address == join_address(*address):
                 link.move(address)
 
-    def _count(self, context: RequestContext, is_new: bool = False) -> SampleCount:
+    def _count(self, context: RequestContext) -> SampleCount:
         node = context.app.ingestor.names.current(NODE)
-        return self._trials.samples.count(raw_store(context.app.store), node, is_new)
+        return self._trials.samples.count(raw_store(context.app.store), node)
 
     def _verify(self, context: RequestContext) -> str:
         app = context.app
-        count = self._count(context, is_new=True)
+        self._trials.samples.forget()
+        count = self._count(context)
         found = list(faults(raw_store(app.store), app.data))
         now_ms = app.clock.wall_ms()
         result = "; ".join(found) if found else "none"

@@ -236,6 +236,10 @@ PLAYS = {
             "docker compose exec server": Step(skip="tests/install/test_containers.py runs a similar command"),
         },
     ),
+    "docs/monitoring.md": Play(
+        setup=_COLLECTING,
+        steps={"api-token prometheus": Step(shows=r"^\S{32,}$")},
+    ),
     "docs/scale.md": Play(
         steps={
             "apt install postgresql": Step(skip="needs a mirror: .ci/run installs it for tests/libraries"),

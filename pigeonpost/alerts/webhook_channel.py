@@ -26,7 +26,7 @@ ANSWER_S = 20.0  # time limit for the response of the web server
 _TEMPORARY = (408, 425, 429)
 _MOVED = (301, 302, 303, 307, 308)
 _ANSWER_BYTES = 64 << 10  # maximum length of a service's answer about an error
-_HIDDEN_FROM = 4  # characters: a shorter part of a URL is not hidden in the words of a service
+_HIDDEN_FROM = 4  # characters: a shorter text is not hidden in the words of a service
 
 
 class WebhookChannel(AlertChannel):
@@ -85,9 +85,10 @@ class WebhookChannel(AlertChannel):
     def _words(self, status: int, reply: Reply) -> str:
         """Return the text about an answer, without the secrets of this channel, which a service may repeat."""
         words = reply.words
-        secrets = [self._channel.token, *self._channel.headers.values(), self._channel.url.target]
-        secrets += self._channel.url.target.replace("?", "/").split("/")
-        for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        channel, url = self._channel, self._channel.url
+        secrets = [channel.token, channel.topic, *channel.headers.values(), url.authorization.removeprefix("Basic ")]
+        secrets += [url.target, *url.target.replace("?", "/").split("/")]
+        for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= _HIDDEN_FROM:
                 words = words.replace(secret, HIDDEN)
         said = f"{self.place}: the response has the status {status}{words and f': {words}'}"

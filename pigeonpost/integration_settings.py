@@ -42,8 +42,8 @@ INTEGRATIONS = (
     Setting("home_assistant", "discovery", switch, False,
             "show all nodes and sensors in Home Assistant, through the broker of [mqtt]"),
     Setting("home_assistant", "controls", switch, False,
-            "Home Assistant, and every client of the broker that may publish, can switch nodes on and off and change"
-            " their settings"),
+            "Home Assistant, and every client of the broker that may publish, can switch the sampling of nodes on and"
+            " off"),
     Setting("home_assistant", "prefix", matching(_is_topic, "a topic such as homeassistant"), "homeassistant",
             "first part of the discovery topics, as in Home Assistant's MQTT settings"),
     Setting("home_assistant", "url", matching(_url_or_none, _URL_TAKES), "",

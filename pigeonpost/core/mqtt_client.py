@@ -66,6 +66,7 @@ class MqttConnection:
         session: Name of this client, instead of `name` and random digits: the broker keeps its subscriptions, and the
             messages with QoS 1 that arrive while it is not connected (MQTT 3.1.1, section 3.1.2.4). Only with
             `is_mqtt_3`.
+        will: Topic and payload of a retained message that the broker publishes when this connection is lost.
         where: Beginning of error texts about the settings.
         on_published: Called in paho's thread when the broker has answered a published message, with the number of the
             message and the reason why the broker refused it, which is empty if it accepted it. Only paho 2 with MQTT 5
@@ -86,7 +87,7 @@ class MqttConnection:
         self, settings: MqttSettings, name: str, topics: Sequence[str], on_message: Callable[[str, bytes], Any],
         on_change: Callable[[], Any] = lambda: None, *, on_retained: Callable[[str, bytes], Any] | None = None,
         is_mqtt_3: bool = False, keepalive_s: int = KEEPALIVE_S, session: str = "", where: str = "[mqtt]",
-        on_published: Callable[[int, str], Any] | None = None,
+        will: tuple[str, bytes] | None = None, on_published: Callable[[int, str], Any] | None = None,
     ) -> None:  # fmt: skip
         self.connected = False
         self._address = broker_address(settings)
@@ -103,6 +104,8 @@ class MqttConnection:
         self.stopping = threading.Event()
         client_name = session or f"{name}-{os.urandom(4).hex()}"
         self._paho, self._client = _client(settings, client_name, is_mqtt_3, bool(session), where)
+        if will is not None:
+            self._client.will_set(*will, QOS, retain=True)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_connect_fail = self._on_connect_fail
@@ -142,18 +145,19 @@ class MqttConnection:
         ending.join(limit_s)
         return f"the broker at {self.place} does not accept data" if ending.is_alive() else None
 
-    def publish(self, topic: str, payload: bytes, *, is_retained: bool = False) -> int:
+    def publish(self, topic: str, payload: bytes, *, is_retained: bool = False, qos: int = QOS) -> int:
         """Queue `payload` for `topic`. paho's thread sends it. Any thread may call this; it does not block.
 
         Args:
             topic: The topic.
             payload: The payload.
-            is_retained: True if the broker keeps the message for later subscribers.
+            is_retained: True if the broker keeps the message for later subscribers. An empty payload deletes it.
+            qos: 1 to send it again after the connection was lost, until the broker acknowledges it; 0 to lose it then.
 
         Returns:
             The number of the message, for `on_published`, which may be called before this method returns.
         """
-        number: int = self._client.publish(topic, payload, QOS, is_retained).mid
+        number: int = self._client.publish(topic, payload, qos, is_retained).mid
         return number
 
     # Callbacks of paho. The number of arguments depends on the callback interface of paho and on the version of MQTT. A

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.core.errors import MissingLibrary
+from pigeonpost.core.errors import MissingLibrary, SettingsError
 from pigeonpost.transports.registry import without_library
 
 if TYPE_CHECKING:
@@ -50,7 +50,26 @@ def _forwarders(context: ServerContext) -> Mapping[str, Transport]:
     return forwarder.make(context)
 
 
+def _home_assistant(context: ServerContext) -> Mapping[str, Transport]:
+    from pigeonpost.integrations import home_assistant_discovery
+
+    if not context.settings["home_assistant", "discovery"]:
+        raise SettingsError("[home_assistant] url requires discovery = true, which publishes the entities")
+    discovery = home_assistant_discovery.make(context)
+    if not context.settings["home_assistant", "url"]:
+        return {"home_assistant": discovery}
+    from pigeonpost.integrations import home_assistant_statistics
+
+    statistics = home_assistant_statistics.make(context, discovery)
+    return {"home_assistant": discovery, "home_assistant_statistics": statistics}
+
+
 INTEGRATIONS: tuple[IntegrationEntry, ...] = (
+    IntegrationEntry(
+        "home_assistant",
+        lambda settings: settings["home_assistant", "discovery"] or settings["home_assistant", "url"],
+        _home_assistant,
+    ),
     IntegrationEntry("devices", lambda settings: bool(settings.tables.get("device")), _devices),
     IntegrationEntry("heartbeat", lambda settings: bool(settings["heartbeat", "url"]), _heartbeat),
     IntegrationEntry("forward", lambda settings: bool(settings.tables.get("forward")), _forwarders),

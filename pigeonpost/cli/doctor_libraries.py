@@ -55,6 +55,9 @@ def check_libraries(settings: Settings, program: str, service: Service | None) -
         if (program == "server" or table == "mqtt") and settings[table, key]:
             for finding in check_library(library, service):
                 yield finding._replace(about=f"[{table}] {key}: {finding.about}")
+    if program == "server" and settings.tables.get("device") and not settings["mqtt", "host"]:
+        for finding in check_library(PAHO, service):
+            yield finding._replace(about=f"[[device]]: {finding.about}")
 
 
 def check_library(library: Library, service: Service | None) -> Iterator[Finding]:

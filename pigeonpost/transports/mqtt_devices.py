@@ -117,6 +117,7 @@ class MqttDevice:
         self.topics = [*self._names, *self._wild]
         self.availability = availability_topics(self._preset, device) if self._preset else []
         self._last: dict[str, tuple[int, int | None]] = {}  # hash and time of the last message with a time, by topic
+        self._offline: dict[str, bool] = {}  # by availability topic
         self._is_awake = not any(entry["sleeps"] for entry in self._chosen.values())
         self.stored = self.refused = 0
         self.success_ms: int | None = None
@@ -126,17 +127,21 @@ class MqttDevice:
         """Return True if messages on `topic` contain values of this device."""
         return topic in self._names or any(_component(wild, topic) for wild in self._wild)
 
-    def reports_offline(self, message: Message) -> bool | None:
-        """Return True if an availability message reports that the device is offline, False if online, else None.
+    def record_availability(self, topic: str, payload: bytes) -> str | None:
+        """Record an availability message, and return the topic that reports the device as offline, or an empty string.
 
-        Devices with a battery are offline between two messages, so this is ignored until a value has arrived that only
-        devices with a permanent connection publish.
+        The result is None if the message changes nothing. Devices with a battery are offline between two messages, so
+        `offline` is ignored until a value has arrived that only devices with a permanent connection publish.
 
         Args:
-            message: The message.
+            topic: Topic of the message, one of `availability`.
+            payload: The message.
         """
-        is_online = message.availability()
-        return None if is_online is None or not (is_online or self._is_awake) else not is_online
+        is_online = Message(payload).availability()
+        if is_online is None or not (is_online or self._is_awake):
+            return None
+        self._offline[topic] = not is_online
+        return next((one for one, is_offline in self._offline.items() if is_offline), "")
 
     def read(self, topic: str, payload: bytes, now_ms: int) -> ExternalReading | None:
         """Return the reading in a message, or None if it contains no value or repeats the last message with its time.
@@ -274,14 +279,14 @@ class MqttDevicesTransport(Transport):
             self._on_message(topic, payload)
 
     def _record_availability(self, device: MqttDevice, topic: str, payload: bytes) -> None:
-        is_offline = device.reports_offline(Message(payload))
+        offline = device.record_availability(topic, payload)
         state, clock = self._context.unnumbered_sources.find(device.name), self._context.clock
-        if state is None or is_offline is None:
+        if state is None or offline is None:
             return
-        if is_offline:
+        if offline:
             if state.connected:
                 state.since_ms = clock.wall_ms()
-            state.connected, state.fault = False, f"the device is offline, according to {topic}"
+            state.connected, state.fault = False, f"the device is offline, according to {offline}"
         else:
             state.record_contact(clock.wall_ms(), clock.monotonic())
 

@@ -252,6 +252,8 @@ class Nodes(Case):
         for words, remedy in (("mqtt. host", "python3-paho-mqtt"), ("redis. url", "python3-redis"),
                               ("store. postgres", "python3-psycopg")):  # fmt: skip
             self.assert_wrong(findings, f"{words}: the Python module", f"apt install {remedy}")
+        device = '[[device]]\nname = "kitchen"\npreset = "tasmota"\nhost = "127.0.0.1"\n'
+        self.assert_wrong(self.server(device), r"\[\[device\]\]: the Python module paho", "python3-paho-mqtt")
         self.patch(sys, "prefix", "/an/environment")
         self.assert_wrong(self.server(tables), "store. postgres", r"-m pip install 'psycopg\[binary\]'")
 

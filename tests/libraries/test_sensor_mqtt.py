@@ -10,6 +10,7 @@ from unittest import mock
 from pigeonpost.core.errors import SensorError
 from pigeonpost.sensors import mqtt
 from tests.libraries import Broker, need_broker, paho
+from tests.sensors.test_mqtt_presets import TASMOTA
 from tests.support import LIMIT_S, Program, Talk, free_port, samples_of, temp_folder, wait_until
 
 ZIGBEE = b'{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.43,"update":{"state":"idle"}}'
@@ -68,6 +69,27 @@ class DeviceTest(Case):
         self.publish(broker, "zigbee2mqtt/kitchen", ZIGBEE)
         self.publish(broker, "zwave/attic/49/0/Air_temperature", b"-3.25")
         self.wait_for(source, {"kitchen": 21.43, "humidity": 48.2, "cellar": 9.5, "attic": -3.25})
+
+    def test_presets_read_each_firmware_and_its_availability(self):
+        for preset, device, topic, payload, availability, words in (
+            ("zigbee2mqtt", "kitchen", "zigbee2mqtt/kitchen", ZIGBEE, "zigbee2mqtt/kitchen/availability",
+             (b'{"state":"offline"}', b'{"state":"online"}')),
+            ("tasmota", "desk", "tele/desk/SENSOR", TASMOTA, "tele/desk/LWT", (b"Offline", b"Online")),
+            ("esphome", "porch", "porch/sensor/temperature/state", b"21.43", "porch/status", (b"offline", b"online")),
+            ("shelly", "s", "s/status/temperature:0", b'{"id":0,"tC":21.43,"tF":70.6}', "", ()),
+        ):  # fmt: skip
+            with self.subTest(preset):
+                broker = self.broker().start()
+                source = self.source(broker.port, {"temperature": {}}, preset=preset, device=device)
+                self.wait_for_words(source, "^stale: no message on ", "temperature")
+                self.publish(broker, topic, payload)
+                value = 21.5 if preset == "tasmota" else 21.43
+                self.wait_for(source, {"temperature": value})
+                if availability:
+                    self.publish(broker, availability, words[0], retain=True)
+                    self.wait_for_words(source, f"^the device is offline, according to {availability}$", "temperature")
+                    self.publish(broker, availability, words[1], retain=True)
+                    self.wait_for(source, {"temperature": value})
 
     def test_values_in_several_messages_between_two_readings_are_read(self):
         broker = self.broker().start()

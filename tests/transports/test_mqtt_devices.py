@@ -154,6 +154,22 @@ class AvailabilityTest(Case):
         self.publish(topic, b'{"state":"online"}')
         self.assertEqual((self.state().connected, self.state().fault), (True, ""))
 
+    def test_device_is_offline_if_one_of_its_topics_reports_it(self):
+        self.server(KITCHEN)
+        own, bridge = "zigbee2mqtt/kitchen/availability", "zigbee2mqtt/bridge/state"
+        self.publish(own, b'{"state":"offline"}', retain=True)
+        self.publish(bridge, b'{"state":"online"}', retain=True)
+        self.assertEqual(
+            (self.state().connected, self.state().fault), (False, f"the device is offline, according to {own}")
+        )
+        self.publish(bridge, b'{"state":"offline"}')
+        self.publish(own, b'{"state":"online"}')
+        self.assertEqual(
+            (self.state().connected, self.state().fault), (False, f"the device is offline, according to {bridge}")
+        )
+        self.publish(bridge, b'{"state":"online"}')
+        self.assertEqual((self.state().connected, self.state().fault), (True, ""))
+
     def test_sleeping_device_stays_connected(self):
         self.server('[[device]]\nname = "s"\npreset = "shelly"\n')
         self.publish("s/events/rpc", SHELLY_HT)

@@ -2,7 +2,8 @@
 
 The database itself tells what is stored, so no crash can separate the readings from the record of them. Only a reading
 at or before the newest one of its node can be a repeat, so a live reading needs no query. A reading that a client has
-sent with an id gets the time of its first request again (see reading_ids).
+sent with an id gets the time of its first request again (see reading_ids). A new id with a time at which another value
+is stored is another reading: it gets the next free millisecond.
 
 Any thread may use it. `_stripes` guard the nodes: the lock of a node is held from the query to the end of the commit,
 so the same reading in two requests at the same time is found too. Two servers with one PostgreSQL database do not see
@@ -33,10 +34,14 @@ if TYPE_CHECKING:
     from pigeonpost.storage.contract import Store
     from protocol import Number
 
+    _Taken = dict[int, dict[str, Number | None]]  # values by time and sensor
+
 AHEAD_MS = 86_400_000  # a time further in the future than this is an error of the client's clock or of its unit
 _STRIPES = 64  # locks; nodes that share one wait for each other
 _MOST_TIMES, _MOST_CHANNELS = 10_000, 256  # nodes in the two caches
 _RANGE_MS = 3_600_000  # late readings closer than this are looked up together: the database keeps an hour together
+_AHEAD = 100  # milliseconds that are read together when a free one is searched
+_NOTHING: Mapping[str, object] = {}
 _FAILED = "the client reports that this sensor failed"
 
 
@@ -166,13 +171,14 @@ class TimedReadings:
             if time_ms is None:
                 time_ms = times.get(reading.id)  # the same id earlier in this request
             if time_ms is None:
-                while not taken.get(now_ms, _NO_NAMES).isdisjoint(reading.values):
+                while not reading.values.keys().isdisjoint(taken.get(now_ms, _NOTHING)):
                     now_ms += 1
                 time_ms = now_ms
             if reading.id and reading.id not in times:
+                time_ms = self._free_ms(node, reading, time_ms, taken)
                 times[reading.id] = time_ms
                 plan.ids.append((reading.id, time_ms))
-            plan.add(reading, time_ms, taken.setdefault(time_ms, set()))
+            plan.add(reading, time_ms, taken.setdefault(time_ms, {}))
         if plan.samples:
             if len(self._newest_ms) >= _MOST_TIMES:
                 self._newest_ms.clear()
@@ -186,15 +192,29 @@ class TimedReadings:
             found = last[0].time_ms if last else FIRST_MS
         return found
 
-    def _stored(self, node: str, times: Sequence[int]) -> dict[int, set[str]]:
-        """Return the sensors with a stored reading at each of `times`, which are sorted."""
-        found: dict[int, set[str]] = {time_ms: set() for time_ms in times}
+    def _free_ms(self, node: str, reading: TimedReading, time_ms: int, taken: _Taken) -> int:
+        """Return the first time from `time_ms` on at which no other value is stored for a sensor of `reading`.
+
+        An equal value is a repeat whose id has been forgotten.
+        """
+        while (at_time := taken.get(time_ms)) and any(
+            at_time.get(name, value) not in (value, None) for name, value in reading.values.items()
+        ):
+            time_ms += 1
+            if time_ms not in taken:
+                taken.update(self._stored(node, range(time_ms, time_ms + _AHEAD)))
+        return time_ms
+
+    def _stored(self, node: str, times: Sequence[int]) -> _Taken:
+        """Return the stored values at each of `times`, which are sorted."""
+        found: _Taken = {time_ms: {} for time_ms in times}
         start = 0
         for place in range(1, len(times) + 1):
             if place == len(times) or times[place] - times[place - 1] > _RANGE_MS:
                 for _, _, batch in self._ingestor.stored_batches(node, times[start], times[place - 1] + 1):
-                    for time_ms in found.keys() & set(batch.times):
-                        found[time_ms].update(batch.values)
+                    for place_in_batch, time_ms in enumerate(batch.times):
+                        if (at_time := found.get(time_ms)) is not None:
+                            at_time.update((name, column[place_in_batch]) for name, column in batch.values.items())
                 start = place
         return found
 
@@ -235,9 +255,6 @@ class TimedReadings:
         self._uncertain.update((node, new))
 
 
-_NO_NAMES: frozenset[str] = frozenset()
-
-
 class _Plan:
     """Samples to store for one node.
 
@@ -255,8 +272,8 @@ class _Plan:
         self.ids: list[tuple[str, int]] = []
         self.stored = self.repeated = 0
 
-    def add(self, reading: TimedReading, time_ms: int, taken: set[str]) -> None:
-        """Add the values of `reading` that are not in `taken`, the sensors with a value at `time_ms`."""
+    def add(self, reading: TimedReading, time_ms: int, taken: dict[str, Number | None]) -> None:
+        """Add the values of `reading` whose sensors are not in `taken`, the values at `time_ms`."""
         new = reading.values if not taken else {
             name: value for name, value in reading.values.items() if name not in taken
         }  # fmt: skip

@@ -326,6 +326,23 @@ PLAYS = {
             "/healthz": Step(shows="ok"),
         },
     ),
+    "docs/other-devices.md": Play(
+        setup=_COLLECTING,
+        steps={
+            "api-token devices": Step(
+                shows=r"^\S{32,}$", then="python3 control.py api-token curl --role writer > /home/pi/token; sleep 0.1"),
+            '-d \'{"node"': Step(shows='{"stored":1,"repeated":0}'),
+            "@readings.json": Step(
+                first="""echo '[{"node": "attic", "values": {"t": 1}, "id": 1}]' > readings.json""",
+                shows='{"stored":1,"repeated":0}'),
+            "/proc/loadavg": Step(runs="wait in the queue", then="until python3 control.py status | grep shed; do sleep 0.1; done"),
+            "--value 3.2": Step(),
+            "install -D": Step(skip="the machine has no 1-wire sensor"),
+            "pigeonpost-client.service": Step(skip="the machine has no 1-wire sensor"),
+            "enable --now pigeonpost-client": Step(skip="the machine has no 1-wire sensor"),
+            "api/v2/write": Step(),
+        },
+    ),
     "docs/coming-from-file-drop.md": Play(
         setup=_FILES_TO_SEND,
         environment={"PIGEONPOST_PI_ID": "10000000a1b2c3d4"},

@@ -164,6 +164,21 @@ class Repeated(InCase):
         self.assertLessEqual(self.stored()[0][0], first_ms)
         self.assertEqual(self.post(content)[1], {"stored": 0, "repeated": 1})
 
+    def test_readings_with_other_ids_at_one_time_are_stored(self):
+        content = [reading(n % 3, id=n) for n in range(6)]
+        self.assertEqual(self.post(content[:2])[1], {"stored": 2, "repeated": 0})
+        self.again()
+        self.assertEqual(self.post(content[2])[1], {"stored": 1, "repeated": 0})
+        values = [(WALL_MS + n, {"temperature": n}) for n in range(3)]
+        self.assertEqual(self.stored(), values)
+        self.assertEqual(self.post(content[:3])[1], {"stored": 0, "repeated": 3})
+        self.assertEqual(self.post(reading(0, id="forgotten"))[1], {"stored": 0, "repeated": 1})
+        self.assertEqual(self.stored(), values)
+
+    def test_repeated_id_with_another_time_is_not_stored_again(self):
+        self.post(reading(id="a"))
+        self.assertEqual(self.post(reading(3, WALL_MS + 5000, id="a"))[1], {"stored": 0, "repeated": 1})
+
     def test_readings_without_times_are_never_repeats(self):
         content = [{"node": "shed", "values": {"a": n}} for n in range(3)]
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""deploy/client/client.py and a server that are killed at any time: each reading in its queue is stored exactly once."""
+"""deploy/client/client.py and a server that are killed at any time: each queued reading is stored exactly once."""
 
 import collections
 import contextlib

@@ -330,7 +330,8 @@ PLAYS = {
         setup=_COLLECTING,
         steps={
             "api-token devices": Step(
-                shows=r"^\S{32,}$", then="python3 control.py api-token curl --role writer > /home/pi/token; sleep 0.1"),
+                shows=r"^\S{32,}$",
+                then="python3 control.py api-token curl --role writer > /home/pi/token; sleep 0.1"),
             '-d \'{"node"': Step(shows='{"stored":1,"repeated":0}'),
             "@readings.json": Step(
                 first="""echo '[{"node": "attic", "values": {"t": 1}, "id": 1}]' > readings.json""",

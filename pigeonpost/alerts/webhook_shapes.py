@@ -263,14 +263,15 @@ def read_reply(channel: HttpChannel, status: int, body: bytes) -> Reply:
     if not said and channel.shape == "slack":
         words = body.decode("utf-8", "replace")
     if channel.shape == "telegram" and status == 400:
-        if isinstance(moved := parameters.get("migrate_to_chat_id"), int):
+        moved = parameters.get("migrate_to_chat_id")
+        if isinstance(moved, int) and -(1 << 63) <= moved < 0:
             keys = f'chat = "{moved}"'
         elif "chat" in words:
             keys = "chat: write to the bot, or add it to the group, before it can send messages there"
     verb = "set" if keys.startswith("chat =") else "check"
     remedy = f"{verb} {channel.where} {keys}" if keys else ""
     pause_s = parameters.get("retry_after")
-    is_number = isinstance(pause_s, int | float) and not isinstance(pause_s, bool)
+    is_number = isinstance(pause_s, int | float) and not isinstance(pause_s, bool) and pause_s >= 0  # not NaN
     return Reply(_one_line(words), remedy, pause_s if is_number else None)
 
 

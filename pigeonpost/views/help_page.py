@@ -37,7 +37,7 @@ _MANUAL = (
     ("sensors.md", "Sensors: chips, commands, services, formulas, limits"),
     ("settings.md", "Settings of both programs"),
     ("data.md", "Back up, restore, import and export the data"),
-    ("alerts.md", "Alerts by e-mail and webhook, reports"),
+    ("alerts.md", "Alerts by e-mail, on a phone or in a chat; reports"),
     ("web.md", "Pages, JSON API, metrics, users and permissions"),
     ("limits.md", "Limits, with their reasons"),
 )

@@ -219,6 +219,8 @@ class Answers(ShapeCase):
             ("discord", Refusal(429, {**limited, "retry_after": 1e99}), 86_400),
             ("discord", Refusal(429, {**limited, "retry_after": "x"}), None),
             ("discord", Refusal(429, {**limited, "retry_after": True}), None),
+            ("discord", Refusal(429, {**limited, "retry_after": float("nan")}), None),
+            ("discord", Refusal(429, {**limited, "retry_after": -1}), None),
             ("slack", Refusal(429, "rate_limited", Retry_After="30"), 30),
             ("ntfy", Refusal(429, {"code": 42901}), None),
         ):  # fmt: skip

@@ -5,6 +5,7 @@ import os
 import unittest
 
 from tests.alerts.fake_servers import Hook, serve, serve_mail
+from tests.alerts.fake_services import Ntfy, Refusal
 from tests.page_support import control_here, for_class, use_memory_disk
 from tests.support import temp_folder
 from tests.views.test_alerts_page import PageCase
@@ -72,6 +73,19 @@ class TestMessages(unittest.TestCase):
         status, _, told = self.run_it("test", "pager")
         words = "control.py: there is no channel 'pager'; the channels are: a@example.org, webhook"
         self.assertEqual((status, told.strip()), (1, words))
+
+    def test_channel_of_a_table_is_chosen_by_its_name(self):
+        fake = Ntfy(self)
+        table = f'[[channel]]\nname = "phone"\nshape = "ntfy"\nurl = "{fake.url}/home"\n'
+        for arguments, lines in (((), 3), (("phone",), 1)):
+            status, said, _ = self.run_it("test", *arguments, more=table)
+            self.assertEqual((status, len(said.splitlines())), (0, lines))
+            self.assertEqual(said.splitlines()[-1], "phone: accepted by the ntfy at 127.0.0.1")
+        self.assertEqual([one["title"] for one in fake.received], ["Test message of home"] * 2)
+        fake.answers.append(Refusal(401, {"error": "unauthorized"}))
+        status, said, _ = self.run_it("test", "phone", more=table)
+        words = "phone: ntfy at 127.0.0.1: the response has the status 401: unauthorized; check [[channel]] phone token"
+        self.assertEqual((status, said.startswith(words)), (1, True), said)
 
     def test_settings_without_a_channel_are_an_error(self):
         status, _, told = control_here("--data", self.data, "alerts", "test")

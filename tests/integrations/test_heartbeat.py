@@ -194,11 +194,20 @@ class Threads(HeartbeatCase):
 class Storing(IngestCase):
     """The heartbeat of a server whose writer thread hangs, or cannot store samples."""
 
+    @classmethod
+    def setUpClass(cls):
+        cls.service = Healthchecks(for_class(cls))
+
     def setUp(self):
         super().setUp()
-        self.part = part_for("http://h/x", self.ingestor)
+        self.part = part_for(f"{self.service.url}/{self.service.uuid}", self.ingestor)
         self.ingestor.start()
         self.addCleanup(self.ingestor.stop, LIMIT_S)
+
+    def ping(self):
+        """Return the kind of the request that is sent now."""
+        self.part.beat()
+        return self.service.pings[-1][0]
 
     def test_writer_thread_that_hangs_is_a_fault(self):
         release, entered = threading.Event(), threading.Event()
@@ -213,13 +222,13 @@ class Storing(IngestCase):
         with mock.patch.object(self.store, "put", hang):
             self.submit(batch(1, 3))
             self.assertTrue(entered.wait(LIMIT_S))
-            self.assertEqual(self.part.server_faults(), [])
+            self.assertEqual(self.ping(), "success")
             self.clock.sleep(heartbeat.HANG_S + 2)
-            self.assertEqual(len(self.part.server_faults()), 1)
+            self.assertEqual(self.ping(), "fail")
             self.assertRegex(self.part.server_faults()[0], "samples wait since 61 s: the database or its disk does not")
             release.set()
             self.assertTrue(self.answers.wait_for(lambda: self.answers.acks))
-        self.assertEqual(self.part.server_faults(), [])
+        self.assertEqual(self.ping(), "success")
 
     def test_slow_commits_of_a_busy_server_are_no_fault(self):
         for first in range(1, 40, 4):
@@ -235,6 +244,7 @@ class Storing(IngestCase):
             self.submit(batch(1, 3))
             wait_until(lambda: self.ingestor.is_blocked, "a failed commit")
             self.assertEqual(self.part.server_faults(), ["nothing can be stored: the disk is full"])
+            self.assertEqual(self.ping(), "fail")
         wait_until(lambda: self.part.server_faults() == [], "the end of the fault")
 
     def test_log_that_cannot_be_written_is_a_fault(self):

@@ -280,6 +280,11 @@ class HttpConnection:
         )
         self._link.auto_open = 0  # http.client would connect again without checking the certificate
 
+    @property
+    def is_open(self) -> bool:
+        """False before the first request, after an error, and after an answer with which the server closes it."""
+        return self._link.sock is not None
+
     def connect(self) -> None:
         """Connect, and check the server's certificate before anything is sent. Raise HttpError if that fails."""
         self.close()

@@ -82,5 +82,15 @@ class ForwardTarget:
         """
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Check that the connection of the last `send` is still open, if `again_s` is not 0.
+
+        The forwarder calls this while the target may still lose samples, about every 15 s. It also keeps the connection
+        open. By default it does nothing.
+
+        Raises:
+            NotDelivered: The connection was lost, or the target does not answer.
+        """
+
     def close(self) -> None:
         """Close the connection. Another thread may call this to end a call of `send`; a second call does nothing."""

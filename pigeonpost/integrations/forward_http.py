@@ -25,6 +25,7 @@ ANSWER_S = 30.0  # time limit for connecting, and for each part of an answer
 _ANSWER_BYTES = 65_536  # maximum length of an answer
 _SHOWN = 200  # characters of an answer in an error
 _TOO_LARGE = 413  # Content Too Large
+_AWAY = (502, 503, 504)  # the statuses of a proxy whose server does not answer
 _REFUSED = (400, _TOO_LARGE, 422)  # the statuses that are about the content; 400: Bad Request, 422: Unprocessable
 _CHECK_LOGIN = "check the token, or the user and the password"
 _REMEDIES = {401: _CHECK_LOGIN, 403: _CHECK_LOGIN, 404: "check the path of the url"}
@@ -130,6 +131,19 @@ class HttpPoster:
             raise NotDelivered(f"{self.place}: {error}") from None
         except OSError as error:  # the file of certificates
             raise NotDelivered(f"{self.place}: {error.filename or ''} {error.strerror or error}") from None
+
+    def check(self) -> None:
+        """Send a request without content on the open connection, if there is one: any answer of the server will do.
+
+        A server that closes the connection after each answer cannot be checked.
+
+        Raises:
+            NotDelivered: The connection was lost, or a proxy answers that the server is away.
+        """
+        if self._connection is not None and self._connection.is_open:
+            answer = self.request("HEAD", "/", None, {})
+            if answer.status in _AWAY:
+                raise NotDelivered(f"{self.place}: status {answer.status} {answer.reason}")
 
     def close(self) -> None:
         """Abort the request of another thread, if there is one, and refuse further ones."""

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 LONGEST_PAUSE_S = 86_400.0  # longest pause that a target may demand
 LOOK_S = 10.0  # interval between two queries for samples that other servers have stored
+CHECK_S = 15.0  # interval between two checks of the connection, while the target may lose samples
 _UNREADABLE_S = 60.0  # time after which an epoch that cannot be read is tried again
 _LONGEST_WAIT_S = 3600.0
 _MOST_HELD = 16  # samples refused one by one, without any success in this run, until the settings are doubted
@@ -112,6 +113,7 @@ class Forwarder(Transport):
         self._look_s = 0.0  # time of the next query for the marks
         self._is_begun = False
         self._success_ms: int | None = None
+        self._contact_s = 0.0  # time of the last answer of the target
         self._done = self._refused = 0
         self._held: list[tuple[ForwardBatch, str]] = []  # refused samples, while there was no success in this run
         self._set_aside: SetAside | None = None
@@ -209,6 +211,7 @@ class Forwarder(Transport):
     def _step(self) -> None:
         """Send one request, if there is something to send."""
         self._begin()
+        self._check()
         self._progress.settle()
         commits = self._take()
         if self._clock.monotonic() >= self._look_s:
@@ -227,13 +230,28 @@ class Forwarder(Transport):
                     del self._behind[key]
             self._count_backlog()
 
+    def _check(self) -> None:
+        """Check the connection, so that a target that has lost samples is noticed before they count as certain."""
+        now_s, next_s = self._clock.monotonic(), self._check_s()
+        if next_s <= now_s:
+            self._target.check()
+            self._contact_s = now_s
+
+    def _check_s(self) -> float:
+        """Return the time of the next check; infinite if all positions are certain."""
+        certain_s = self._progress.next_s()
+        if certain_s == float("inf"):
+            return certain_s
+        next_s = self._contact_s + CHECK_S
+        return next_s if certain_s <= self._contact_s else min(next_s, certain_s)
+
     def _wait(self) -> None:
         """Wait for new samples, unless there are more to send."""
         now_s = self._clock.monotonic()
         if any(key not in self._unreadable for key in self._behind):
             return
         unreadable_s = (self._unreadable[key] for key in self._behind)
-        next_s = min(self._look_s, self._progress.next_s(), *unreadable_s, now_s + _LONGEST_WAIT_S)
+        next_s = min(self._look_s, self._progress.next_s(), self._check_s(), *unreadable_s, now_s + _LONGEST_WAIT_S)
         self._wake.wait(max(0.0, next_s - now_s))
 
     def _begin(self) -> None:
@@ -345,6 +363,7 @@ class Forwarder(Transport):
                 return
         else:
             self._done += count
+            self._contact_s = self._clock.monotonic()
             self._success_ms = self._clock.wall_ms()
             self._progress.advance(ends_of(batches))
         for batch, reason in self._held:

@@ -110,5 +110,8 @@ class InfluxTarget(ForwardTarget):
         if lines:  # otherwise all sensors failed
             self._poster.post(self._target, gzip(lines.encode()), _HEADERS, self._remedies)
 
+    def check(self) -> None:
+        self._poster.check()
+
     def close(self) -> None:
         self._poster.close()

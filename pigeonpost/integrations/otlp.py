@@ -103,6 +103,9 @@ class OtlpTarget(ForwardTarget):
         body = f"{self._start}{','.join(metrics)}]}}]}}]}}"
         _check_all_accepted(self._poster.post(self._target, gzip(body.encode()), self._headers, _REMEDIES))
 
+    def check(self) -> None:
+        self._poster.check()
+
     def close(self) -> None:
         self._poster.close()
 

@@ -81,6 +81,9 @@ class VictoriaMetricsTarget(ForwardTarget):
         if lines:
             self._poster.post(self._target, gzip(lines.encode()), _HEADERS)
 
+    def check(self) -> None:
+        self._poster.check()
+
     def close(self) -> None:
         self._poster.close()
 

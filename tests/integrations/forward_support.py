@@ -24,6 +24,7 @@ class FakeTarget(ForwardTarget):
         errors: Errors of the next calls, the first one first.
         poison: Sequence numbers that are refused.
         away: Error of every call, or None.
+        lost: True to fail in the next check.
         gate: If it is not set, calls wait until it is, or until `close`.
     """
 
@@ -33,7 +34,8 @@ class FakeTarget(ForwardTarget):
     def __init__(self):
         self.got, self.batches, self.errors, self.poison = [], [], [], {}
         self.away = None
-        self.calls = self.closed = 0
+        self.calls = self.closed = self.checks = 0
+        self.lost = False
         self.gate = threading.Event()
         self.gate.set()
 
@@ -51,6 +53,12 @@ class FakeTarget(ForwardTarget):
                 raise self.poison[sample[2]]
         self.got += samples
         self.batches += batches
+
+    def check(self):
+        self.checks += 1
+        if self.lost:
+            self.lost = False
+            raise NotDelivered("lost")
 
     def close(self):
         self.closed += 1

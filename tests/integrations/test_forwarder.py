@@ -144,6 +144,33 @@ class PositionTest(ForwardCase, unittest.TestCase):
         self.restart(again_s=100)
         self.wait_for(*seqs(1, 2))
 
+    def test_idle_connection_is_checked_and_its_loss_sends_the_last_samples_again(self):
+        self.start(again_s=100)
+        self.commit(batch(1, 2))
+        self.wait_for(*seqs(1, 2))
+        for _ in range(3):
+            checks = self.target.checks
+            self.clock.sleep(forwarder.CHECK_S)
+            self.forwarder._wake.set()
+            wait_until(lambda checks=checks: self.target.checks > checks, "a check")
+        self.target.lost = True
+        self.clock.sleep(forwarder.CHECK_S)
+        self.forwarder._wake.set()
+        self.wait_for(*seqs(1, 2), *seqs(1, 2))
+        self.clock.sleep(200)  # without a check before, the positions would be certain now
+        self.target.lost = True
+        self.forwarder._wake.set()
+        self.wait_for(*seqs(1, 2), *seqs(1, 2), *seqs(1, 2))
+        self.clock.sleep(200)
+        self.forwarder._wake.set()
+        wait_until(lambda: not self.forwarder._progress._stages, "certain positions")
+        checks = self.target.checks
+        self.clock.sleep(1000)
+        self.forwarder._wake.set()
+        self.commit(batch(3, 3))
+        wait_until(lambda: ("a", E1, 3) in self.target.got, "the next sample")
+        self.assertEqual(self.target.checks, checks)
+
     def test_target_that_syncs_first_gets_nothing_twice(self):
         self.start()
         self.commit(batch(1, 4))

@@ -96,6 +96,22 @@ class VictoriaMetricsTest(unittest.TestCase):
         with self.assertRaises(NotDelivered):
             self.make(url=f"http://127.0.0.1:{free_port()}").send([batch({"a": [1]})])
 
+    def test_check_detects_a_lost_connection_and_a_proxy_whose_server_is_away(self):
+        handler = self.server.http.RequestHandlerClass
+        handler.protocol_version, handler.do_HEAD = "HTTP/1.1", handler.do_GET
+        target = self.make()
+        target.check()  # there is no connection yet
+        self.assertEqual(self.server.asked, [])
+        target.send([batch({"a": [1]})])
+        target.check()  # any status will do
+        self.assertEqual(self.server.asked[-1][:2], ("HEAD", "/"))
+        self.server.answers["/"] = (502, {}, b"")
+        with self.assertRaisesRegex(NotDelivered, "502"):
+            target.check()
+        target._poster._connection.cut()
+        with self.assertRaises(NotDelivered):
+            target.check()
+
     def test_closed_target_does_not_connect(self):
         target = self.make()
         target.close()

@@ -161,8 +161,13 @@ class Heartbeat(Transport):
             faults.append(f"samples wait since {ingestor.overdue_s:.0f} s: the database or its disk does not respond")
         faults += [ingestor.log_fault] if ingestor.log_fault else []
         faults += [f"{subject}: {text}" for subject, text in self._context.faults.present().items()]
-        others = [(name, part.fault) for name, part in self.parts.items() if name != NAME]
-        return faults + [f"{name}: {fault}" for name, fault in others if fault]
+        for name, part in self.parts.items():
+            if name != NAME and part.fault:
+                faults.append(f"{name}: {part.fault}")
+            elif name != NAME:
+                states = getattr(part, "statuses", tuple)()
+                faults += [f"{state.name}: {state.fault}" for state in states if state.fault]
+        return faults
 
     def _send(self, request: HeartbeatRequest) -> HttpResponse:
         connection = HttpConnection(self._url, ANSWER_S, deadline_s=time.monotonic() + ANSWER_S)

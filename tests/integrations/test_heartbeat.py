@@ -14,6 +14,7 @@ from pigeonpost.integrations.heartbeat import Heartbeat, make_request
 from pigeonpost.integrations.registry import INTEGRATIONS, connect_parts
 from pigeonpost.server import ingest
 from pigeonpost.settings import load_server
+from pigeonpost.transports.contract import IntegrationStatus
 from tests.alerts.fake_services import Healthchecks, Refusal, UptimeKuma
 from tests.page_support import for_class
 from tests.server.test_ingest import IngestCase
@@ -56,10 +57,15 @@ class Services(HeartbeatCase):
     def test_faults_are_reported_without_secrets(self):
         with self.assertLogs("pigeonpost.core.faults"):
             self.part.context.faults.set("backup", "cannot write to https://me:canary@nas/")
-        self.part.parts = {"watch": SimpleNamespace(fault="mail server h: 535"), "heartbeat": self.part,
-                           "mqtt": SimpleNamespace(fault="")}  # fmt: skip
+        states = [IntegrationStatus(name, "", "in", "", None, None, fault=fault) for name, fault in (
+            ("influx", "no token"), ("other", ""),
+        )]  # fmt: skip
+        self.part.parts = {
+            "watch": SimpleNamespace(fault="mail server h: 535", statuses=lambda: states), "heartbeat": self.part,
+            "mqtt": SimpleNamespace(fault=""), "write": SimpleNamespace(fault="", statuses=lambda: states),
+        }  # fmt: skip
         self.assertEqual(self.part.beat(), 60)
-        text = "home: 2 faults\nbackup: cannot write to https://***@nas/\nwatch: mail server h: 535"
+        text = "home: 3 faults\nbackup: cannot write to https://***@nas/\nwatch: mail server h: 535\ninflux: no token"
         self.assertEqual(self.service.pings, [("fail", text, "")])
 
     def test_slug_and_query_are_kept(self):

@@ -103,6 +103,7 @@ class VictoriaMetricsTest(unittest.TestCase):
         target.check()  # there is no connection yet
         self.assertEqual(self.server.asked, [])
         target.send([batch({"a": [1]})])
+        self.server.answers["/"] = (404, {}, b"")
         target.check()  # any status will do
         self.assertEqual(self.server.asked[-1][:2], ("HEAD", "/"))
         self.server.answers["/"] = (502, {}, b"")

@@ -287,6 +287,8 @@ def _channel_as_json(channel: Channel) -> dict[str, Any]:
     sensor: dict[str, Any] = {"name": channel.name, "unit": channel.unit}
     if channel.simulated:
         sensor["simulated"] = True
+    if channel.is_total:
+        sensor["total"] = True
     if channel.limits:
         sensor["limits"] = dict(channel.limits)
     return sensor

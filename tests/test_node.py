@@ -294,6 +294,10 @@ class Settings_(NodeCase):
         self.assertEqual([(channel.name, channel.simulated) for channel in channels],
                          [("t", True), ("a", True), ("b", True), ("c", False)])  # fmt: skip
 
+    def test_total_of_a_counter_is_announced_as_a_total(self):
+        channels = [Channel("rain", "mm", is_total=True), Channel("rate", "mm/h")]
+        self.assertEqual([node._channel_as_json(channel).get("total") for channel in channels], [True, None])
+
     def test_address_in_use_is_reported(self):
         address = self.start().address()
         errors = self.refused("--simulate", "--listen", f"127.0.0.1:{address[1]}", "--data", temp_folder(self), run=run)

@@ -38,6 +38,7 @@ class Channel(NamedTuple):
             to the value that is sent, after calibration. A driver that knows the ends of its scale sets `rail` itself.
         possible: Lowest and highest possible value, if the driver knows that they differ from those of the unit (see
             sensors.ranges).
+        is_total: True for a total that never decreases, such as that of a pulse counter.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Channel(NamedTuple):
     simulated: bool = False
     limits: Mapping[str, Any] = MappingProxyType({})
     possible: tuple[float, float] | None = None
+    is_total: bool = False
 
 
 Readings = Mapping[str, "Number | SensorError"]

@@ -119,7 +119,9 @@ class CounterSource(SensorSource):
             ioctl: Replaces fcntl.ioctl in tests.
             now_s: Clock that returns seconds.
         """
-        self.channels = [Channel(name, entry["unit"]) for name, entry in chosen.items()]
+        self.channels = [
+            Channel(name, entry["unit"], is_total=entry["value"] == "total") for name, entry in chosen.items()
+        ]
         self._options, self._chosen, self._root, self._ioctl, self._now_s = options, chosen, root, ioctl, now_s
         # The name of the file is that of the total, so a total continues if its line changes.
         totals = [name for name, entry in chosen.items() if entry["value"] == "total"]

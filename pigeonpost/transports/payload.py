@@ -207,7 +207,7 @@ def _hex_16(fields: Mapping[str, Any], key: str) -> str:
 
 
 def read_sensors(items: Any) -> list[dict[str, Any]]:
-    """Return the name and unit of each sensor, with its limits and the mark of a simulated sensor, if any.
+    """Return the name and unit of each sensor, with its limits and the marks of a simulated sensor and a total, if any.
 
     Args:
         items: An untrusted JSON value from HELLO or a body.
@@ -225,7 +225,7 @@ def read_sensors(items: Any) -> list[dict[str, Any]]:
                 'sensors must be a list of {"name": ..., "unit": ...} with up to 32 printable characters per unit,'
                 f" not {preview(item)}"
             )
-        more = {"simulated": True} if item.get("simulated") is True else {}
+        more = {mark: True for mark in ("simulated", "total") if item.get(mark) is True}
         limits = {"limits": _limits(item["limits"])} if type(item.get("limits")) is dict else {}
         sensors.append({"name": name, "unit": unit} | more | limits)
     return sensors

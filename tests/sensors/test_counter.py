@@ -121,7 +121,7 @@ class Totals(CounterCase):
     def test_total_with_a_calibration_has_a_raw_channel(self):
         table = {"line": 17, "channels": {"rain": {"gain": 2, "raw": True, "unit": "mm"}}}
         made = with_limits(table, "here", lambda plain: self.source(plain["channels"], line=plain["line"]))
-        self.assertEqual(made.channels, [Channel("rain", "mm"), Channel("rain_raw", "")])
+        self.assertEqual(made.channels, [Channel("rain", "mm", is_total=True), Channel("rain_raw", "")])
         made.read()
         self.gpio.pulse(3)
         self.assertEqual(made.read(), {"rain": 6, "rain_raw": 3})

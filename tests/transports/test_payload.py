@@ -63,11 +63,12 @@ def shape(batch_payload):
 class WrittenBodies(unittest.TestCase):
     def test_samples_are_read_as_they_were_written(self):
         sensors = [{"name": "temperature", "unit": "°C", "limits": {"low": 2}},
-                   {"name": "light", "unit": "", "simulated": True}]  # fmt: skip
+                   {"name": "light", "unit": "", "simulated": True},
+                   {"name": "rain", "unit": "mm", "total": True}]  # fmt: skip
         head = {**HEAD, "every": 10.0, "sensors": sensors, "more": "of one transport"}
         batch_payload = read_body(written(head, EPOCH, 150, [], texts(9, 3)))
         self.assertEqual(batch_payload[:6], ("basement", OUTBOX, EPOCH, 150, 10.0, sensors))
-        self.assertEqual(batch_payload.units, {"temperature": "°C", "light": ""})
+        self.assertEqual(batch_payload.units, {"temperature": "°C", "light": "", "rain": "mm"})
         self.assertEqual(batch_payload.fields["more"], "of one transport")
         self.assertEqual(shape(batch_payload), [("samples", 9, 11)])
         first = batch_payload.pieces[0][0]

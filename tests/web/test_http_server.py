@@ -110,6 +110,9 @@ class Handler(RequestHandler):
     def body_consumer(self, request, length):
         return self.app.body_consumer(request, length)
 
+    def takes_encoded(self, request):
+        return request.path == "/upload/encoded"
+
     def error_page(self, request, error):
         return self.app.error_page(request, error)
 
@@ -865,6 +868,71 @@ class LongBodies(ServerCase):
         with self.connect(self.upload(b"body")) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [503])
         self.assertEqual(self.app.uploads[0].end, "abandoned")
+
+
+class ChunkedBodies(ServerCase):
+    """Bodies in chunks (RFC 9112, section 7.1), which only some addresses accept."""
+
+    def upload(self, body, *lines, path="/upload/encoded"):
+        return self.ask(path, "Transfer-Encoding: chunked", *lines, method="POST", body=body, close=False)
+
+    @staticmethod
+    def chunks(*parts):
+        return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
+
+    def test_consumer_receives_the_joined_chunks(self):
+        parts = [os.urandom(size) for size in (1, 16, 255, 300_000, 1 << 20)]
+        body = self.chunks(*parts).replace(b"ff\r\n", b"00000FF\r\n", 1)
+        with self.connect(self.upload(body) + self.upload(self.chunks()) + self.ask("/next")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [200, 200, 200])
+        self.assertEqual([upload.data for upload in self.app.uploads], [b"".join(parts), b""])
+        self.assertEqual([upload.end for upload in self.app.uploads], ["finished", "finished"])
+        self.assertEqual(self.app.seen, [("GET", "/next", b"", "127.0.0.1")])
+
+    def test_other_addresses_and_http_1_0_refuse_chunks(self):
+        with self.connect(self.upload(self.chunks(b"x"), path="/upload")) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [501])
+        old = self.upload(self.chunks(b"x")).replace(b"HTTP/1.1", b"HTTP/1.0")
+        with self.connect(old) as sock:
+            self.assertEqual(self.statuses(read_all(sock)), [501])
+        for lines, status in ((("Content-Length: 5",), 400), (("Content-Encoding: br",), 415)):
+            with self.connect(self.upload(self.chunks(b"x"), *lines)) as sock:
+                self.assertEqual(self.statuses(read_all(sock)), [status])
+        self.assertEqual(self.app.uploads, [])
+
+    def test_invalid_chunks_are_400_and_never_the_next_request(self):
+        hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
+        for body in (
+            b"x\r\n", b"-1\r\n", b"+1\r\nx\r\n", b"0x1\r\nx\r\n", b"1 \r\nx\r\n", b" 1\r\nx\r\n", b"1\nx",
+            b"1;a=b\r\nx\r\n", b"1\r\nxy\r\n", b"1\r\nx\n\n", b"\r\n1\r\nx\r\n", b"1" * 9 + b"\r\n", b"0\r\nA: b\r\n\r\n",
+            b"0\r\nGE", b"1\r\nx\r\n\r\n",
+        ):  # fmt: skip
+            with self.subTest(body), self.connect(self.upload(body + hidden)) as sock:
+                self.assertEqual(self.statuses(read_all(sock)), [400])
+        self.assertEqual({upload.end for upload in self.app.uploads}, {"abandoned"})
+        self.assertEqual(self.app.seen, [])
+
+    def test_too_many_bytes_are_413(self):
+        for body in (b"ffffffff\r\n", b"a00001\r\n", self.chunks(bytes(6 << 20))[:-5] + b"600000\r\n"):
+            with self.connect(self.upload(body)) as sock:
+                self.assertEqual(self.statuses(read_all(sock)), [413])
+
+    def test_stalled_or_interrupted_body_is_abandoned(self):
+        for body in (b"", b"5", b"5\r", b"5\r\nabc", b"5\r\nabcde", b"5\r\nabcde\r\n", b"5\r\nabcde\r\n0\r\n"):
+            with (
+                self.subTest(body),
+                mock.patch.object(transfers, "_STALL_S", 0.03),
+                self.connect(self.upload(body)) as sock,
+            ):
+                self.assertEqual(self.statuses(read_all(sock)), [408])
+            self.assertEqual(self.app.uploads[-1].end, "abandoned")
+        self.is_served()
+
+    def test_client_that_waits_for_100_continue_gets_it(self):
+        with self.connect(self.upload(b"", "Expect: 100-continue", "Connection: close")) as sock:
+            self.assertTrue(sock.recv(25).startswith(b"HTTP/1.1 100"))
+            sock.sendall(self.chunks(b"x"))
+            self.assertIn(b"HTTP/1.1 200", read_all(sock))
 
 
 class EarlyErrors(ServerCase):

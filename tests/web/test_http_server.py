@@ -904,8 +904,8 @@ class ChunkedBodies(ServerCase):
         hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
         for body in (
             b"x\r\n", b"-1\r\n", b"+1\r\nx\r\n", b"0x1\r\nx\r\n", b"1 \r\nx\r\n", b" 1\r\nx\r\n", b"1\nx",
-            b"1;a=b\r\nx\r\n", b"1\r\nxy\r\n", b"1\r\nx\n\n", b"\r\n1\r\nx\r\n", b"1" * 9 + b"\r\n", b"0\r\nA: b\r\n\r\n",
-            b"0\r\nGE", b"1\r\nx\r\n\r\n",
+            b"1;a=b\r\nx\r\n", b"1\r\nxy\r\n", b"1\r\nx\n\n", b"\r\n1\r\nx\r\n", b"1" * 9 + b"\r\n",
+            b"0\r\nA: b\r\n\r\n", b"0\r\nGE", b"1\r\nx\r\n\r\n",
         ):  # fmt: skip
             with self.subTest(body), self.connect(self.upload(body + hidden)) as sock:
                 self.assertEqual(self.statuses(read_all(sock)), [400])

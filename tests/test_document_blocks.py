@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import os
@@ -20,7 +21,9 @@ import server
 from pigeonpost.alerts.registry import alert_channels, alert_rules, report_plans
 from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import read_options
-from pigeonpost.core.errors import PigeonpostError
+from pigeonpost.core.errors import MissingLibrary, PigeonpostError
+from pigeonpost.integrations.forward_settings import read_forward_tables
+from pigeonpost.integrations.forward_targets import KINDS
 from pigeonpost.server.node_settings import read_nodes
 from pigeonpost.server.quality import read_rules
 from pigeonpost.settings import NODE, NODE_ARRAYS, SERVER, SERVER_ARRAYS, load_node, load_server, unknown_variables
@@ -74,6 +77,9 @@ FILLED_IN = {
 }
 # Blocks that are neither settings nor commands: the type of each, and the test that covers it, if any.
 OTHERS = {
+    Place("docs/forwarding.md", "out_of_order_time_window"): "settings of Prometheus",
+    Place("docs/forwarding.md", '{"server": "home",'): "a request: tests/integrations/test_webhook_batches.py",
+    Place("docs/forwarding.md", '{"value":23.4,'): "a message: tests/integrations/test_mqtt_topics.py",
     Place("docs/architecture.md", "node.py, on the Pi with the sensors"): "a diagram",
     Place("docs/promise.md", "sample ─→ slot in the ring"): "a diagram",
     Place("docs/coming-from-pimonitor.md", "POST /   {"): "a request: tests/compat/test_pimonitor.py",
@@ -245,6 +251,7 @@ class SettingsBlocks(unittest.TestCase):
             '[[limits]]\nnode = "a"\nsensor = "b"\nlowest = 1\n',
             '[[node]]\nname = "a"\naddr = "b"\n',
             '[[location]]\nname = "a"\nzones = "b"\n',
+            '[[forward]]\nname = "a"\nkind = "influxdb"\ndatabse = "b"\n',
             "[webs]\n",
         ):  # fmt: skip
             with self.subTest(text), self.assertRaises((PigeonpostError, AssertionError)):
@@ -269,6 +276,9 @@ def check_server(settings):
     report_plans(settings)
     if alert_rules(settings) or settings["report", "every"]:
         alert_channels(settings)
+    for target in read_forward_tables(settings.tables.get("forward", ()), settings.file, KINDS):
+        with contextlib.suppress(MissingLibrary):  # paho-mqtt: the values of the keys are checked before
+            KINDS[target.kind](target.table, target.where, SimpleNamespace(name="home", names=None)).close()
     for table in settings.tables.get("location", ()):
         read_options(table, pimonitor.LOCATION, settings.file)
 

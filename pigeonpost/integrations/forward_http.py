@@ -1,7 +1,7 @@
 """HTTP requests of forward targets: one connection that stays open, credentials, and the meaning of the statuses.
 
 A lost connection is never opened again within a request: the forwarder must learn that the target may have lost the
-last samples. Any thread may call `close`; only one thread uses the other methods.
+last samples. Any thread may call `close`; only one thread uses the other methods, and holds `_using` meanwhile.
 Errors: NotDelivered and RefusedData. Their texts do not contain the path of the URL, which may contain a secret.
 Sources: RFC 9110, section 15 (statuses); RFC 7617 (Basic); RFC 6750 (Bearer).
 """
@@ -9,6 +9,8 @@ Sources: RFC 9110, section 15 (statuses); RFC 7617 (Basic); RFC 6750 (Bearer).
 from __future__ import annotations
 
 import base64
+import math
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from pigeonpost.core.retry_after import retry_after_s
 from pigeonpost.integrations.contract import NotDelivered, RefusedData
 
 ANSWER_S = 30.0  # time limit for connecting, and for each part of an answer
+IDLE_S = 5.0  # idle time after which targets that sync first are connected again; usual servers wait longer
 _ANSWER_BYTES = 65_536  # maximum length of an answer
 _SHOWN = 200  # characters of an answer in an error
 _TOO_LARGE = 413  # Content Too Large
@@ -57,7 +60,7 @@ class HttpPoster:
 
     def __init__(
         self, url: str, token: str = "", user: str = "", password: str = "", scheme: str = "Bearer", ca: str = "",
-        certificate: str = "",
+        certificate: str = "", idle_s: float = math.inf,
     ) -> None:  # fmt: skip
         """Prepare the connection, without connecting.
 
@@ -69,6 +72,8 @@ class HttpPoster:
             scheme: Word before the token in the header Authorization.
             ca: File with the certificates to trust (PEM), or an empty string for those of the system.
             certificate: SHA-256 of the only certificate to trust, 64 hex digits, or an empty string.
+            idle_s: Seconds without a request after which the connection is opened again. Only for a target that syncs
+                before it acknowledges: the forwarder does not learn that the connection was lost meanwhile.
 
         Raises:
             ValueError: The address is invalid.
@@ -77,7 +82,9 @@ class HttpPoster:
         self.place = self.url.shown
         self._trust = ServerTrust(certificate, ca or None)
         self._connection: HttpConnection | None = None
+        self._idle_s, self._used_s = idle_s, 0.0
         self._is_closed = False
+        self._using = threading.Lock()
         if self.url.has_user and not user:
             parts = urlsplit(url)
             user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -119,14 +126,22 @@ class HttpPoster:
         Raises:
             NotDelivered: There is no answer.
         """
+        with self._using:
+            return self._request(method, target, body, headers)
+
+    def _request(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> HttpResponse:
+        if self._is_closed:
+            raise NotDelivered("the connection is closed")
         try:
             if self._connection is None:
                 self._connection = HttpConnection(self.url, ANSWER_S, self._trust)
-            if self._is_closed:
-                raise NotDelivered("the connection is closed")
-            return self._connection.request(
+            if time.monotonic() - self._used_s > self._idle_s:
+                self._connection.close()  # the server may close it at the same moment
+            answer = self._connection.request(
                 method, target, {**self._headers, **headers}, body, limit_bytes=_ANSWER_BYTES
             )  # fmt: skip
+            self._used_s = time.monotonic()
+            return answer
         except HttpError as error:
             raise NotDelivered(f"{self.place}: {error}") from None
         except OSError as error:  # the file of certificates
@@ -148,8 +163,13 @@ class HttpPoster:
     def close(self) -> None:
         """Abort the request of another thread, if there is one, and refuse further ones."""
         self._is_closed = True
-        if self._connection is not None:
-            self._connection.cut()
+        if self._connection is None:
+            return
+        if self._using.acquire(blocking=False):
+            self._connection.close()
+            self._using.release()
+        else:
+            self._connection.cut()  # the request fails, and closes the connection
 
 
 def check(answer: HttpResponse, place: str, remedies: Mapping[int, str] = MappingProxyType({})) -> None:

@@ -34,6 +34,12 @@ def _otlp(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwa
     return otlp.make(table, where, context)
 
 
+def _pigeonpost(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
+    from pigeonpost.integrations import pigeonpost_server
+
+    return pigeonpost_server.make(table, where, context)
+
+
 def _victoriametrics(table: Mapping[str, Any], where: str, context: ServerContext) -> ForwardTarget:
     from pigeonpost.integrations import victoriametrics
 
@@ -50,6 +56,7 @@ KINDS: Mapping[str, MakeTarget] = {
     "influxdb": _influxdb,
     "mqtt": _mqtt,
     "otlp": _otlp,
+    "pigeonpost": _pigeonpost,
     "victoriametrics": _victoriametrics,
     "webhook": _webhook,
 }

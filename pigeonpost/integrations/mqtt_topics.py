@@ -115,6 +115,14 @@ class MqttTarget(ForwardTarget):
             self._drop()
             raise
 
+    def check(self) -> None:
+        with self._changed:
+            connection = self._connection
+            is_lost = connection is not None and self._has_connected and not connection.connected
+        if connection is not None and is_lost:
+            self._drop()
+            raise NotDelivered(connection.fault)
+
     def close(self) -> None:
         with self._changed:
             self._is_closed = True

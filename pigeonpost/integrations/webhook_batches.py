@@ -23,7 +23,7 @@ from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.integration_settings import HEADER_TAKES, is_header, is_url
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget
-from pigeonpost.integrations.forward_http import HttpPoster
+from pigeonpost.integrations.forward_http import IDLE_S, HttpPoster
 from pigeonpost.integrations.forward_settings import list_of, own_keys
 from pigeonpost.transports.contract import ServerContext
 
@@ -54,7 +54,7 @@ def make(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwar
     pairs = [header.partition(":") for header in found.pop("headers")]
     headers = {name: value.strip() for name, _, value in pairs}
     try:
-        return WebhookTarget(HttpPoster(**found), context.name, headers)
+        return WebhookTarget(HttpPoster(**found, idle_s=IDLE_S), context.name, headers)
     except ValueError as error:
         raise SettingsError(f"{where}: url {error}") from None
 

@@ -97,6 +97,21 @@ class BatchPayload(NamedTuple):
         piece = self.pieces[-1]
         return piece.last
 
+    @property
+    def relay(self) -> str:
+        """Name of the server that forwards these samples, or an empty string if they come from the node itself."""
+        name: str = self.fields.get("relay", "")
+        return name
+
+    def without_ups(self) -> BatchPayload:
+        """Return the payload without times since boot. A server that forwards samples does not know them."""
+        pieces: list[Piece] = [
+            piece if isinstance(piece, Gap)
+            else SampleBatch(piece.seq, piece.times, [], piece.values, piece.errors, piece.clock)
+            for piece in self.pieces
+        ]  # fmt: skip
+        return self._replace(pieces=pieces)
+
     def update_state(self, state: NodeState, clock: Clock) -> None:
         """Update the last contact, interval, sensors, sampling state and clock offset of the node in `state`.
 
@@ -187,6 +202,9 @@ def read_body(data: bytes | bytearray | memoryview) -> BatchPayload:
         raise BadArgument(f"node must be the node's name ({NODE_NAME_TAKES}), not {preview(node)}")
     if base is not None and (type(base) is not int or abs(base) > LARGEST_SEQ):
         raise BadArgument(f"base must be a whole number, not {preview(base)}")
+    relay = fields.get("relay", "")
+    if type(relay) is not str or (relay and not NODE_NAME(relay)):
+        raise BadArgument(f"relay must be the name of a server ({NODE_NAME_TAKES}), not {preview(relay)}")
     every_s = _interval(fields.get("every"))
     pieces = _in_order(_gaps(fields.get("gaps", [])), batches)
     outbox, epoch = _hex_16(fields, "outbox"), _hex_16(fields, "epoch")

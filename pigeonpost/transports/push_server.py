@@ -7,8 +7,9 @@ They serve nodes to which no server can connect, such as nodes behind a router.
                                                                        ->  {"ack": 170}
 
 Both need `Authorization: Bearer <the node's token>`, or the API token of a program that may write (Bearer or Basic).
-Such a program may send readings for any node that has no token of its own. docs/protocol.md describes the details. The
-threads of the web server run this module. Errors: HTTPError, with the status that answers the request.
+Such a program may send readings for any node that has no token of its own. If it is a Pigeonpost server that forwards
+samples, `relay` contains its name. docs/protocol.md describes the details. The threads of the web server run this
+module. Errors: HTTPError, with the status that answers the request.
 """
 
 from __future__ import annotations
@@ -172,9 +173,13 @@ class PushServerTransport(PassiveTransport):
             raise HTTPError(413 if isinstance(error, TooLong) else 400, f"{error}.", error.code) from None
         is_proven, node = bool(node), self._check_name(batch_payload.node, node)
         batch_payload = batch_payload._replace(node=node)
-        self._record_payload(batch_payload, is_proven)
+        relay = batch_payload.relay
+        if relay:
+            batch_payload = batch_payload.without_ups()
+        self._record_payload(batch_payload, is_proven, relay)
+        order = {} if relay else self._order(node)
         if not batch_payload.pieces:
-            return self._answer(200, {"ack": batch_payload.stored_seq(self._context.ingestor), **self._order(node)})
+            return self._answer(200, {"ack": batch_payload.stored_seq(self._context.ingestor), **order})
         try:
             stored = self._store(batch_payload)
         except WireError as error:
@@ -184,7 +189,7 @@ class PushServerTransport(PassiveTransport):
             raise HTTPError(
                 503, f"Not stored, try again: {why}.", "not-stored", {"Retry-After": str(_BUSY_S)}
             )  # fmt: skip
-        return self._answer(200, {"ack": batch_payload.last, **self._order(node)})
+        return self._answer(200, {"ack": batch_payload.last, **order})
 
     def _store(self, batch_payload: BatchPayload) -> bool:
         """Make the complete payload durable, or return False if this takes too long; then none of it stays queued.
@@ -195,9 +200,9 @@ class PushServerTransport(PassiveTransport):
         return waiter.store(batch_payload.batches(), STORE_S, overtime_s=2 * STORE_S)
 
     def _hole(self, batch_payload: BatchPayload, error: WireError) -> Response:
-        """Return 409 with the first missing seq (`next`), or raise HTTPError 400 if the samples exceed a limit."""
-        if isinstance(error, BeyondLimit):
-            raise HTTPError(400, f"{error}.", error.code)
+        """Return 409 with the first missing seq (`next`), or raise HTTPError if the samples exceed a limit."""
+        if isinstance(error, BeyondLimit):  # for a server that forwards it is no fault of the samples
+            raise HTTPError(507 if batch_payload.relay else 400, f"{error}.", error.code)
         next_seq = batch_payload.stored_seq(self._context.ingestor) + 1
         return self._answer(
             409, {"error": {"code": error.code, "text": f"{error}; report missing samples as a gap", "next": next_seq}}
@@ -209,7 +214,7 @@ class PushServerTransport(PassiveTransport):
         """Return the high-water marks of one epoch or of several (separated by commas), and the time.
 
         Args:
-            request: The request, with `node`, `epoch` and optionally `outbox` and `on` in its query.
+            request: The request, with `node`, `epoch` and optionally `outbox`, `on` and `relay` in its query.
 
         Raises:
             HTTPError: The token is not accepted, or an argument is invalid.
@@ -222,7 +227,10 @@ class PushServerTransport(PassiveTransport):
         outbox = query.get("outbox", "0" * 16)
         if not HEX_16(outbox):
             raise HTTPError(400, "outbox must be 16 hex digits (0-9, a-f).", "outbox")
-        self._record(node, {"true": True, "false": False}.get(query.get("on", "")), is_proven)
+        relay = query.get("relay", "")
+        if relay and not NODE_NAME(relay):
+            raise HTTPError(400, "relay must be the name of a server.", "relay")
+        self._record(node, {"true": True, "false": False}.get(query.get("on", "")), is_proven, relay)
         top, marks = self._context.ingestor.marks(node, outbox, epochs)
         have, up_ms = marks.get(epochs[-1], (0, None))
         clock = self._context.clock
@@ -233,22 +241,34 @@ class PushServerTransport(PassiveTransport):
             answer["id"] = top
         if len(epochs) > 1:
             answer["epochs"] = {epoch: list(mark) for epoch, mark in marks.items()}
+        if relay:
+            return self._answer(200, {**answer, "relay": True, "known": node in self._context.ingestor.latest})
         return self._answer(200, {**answer, **self._order(node)})
 
     # ------------------------------------------------------------------------------------------- node states
 
-    def _record(self, node: str, on: object, is_proven: bool) -> NodeState:
-        """Record a contact of the node and its sampling state `on`, and return its state, as the pages show it."""
+    def _record(self, node: str, on: object, is_proven: bool, relay: str = "") -> NodeState:
+        """Record a contact of the node and its sampling state `on`, and return its state, as the pages show it.
+
+        Args:
+            node: Name of the node.
+            on: True or False as reported by the node, or another value if it has not reported it.
+            is_proven: True if the request contains the token of the node.
+            relay: Name of the server that forwards the samples of the node; empty if they come from the node.
+        """
         try:
-            state = self._context.unnumbered_sources.caller(Claim(node, "push", is_proven))
+            claim = self._relayed(node, is_proven) if relay else Claim(node, "push", is_proven)
+            state = self._context.unnumbered_sources.caller(claim)
         except AuthFailed as error:
             raise HTTPError(403, f"{error}.", "token") from None
         except NotStored as error:
             raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
-        if not state.takes_orders:
-            self._context.unnumbered_sources.set_ask(node, self._commands.asker(node))
         self._refused_nodes.accepted(node)
         state.record_contact(self._context.clock.wall_ms(), self._context.clock.monotonic())
+        if relay:  # a server that forwards delivers no commands
+            return state
+        if not state.takes_orders:
+            self._context.unnumbered_sources.set_ask(node, self._commands.asker(node))
         if type(on) is bool:
             state.record_sampling(on, self._context.clock.monotonic())
         try:
@@ -257,8 +277,20 @@ class PushServerTransport(PassiveTransport):
             log.warning("%s: cannot remove an executed command from the queue: %s", node, error)
         return state
 
-    def _record_payload(self, batch_payload: BatchPayload, is_proven: bool) -> None:
-        state = self._record(batch_payload.node, batch_payload.fields.get("on"), is_proven)
+    def _relayed(self, node: str, is_proven: bool) -> Claim:
+        """Return the claim of a node whose samples another server forwards. It is admitted like a listed node.
+
+        Raise HTTPError 403 for the token of a node, and for a node from which this server collects.
+        """
+        if is_proven:
+            raise HTTPError(403, "Forwarding needs an API token with the role writer, not the token of a node.", "role")
+        if any(link.state.name == node and not link.state.calls_in for link in self._context.links):
+            self._context.unnumbered_sources.forget_unproven(node)
+            raise HTTPError(403, f"This server collects from node {node} itself.", "collected")
+        return Claim(node, "relay", is_listed=True)
+
+    def _record_payload(self, batch_payload: BatchPayload, is_proven: bool, relay: str) -> None:
+        state = self._record(batch_payload.node, batch_payload.fields.get("on"), is_proven, relay)
         batch_payload.update_state(state, self._context.clock)
 
     def _order(self, node: str) -> dict[str, bool]:

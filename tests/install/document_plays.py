@@ -177,6 +177,7 @@ curl --silent --data '{"type": "temperature", "token": "'$(cat /home/pi/token)'"
 ELSEWHERE = {
     "docs/install.md": "tests/install/test_systemd_page.py",
     "docs/containers.md": "tests/install/test_containers.py",
+    "docs/forwarding.md": "tests/programs/test_forward_pigeonpost.py",
 }
 
 PLAYS = {

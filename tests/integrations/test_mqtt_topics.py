@@ -147,6 +147,17 @@ class MqttTopics(unittest.TestCase):
             target.send([batch_of(some(4))])
         target.send([batch_of(some(4))])
 
+    def test_check_reports_a_lost_connection_once(self):
+        target = make_target(self, "mqtt")
+        target.check()
+        target.send([batch_of(some())])
+        target.check()
+        Paho.clients[-1].on_disconnect(None)
+        with self.assertRaisesRegex(NotDelivered, "the connection to the broker is lost"):
+            target.check()
+        target.check()
+        target.send([batch_of(some(4))])
+
     def test_a_broker_that_is_away_is_reported(self):
         Paho.is_up = False
         target = make_target(self, "mqtt", host="nowhere.example", password="se-cret")

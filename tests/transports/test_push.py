@@ -137,6 +137,24 @@ class Stored(PushCase):
         ])  # fmt: skip
         self.assertEqual(self.web.store.nodes()[0]["sensors"], {"temperature": "°C"})
 
+    def test_forwarded_samples_have_no_uptime_and_cause_no_commands(self):
+        writer = self.web.api_tokens.make("relay", "writer")
+        query = f"node=shed&epoch={EPOCH}&relay=home"
+        self.assertEqual(self.resume(query, writer)[1].items() & {("relay", True), ("known", False), ("have", 0)},
+                         {("relay", True), ("known", False), ("have", 0)})  # fmt: skip
+        self.assertEqual(self.post(body(node="shed", relay="home"), writer)[:2], (200, {"ack": 3}))
+        wait_until(lambda: "shed" in self.web.ingestor.latest)
+        told = self.resume(query, writer)[1]
+        self.assertEqual((told["have"], told["up"], told["known"]), (3, None, True))
+        self.assertFalse(self.web.unnumbered_sources.find("shed").takes_orders)
+
+    def test_forwarding_with_a_nodes_token_or_an_invalid_name_is_refused(self):
+        writer = self.web.api_tokens.make("relay", "writer")
+        self.assertEqual(self.post(body(relay="home"))[0], 403)
+        self.assertEqual(self.post(body(node="shed", relay=7), writer)[0], 400)
+        self.assertEqual(self.resume(f"node=shed&epoch={EPOCH}&relay=a/b", writer)[0], 400)
+        self.assertEqual(self.stored("shed"), [])
+
     def test_resume_returns_the_stored_seq(self):
         self.assertEqual(self.resume()[1]["have"], 0)
         self.post(body(1, 3, base=150))

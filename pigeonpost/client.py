@@ -26,6 +26,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.core.http_client import (
     CertificateMismatch,
@@ -40,7 +41,7 @@ from pigeonpost.core.retry_after import retry_after_s
 
 ATTEMPTS = 4  # attempts for a request
 LONGEST_WAIT_S = 10.0  # longest pause before another attempt
-_FIRST_WAIT_S = 0.5  # pause before the second attempt; it doubles
+_FIRST_WAIT_S = 0.5  # pause before another attempt; it doubles
 _TIMEOUT_S = 30.0
 _PAGE = 10_000  # samples or windows in one request: the maximum of the server
 _ANSWER_BYTES = 1 << 28
@@ -197,7 +198,7 @@ class Client:
         """
         names = [sensors] if isinstance(sensors, str) else list(dict.fromkeys(sensors))
         now = datetime.now(UTC)
-        from_ms = _ms(_moment(start, now))
+        from_ms = max(0, _ms(_moment(start, now)))
         to_ms = _LAST_MS if end is None else _ms(_moment(end, now))
         query = {"node": node, "from": from_ms, "limit": _PAGE, "raw": int(raw)}
         pages: list[Columns] = []
@@ -243,7 +244,7 @@ class Client:
         if span not in _SPANS:
             raise ValueError(f'span must be "10m" or "1h", not {span!r}')
         now = datetime.now(UTC)
-        begin, last = _moment(start, now), now if end is None else _moment(end, now)
+        begin, last = max(_EPOCH, _moment(start, now)), now if end is None else _moment(end, now)
         names = ("count", "mean", "median", "mode", "low", "high", "deviation")
         columns: Columns = {name: [] for name in ("time", *names)}
         query = {"node": node, "sensor": sensor, "span": span, "raw": int(raw)}
@@ -278,7 +279,7 @@ class Client:
         """
         body: dict[str, Any] = {"node": node, "values": dict(values), "id": id or os.urandom(8).hex()}
         if time is not None:
-            body["time"] = _moment(time, datetime.now(UTC)).isoformat()
+            body["time"] = rfc3339(_ms(_moment(time, datetime.now(UTC))))
         stored: int = self._request("POST", "/api/v1/readings", json.dumps(body).encode())["stored"]
         return stored > 0
 
@@ -300,6 +301,8 @@ class Client:
                 raise NotTrusted(f"{self._server}: {error}; {hint}") from None
             except HttpError as error:
                 text = f"{error}; check the address, and that the server runs (`control.py check`)"
+                if attempt == 1:  # the server has closed the connection after a pause
+                    continue
             else:
                 if answer.status == 200:
                     return _decoded(answer, self._server)
@@ -370,7 +373,7 @@ def _moment(value: Moment, now: datetime) -> datetime:
 
 def _ms(moment: datetime) -> int:
     """Return a time in ms since 1970 (UTC)."""
-    return max(0, (moment - _EPOCH) // _MS)
+    return (moment - _EPOCH) // _MS
 
 
 def _time(text: str | None) -> datetime | None:

@@ -89,6 +89,10 @@ OTHERS = {
     ): "a line of docker-compose.yml: tests/install/test_containers.py",
     Place("docs/containers.md", '"/mnt/usb:/backup"'): "a line of docker-compose.yml, in place of another",
     Place("docs/containers.md", "devices:"): "lines of docker-compose.yml: tests/install/test_containers.py",
+    **{
+        Place("docs/python.md", words): "Python: tests/libraries/test_notebook.py"
+        for words in ("import Client", "import pandas", "tz_convert", "import polars", "statistics(", "client.send(")
+    },
     Place("docs/alerts.md", "Alert: temperature of greenhouse"): "subjects: tests/alerts/test_engine.py",
     Place("docs/protocol.md", "$ nc 127.0.0.1 5003"): "a session, shortened",
     Place("docs/protocol.md", '{"seq": 151, "time": "'): "a sample",

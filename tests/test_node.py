@@ -323,6 +323,8 @@ class Settings_(NodeCase):
                 "registry",
                 "simulated",
                 "counter_file",
+                "mqtt_message",
+                "mqtt_presets",
                 "gpio",
                 "chips",
                 "one_wire",

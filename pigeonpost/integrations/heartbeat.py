@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.errors import SettingsError
@@ -165,7 +165,7 @@ class Heartbeat(Transport):
             if name != NAME and part.fault:
                 faults.append(f"{name}: {part.fault}")
             elif name != NAME:
-                states = getattr(part, "statuses", tuple)()
+                states: Sequence[IntegrationStatus] = getattr(part, "statuses", tuple)()
                 faults += [f"{state.name}: {state.fault}" for state in states if state.fault]
         return faults
 

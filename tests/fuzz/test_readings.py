@@ -29,7 +29,7 @@ def setUpModule():
 
 
 class Oracle:
-    """What must be stored."""
+    """Model of what must be stored."""
 
     def __init__(self):
         self.values = {}  # by (node, time, sensor)

@@ -212,6 +212,7 @@ class Bodies(unittest.TestCase):
         self.assertEqual(self.length(method="GET"), 0)
         self.assertEqual(self.length("Content-Length: 7", method="GET"), 7)
         self.assertEqual(self.length("Content-Length: 7", "Content-Encoding: Identity"), 7)
+        self.assertEqual(self.length("Content-Encoding: gzip", method="GET"), 0)
 
     def test_missing_length_is_411(self):
         self.refused(411)

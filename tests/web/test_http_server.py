@@ -889,7 +889,7 @@ class ChunkedBodies(ServerCase):
         self.assertEqual([upload.end for upload in self.app.uploads], ["finished", "finished"])
         self.assertEqual(self.app.seen, [("GET", "/next", b"", "127.0.0.1")])
 
-    def test_other_addresses_and_http_1_0_refuse_chunks(self):
+    def test_chunks_are_refused_at_other_addresses_and_in_http_1_0(self):
         with self.connect(self.upload(self.chunks(b"x"), path="/upload")) as sock:
             self.assertEqual(self.statuses(read_all(sock)), [501])
         old = self.upload(self.chunks(b"x")).replace(b"HTTP/1.1", b"HTTP/1.0")

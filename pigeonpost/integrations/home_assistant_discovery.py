@@ -21,13 +21,13 @@ import queue
 import shutil
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pigeonpost.core.data_folder import HOME_ASSISTANT
 from pigeonpost.core.errors import DamagedFile, DiskError, NotStored, SettingsError
 from pigeonpost.core.json_file import JsonFile
-from pigeonpost.core.mqtt_client import MqttConnection
+from pigeonpost.core.mqtt_client import NOT_YET, MqttConnection
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.integrations.home_assistant_messages import (
     OFF,
@@ -90,6 +90,10 @@ class HomeAssistantDiscovery(Transport):
     Raises:
         MissingLibrary: paho-mqtt is not installed.
         SettingsError: The settings are invalid.
+
+    Attributes:
+        is_home_assistant_on: False after Home Assistant has reported that it ends.
+        on_unseen: Called with a time in ms since 1970 (UTC) if Home Assistant may not have seen the values since then.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -132,6 +136,9 @@ class HomeAssistantDiscovery(Transport):
         self._done, self._success_ms = 0, None  # type: tuple[int, int | None]
         self._file_fault = ""
         self.is_home_assistant_on = True  # until it reports that it ends
+        self._is_heard = False  # True once Home Assistant has reported its state since the last connection
+        self._connected_ms = context.clock.wall_ms()
+        self.on_unseen: Callable[[int], object] = lambda since_ms: None
 
     @property
     def is_live(self) -> bool:
@@ -153,6 +160,8 @@ class HomeAssistantDiscovery(Transport):
         self._wake.set()
         with contextlib.suppress(queue.Full):
             self._commands.put_nowait(None)
+        if self._threads:  # it must not publish "online" after this
+            self._threads[0].join(limit_s / 2)
         if self._broker.connected:
             self._broker.publish(self._topics.online, OFFLINE, is_retained=True)
         return self._broker.stop(limit_s)
@@ -166,12 +175,17 @@ class HomeAssistantDiscovery(Transport):
     @property
     def fault(self) -> str:  # type: ignore[override]
         """The fault of the broker or of the file, or an empty string."""
-        return self._broker.fault or self._file_fault
+        return ("" if self._broker.fault == NOT_YET else self._broker.fault) or self._file_fault
 
     def expire_s(self, node: str) -> float:
         """Return the seconds after which a value of `node` is no longer current in Home Assistant."""
         known = self._nodes.by_name.get(node)
         return known.expire_s if known is not None else EXPIRE_S
+
+    def offset_ms(self, node: str) -> int:
+        """Return the clock of `node` minus the clock of this server, in ms; 0 if it is unknown."""
+        known = self._nodes.by_name.get(node)
+        return (known.offset_ms or 0) if known is not None else 0
 
     def sensors(self, node: str) -> Mapping[str, SensorFacts]:
         """Return the sensors of `node` that are published, by name; empty if it is not published."""
@@ -188,6 +202,8 @@ class HomeAssistantDiscovery(Transport):
 
     def _on_message(self, topic: str, payload: bytes) -> None:
         if topic == self._birth:
+            if not self._is_heard and payload != OFFLINE:  # it was away before, and this server could not know it
+                self.on_unseen(self._connected_ms)
             self._on_birth(payload)
         elif payload in (b"ON", b"OFF"):
             try:
@@ -202,7 +218,7 @@ class HomeAssistantDiscovery(Transport):
             self._on_birth(payload)
 
     def _on_birth(self, payload: bytes) -> None:
-        self.is_home_assistant_on = payload != OFFLINE
+        self.is_home_assistant_on, self._is_heard = payload != OFFLINE, True
         if self.is_home_assistant_on:
             self._is_new = True
             self._wake.set()
@@ -210,6 +226,9 @@ class HomeAssistantDiscovery(Transport):
     def _on_change(self) -> None:
         if self._broker.connected:
             self._is_new = self._is_reconnected = True
+            # It may have ended or started while this server was not connected.
+            self.is_home_assistant_on, self._is_heard = True, False
+            self._connected_ms = self._context.clock.wall_ms()
         self._wake.set()
 
     # ---------------------------------------------------------------------------------------------- own threads

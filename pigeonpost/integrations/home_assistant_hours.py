@@ -121,20 +121,22 @@ class LateHours:
             if entry.live_ms is not None:
                 self._mark(entry, min((entry.live_ms - _UNSURE_MS) // HOUR_MS, hour), hour)
 
-    def note(self, commit: EpochCommit, is_live: bool, expire_s: float) -> None:
+    def note(self, commit: EpochCommit, is_live: bool, expire_s: float, offset_ms: int = 0) -> None:
         """Record the samples of a commit.
 
         Args:
             commit: The commit.
             is_live: True if Home Assistant receives current values now.
             expire_s: Seconds after which a value of the node is no longer current.
+            offset_ms: Clock of the node minus clock of the server, in ms.
         """
         if commit.outbox == IMPORTED:
             return
         now_ms = self._clock.wall_ms()
         for item in commit.items:
             if isinstance(item, SampleBatch) and item.clock != "unset":
-                self._note(commit.node, item.times, is_live, now_ms, round(expire_s * 1000))
+                node_ms = now_ms + (0 if item.clock == "server" else offset_ms)
+                self._note(commit.node, item.times, is_live, node_ms, round(expire_s * 1000))
 
     def _note(self, node: str, times: Sequence[int], is_live: bool, now_ms: int, expire_ms: int) -> None:
         first_ms, last_ms = min(times), max(times)  # in one hour: see models.stretches
@@ -157,6 +159,13 @@ class LateHours:
                 entry.version += 1
                 if not entry.contains(first_ms // HOUR_MS) or not entry.contains(last_ms // HOUR_MS):
                     self._mark(entry, first_ms // HOUR_MS, last_ms // HOUR_MS)
+
+    def mark_since(self, since_ms: int) -> None:
+        """Mark all hours of all nodes from `since_ms` (ms since 1970, UTC) to their last samples."""
+        with self._lock:
+            for entry in self._entries.values():
+                if entry.live_ms is not None and entry.live_ms >= since_ms:
+                    self._mark(entry, since_ms // HOUR_MS, entry.live_ms // HOUR_MS)
 
     def on_rename(self, node: str, new: str) -> None:
         """Assign the hours of `node` to its new name `new`."""

@@ -94,6 +94,7 @@ class HomeAssistantStatistics(Transport):
         self._token: str = settings["home_assistant", "token"]
         self._context, self._discovery = context, discovery
         self._hours = LateHours(os.path.join(context.data, HOME_ASSISTANT_HOURS), context.clock)
+        discovery.on_unseen = self._hours.mark_since
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="home assistant statistics", daemon=True)
         self._session: ApiSession | None = None
@@ -132,7 +133,8 @@ class HomeAssistantStatistics(Transport):
         """Mark the hours of late samples in `commits`. Called with each commit (see Ingestor.subscribe)."""
         is_live = self._discovery.is_live
         for commit in commits:
-            self._hours.note(commit, is_live, self._discovery.expire_s(commit.node))
+            node = commit.node
+            self._hours.note(commit, is_live, self._discovery.expire_s(node), self._discovery.offset_ms(node))
         self._wake.set()
 
     def on_rename(self, node: str, new: str) -> None:

@@ -217,6 +217,19 @@ class Discovery(DiscoveryCase):
         self.broker.connected = False
         self.assertFalse(self.part.is_live)
 
+    def test_home_assistant_that_starts_later_may_have_missed_values(self):
+        since = []
+        self.part.on_unseen = since.append
+        self.part._on_message("homeassistant/status", b"online")
+        self.part._on_message("homeassistant/status", b"offline")
+        self.part._on_message("homeassistant/status", b"online")
+        self.assertEqual(since, [self.context.clock.wall_ms()])
+        self.context.clock.sleep(100)
+        self.part._on_change()  # the broker was restarted, and Home Assistant connects to it later than this server
+        self.context.clock.sleep(100)
+        self.part._on_message("homeassistant/status", b"online")
+        self.assertEqual(since[1:], [self.context.clock.wall_ms() - 100_000])
+
     def test_fault_of_the_broker_is_shown(self):
         self.broker.fault = "user or password is wrong"
         self.assertEqual([status.fault for status in self.part.statuses()], ["user or password is wrong"])

@@ -92,6 +92,19 @@ class Hours(HoursCase):
         self.assertEqual(self.due()[0][1], -1)
         self.assertGreaterEqual(self.hours.count(), 4)
 
+    def test_samples_of_a_node_whose_clock_is_wrong_are_live(self):
+        commit = commit_of("basement", [self.clock.wall_ms() - 7_200_000], {"temperature": [1.0]})
+        self.hours.note(commit, True, 60.0, offset_ms=-7_200_000)
+        self.assertEqual(self.hours.count(), 0)
+
+    def test_hours_that_home_assistant_may_not_have_seen_are_due(self):
+        self.note()
+        began_ms = self.clock.wall_ms() - 1000
+        self.clock.sleep(3 * 3600)
+        self.note()
+        self.hours.mark_since(began_ms)
+        self.assertEqual(self.hours.count(), 4)
+
     def test_late_hours_survive_a_crash(self):
         self.note(10 * 3600)
         self.hours.save()
@@ -185,7 +198,9 @@ class StatisticsCase(unittest.TestCase):
         self.clock, self.api, self.is_reachable = self.context.clock, FakeApi(), True
         self.context.store = MemoryStore()
         self.sensors = {"temperature": SensorFacts("°C", "", False)}
-        self.discovery = SimpleNamespace(is_live=True, expire_s=lambda node: 60.0, sensors=lambda node: self.sensors)
+        self.discovery = SimpleNamespace(
+            is_live=True, expire_s=lambda node: 60.0, offset_ms=lambda node: 0, sensors=lambda node: self.sensors
+        )
         self.part = self.make()
         self.seq, self.begin = 0, self.clock.wall_ms() // HOUR_MS
         self.api.add(ID, UNIQUE, "°C")

@@ -134,7 +134,7 @@ class PigeonpostTarget(ForwardTarget):
         """Yield the gaps between the samples that the other server has and the sample `seq`."""
         server = self._context.name
         if have < batch.after:
-            why = f"not forwarded by {server}: it has passed them before"
+            why = f"not forwarded by {server}"
             yield {"from": have + 1, "to": batch.after, "why": why[:LONGEST_WHY]}
         if max(have, batch.after) + 1 < seq:
             why = f"missing on {server}"

@@ -242,7 +242,7 @@ class PushServerTransport(PassiveTransport):
         if len(epochs) > 1:
             answer["epochs"] = {epoch: list(mark) for epoch, mark in marks.items()}
         if relay:
-            return self._answer(200, {**answer, "relay": True, "known": node in self._context.ingestor.latest})
+            return self._answer(200, {**answer, "relay": True, "known": bool(self._context.store.channels(node, 1))})
         return self._answer(200, {**answer, **self._order(node)})
 
     # ------------------------------------------------------------------------------------------- node states

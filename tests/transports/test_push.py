@@ -143,7 +143,6 @@ class Stored(PushCase):
         self.assertEqual(self.resume(query, writer)[1].items() & {("relay", True), ("known", False), ("have", 0)},
                          {("relay", True), ("known", False), ("have", 0)})  # fmt: skip
         self.assertEqual(self.post(body(node="shed", relay="home"), writer)[:2], (200, {"ack": 3}))
-        wait_until(lambda: "shed" in self.web.ingestor.latest)
         told = self.resume(query, writer)[1]
         self.assertEqual((told["have"], told["up"], told["known"]), (3, None, True))
         self.assertFalse(self.web.unnumbered_sources.find("shed").takes_orders)

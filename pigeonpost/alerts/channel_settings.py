@@ -155,7 +155,8 @@ def _checked(key: str, shown: str, where: str, values: Mapping[str, Any]) -> Htt
         if values[name] and name not in _USABLE.get(shape, ()):
             raise SettingsError(f'{where} {name} is not used with shape = "{shape}"; remove it, or change shape')
     for name, is_valid, takes in (
-        ("token", _is_bot_token if shape == "telegram" else _is_token, "the token of the service, without spaces"),
+        ("token", _is_token, "the token of the service, without spaces"),
+        ("token", _is_bot_token if shape == "telegram" else _is_token, "the token of a bot: digits, a colon, letters"),
         ("topic", _is_topic, "a topic of up to 64 letters, digits, - and _"),
         ("chat", _is_chat, 'the number of a chat such as "-1001234567890", or a name such as "@channel"'),
     ):

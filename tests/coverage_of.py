@@ -81,6 +81,16 @@ GROUPS = (
         "tests.test_csvbuffer tests.storage.csv.test_retention",
         95,
     ),
+    Group(
+        (
+            "pigeonpost/integrations/forwarder.py",
+            "pigeonpost/integrations/forward_position.py",
+            "pigeonpost/integrations/forward_progress.py",
+            "pigeonpost/integrations/forward_source.py",
+        ),
+        "tests.integrations.test_forwarder tests.integrations.test_forward_progress",
+        95,
+    ),
     Group(("pigeonpost/storage/csv/verify.py",), "tests.storage.csv.test_verify", 95),
 )
 

@@ -10,6 +10,7 @@ from pigeonpost.alerts import channel_settings
 from pigeonpost.compat import pimonitor
 from pigeonpost.core.config import load
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.integrations import forward_settings, victoriametrics
 from pigeonpost.sensors import command, counter, formula, kernel, machine, mcp3424, mqtt
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import LIMITS
@@ -134,6 +135,8 @@ class SettingsInDocs(unittest.TestCase):
         for option in (
             *NODE_OPTIONS,
             *channel_settings.OPTIONS,
+            *forward_settings.GENERAL,
+            *victoriametrics.OPTIONS,
             *pimonitor.LOCATION,
             *adc.OPTIONS,
             *adc.CHANNEL_OPTIONS,

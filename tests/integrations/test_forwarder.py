@@ -5,9 +5,10 @@ import sqlite3
 import threading
 import time
 import unittest
+from types import SimpleNamespace
 from unittest import mock
 
-from pigeonpost.core.errors import NotStored, StoreDamaged
+from pigeonpost.core.errors import MissingLibrary, NotStored, StoreDamaged
 from pigeonpost.integrations import forwarder
 from pigeonpost.integrations.contract import NotDelivered, RefusedData
 from tests.integrations.forward_support import ForwardCase
@@ -359,6 +360,41 @@ class FileTest(ForwardCase, unittest.TestCase):
                 self.wait_for(*seqs(3, 4), *seqs(1, 4))
                 self.assertEqual("damaged" in str(self.faults.present()), damage == "bytes")
 
+    def test_damage_found_while_the_server_runs_is_a_fault_and_nothing_is_lost(self):
+        self.start()
+        self.commit(batch(1, 2))
+        self.wait_for(*seqs(1, 2))
+        self.forwarder._file.close()
+        for name in os.listdir(self.folder):
+            if name.startswith("forward.sqlite3"):
+                os.unlink(os.path.join(self.folder, name))
+        with open(self.path(), "wb") as file:
+            file.write(b"x" * 8192)
+        self.commit(batch(3, 4))
+        self.wait_for(*seqs(1, 4))
+        self.assertIn("forward.sqlite3", self.faults.present())
+        self.restart()
+        wait_until(lambda: set(self.target.got) == set(seqs(1, 4)), "all samples")
+
+    def test_list_of_targets_that_is_damaged_or_cannot_be_written_does_not_stop_the_forwarder(self):
+        for damage in (b"{", None):
+            with self.subTest(damage=damage):
+                self.stop()
+                self.setUp()
+                path = os.path.join(self.folder, "forward.json")
+                if damage is None:
+                    os.mkdir(path + ".new")  # replacing the file fails
+                else:
+                    with open(path, "wb") as file:
+                        file.write(damage)
+                self.commit(batch(1, 2))
+                self.start(history=False)
+                if damage is None:
+                    wait_until(lambda: self.forwarder.fault, "the fault")
+                    os.rmdir(path + ".new")
+                self.commit(batch(3, 4))
+                wait_until(lambda: set(seqs(3, 4)) <= set(self.target.got), "the new samples")
+
     def test_file_of_a_newer_version_is_kept_and_is_a_fault(self):
         self.make().stop(0)
         db = sqlite3.connect(self.path())
@@ -408,6 +444,35 @@ class FileTest(ForwardCase, unittest.TestCase):
         self.wait_idle()
         wanted = {(*key, seq) for key, end in last.items() for seq in range(1, end + 1)}
         self.assertEqual(set(self.target.got), wanted)
+
+
+class MakeTest(ForwardCase, unittest.TestCase):
+    def test_each_table_becomes_a_part_and_a_missing_library_stops_only_its_own(self):
+        def lacking(table, where, context):
+            raise MissingLibrary("install it")
+
+        tables = [{"name": "a", "kind": "fake"}, {"name": "b", "kind": "lacking"}]
+        kinds = {"fake": lambda table, where, context: self.target, "lacking": lacking}
+        subscribed, names = [], SimpleNamespace(on_rename=[])
+        context = SimpleNamespace(
+            settings=SimpleNamespace(tables={"forward": tables}, file="server.toml"), data=self.folder,
+            faults=self.faults, clock=self.clock, store=self.store, current=lambda node: node, names=names,
+            ingestor=SimpleNamespace(subscribe=subscribed.append),
+        )  # fmt: skip
+        with mock.patch.object(forwarder, "KINDS", kinds):
+            parts = forwarder.make(context)
+        self.assertEqual(list(parts), ["forward a", "forward b"])
+        self.assertEqual(parts["forward b"].fault, "install it")
+        self.assertEqual(
+            (subscribed, names.on_rename), ([parts["forward a"].on_commit], [parts["forward a"].on_rename])
+        )
+        parts["forward a"].stop(0)
+
+    def test_error_of_a_renaming_is_contained(self):
+        self.make()
+        with mock.patch.object(self.forwarder._source, "on_rename", side_effect=ZeroDivisionError):
+            self.forwarder.on_rename("a", "b")
+        self.assertIn("ZeroDivisionError", self.forwarder.fault)
 
 
 class ManyThreadsTest(ForwardCase, unittest.TestCase):

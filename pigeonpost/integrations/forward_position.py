@@ -90,18 +90,20 @@ class PositionFile:
         """Record that `target` is used from now on, from these `positions` and from the beginning of other epochs.
 
         Raises:
-            NotKept: A file cannot be written.
+            NotKept: The file cannot be written.
         """
         with self._opened(writes=True) as db:
             db.execute("INSERT OR IGNORE INTO targets VALUES (?)", (target,))
             db.executemany(_PUT, _rows(target, positions))
-        with contextlib.suppress(DamagedFile):
+
+    def remember(self, target: str) -> None:
+        """Add `target` to the list of targets that were ever used. If that is not possible, the next start does it."""
+        try:
             used = self._used.now()
             if target not in used:
-                try:
-                    self._used.write({**used, target: {"since_ms": self._clock.wall_ms()}})
-                except DiskError as error:
-                    raise NotKept(str(error)) from error
+                self._used.write({**used, target: {"since_ms": self._clock.wall_ms()}})
+        except (DamagedFile, DiskError, OSError) as error:
+            log.warning("%s: %s", FORWARD_TARGETS, error)
 
     def read(self, target: str) -> dict[Key, int]:
         """Return all positions of `target`, by (node, epoch)."""

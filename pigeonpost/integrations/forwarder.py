@@ -267,6 +267,7 @@ class Forwarder(Transport):
             if known is Known.LOST:
                 log.warning("forward %s: its positions are lost, so everything stored is sent again", name)
             self._file.begin(name, {})
+        self._file.remember(name)
         self._is_begun = True
 
     def _take(self) -> dict[Key, list[EpochCommit]]:

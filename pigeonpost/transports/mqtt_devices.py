@@ -22,6 +22,7 @@ Errors: a message that is rejected is counted, and is the fault of its device un
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -175,10 +176,13 @@ class MqttDevice:
 
     def _find(self, name: str, chosen: Mapping[str, Any], topic: str, message: Message, found: _Found) -> None:
         try:
-            found.values[name] = calibrated(value_of(message, topic, chosen), chosen)
+            value = calibrated(value_of(message, topic, chosen), chosen)
+            if not math.isfinite(value):
+                raise SensorError("the value is too large after calibration")
+            found.values[name] = value
         except NoValue:
             return
-        except (SensorError, OverflowError) as error:
+        except SensorError as error:
             found.values[name], found.errors[name] = None, str(error)
         found.units[name] = chosen["unit"]
         self._is_awake = self._is_awake or not chosen["sleeps"]

@@ -4,6 +4,7 @@ tests/libraries/test_mqtt_devices.py does the same with paho itself and a real b
 """
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -100,6 +101,26 @@ class MessageTest(Case):
         self.publish("zigbee2mqtt/kitchen", b'{"temperature":"unavailable","humidity":48}')
         (point,) = self.points()
         self.assertEqual(point.values, {"temperature": None, "humidity": 48})
+
+    def test_value_that_calibration_makes_too_large_fails(self):
+        self.server(KITCHEN + "[device.channels.temperature]\ngain = 1e9\n")
+        self.publish("zigbee2mqtt/kitchen", b'{"temperature":1e308}')
+        (point,) = self.points()
+        self.assertEqual(point.values, {"temperature": None})
+
+    def test_any_message_is_contained(self):
+        self.server(KITCHEN + '[[device]]\nname = "desk"\npreset = "tasmota"\n')
+        dice = random.Random(17)
+        pieces = [
+            b"{", b"}", b"[", b"]", b":", b",", b'"temperature"', b'"Temperature"', b'"last_seen"', b'"state"',
+            b"1e999", b"-1", b"null", b"true", b'"\\ud800"', b'"', b"\xc3", b'"TempUnit":"F"',
+            b'{"AM2301":{"Temperature":1}}',
+        ]  # fmt: skip
+        topics = [topic for device in self.devices._devices for topic in (*device.topics, *device.availability)]
+        for _ in range(300):
+            payload = b"".join(dice.choices(pieces, k=dice.randrange(9)))
+            self.publish(dice.choice(topics), payload, retain=dice.random() < 0.1)
+        self.assertEqual([(status.refused, status.fault) for status in self.devices.statuses()], [(0, "")] * 2)
 
     def test_values_of_tasmota_and_shelly_are_stored(self):
         self.server(

@@ -84,6 +84,8 @@ class DemoRelay:
         self._pipe.wake()
         if self._thread.is_alive():
             self._thread.join(limit_s)
+        if not self._thread.is_alive():
+            self._pipe.close()
 
     # ------------------------------------------------------------------------------------------ the thread
 

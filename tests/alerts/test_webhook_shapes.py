@@ -255,6 +255,14 @@ class Answers(ShapeCase):
                 channel.send(HOT)
             self.assertNotIn("canary", str(caught.exception) + channel.place)
 
+    def test_long_answer_is_read_up_to_a_limit(self):
+        error = self.error("slack", Refusal(403, "no_service " + "x" * 100_000))
+        self.assertIsInstance(error, Refused)
+        self.assertIn("status 403: no_service xxx", str(error))
+        self.assertLess(len(str(error)), 400)
+        endless = Refusal(403, "x", **{f"X-{number}": "y" * 60_000 for number in range(5)})
+        self.assertNotIsInstance(self.error("slack", endless), Refused)
+
     def test_answer_whose_body_is_cut_off_is_success(self):
         for shape in SERVICES:
             self.fakes[shape].answers.append(Refusal(200, "", Content_Length="5"))

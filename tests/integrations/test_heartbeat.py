@@ -136,6 +136,13 @@ class Answers(HeartbeatCase):
             self.assertEqual(part.fault == "", answer.status == 200)
             self.assertEqual(part.statuses()[0].refused, 400 <= answer.status < 500)
 
+    def test_long_answer_does_not_hide_its_status(self):
+        for status, fault in ((200, ""), (500, f"{self.service.url}: the response has the status 500")):
+            self.service.answers.append(Refusal(status, "x" * 100_000))
+            with mock.patch.object(heartbeat.log, "log"):
+                self.part.beat()
+            self.assertEqual(self.part.fault, fault)
+
     def test_service_that_cannot_be_reached_is_a_fault_until_it_answers(self):
         part = part_for("http://127.0.0.1:1/canary", every=600)
         with self.assertLogs("pigeonpost.integrations.heartbeat") as logged:

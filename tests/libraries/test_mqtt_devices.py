@@ -39,7 +39,7 @@ def setUpModule():
 
 class Case(unittest.TestCase):
     def setUp(self):
-        self.broker = Broker(self).start()
+        self.broker = Broker(self, *self.broker_lines()).start()
         self.data = temp_folder(self)
         self.config = os.path.join(self.data, "server.toml")
         with open(self.config, "w", encoding="utf-8") as file:
@@ -50,6 +50,9 @@ class Case(unittest.TestCase):
         self.client.loop_start()
         self.addCleanup(self.client.loop_stop)
         self.addCleanup(self.client.disconnect)
+
+    def broker_lines(self):
+        return ["allow_anonymous true"]
 
     def start_server(self):
         server = Program(self, "server.py", "--config", self.config, "--data", self.data, "--web", "127.0.0.1:0")
@@ -128,6 +131,35 @@ class SessionTest(Case):
         self.start_server()
         wait_until(lambda: len(self.stored("kitchen")) > 1, "it is stored")
         self.assertEqual(self.stored("kitchen"), [("temperature", 1), ("temperature", 3)])
+
+
+class BrokerTest(Case):
+    def broker_lines(self):
+        return ["allow_anonymous true", "persistence true", "persistence_location {folder}/",
+                "queue_qos0_messages true"]  # fmt: skip
+
+    def test_broker_keeps_messages_with_qos_0_if_it_is_set(self):
+        self.start_server().kill()
+        self.publish("zigbee2mqtt/kitchen", b'{"temperature":1}', qos=0)
+        self.publish("zigbee2mqtt/kitchen", b'{"temperature":2}', qos=1)
+        self.start_server()
+        wait_until(lambda: len(self.stored("kitchen")) > 1, "both are stored")
+        self.assertEqual(self.stored("kitchen"), [("temperature", 1), ("temperature", 2)])
+
+    def test_broker_with_persistence_keeps_messages_over_its_restart(self):
+        self.start_server().kill()
+        self.publish("zigbee2mqtt/kitchen", b'{"temperature":1}')
+        self.broker.stop()
+        self.broker.start()
+        server = self.start_server()
+        wait_until(lambda: self.stored("kitchen"), "it is stored")
+        self.broker.stop()
+        server.logs("the connection to the broker is lost")
+        self.broker.start()
+        wait_until(lambda: sum(": connected" in line for line in server.logged) == 4, "both connect again")
+        self.publish("zigbee2mqtt/kitchen", b'{"temperature":2}')
+        wait_until(lambda: len(self.stored("kitchen")) > 1, "it is stored")
+        self.assertEqual(self.stored("kitchen"), [("temperature", 1), ("temperature", 2)])
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ BODY_BYTES = 8 << 20  # as received, and uncompressed
 MOST_LINES, MOST_VALUES = 10_000, 100_000  # in one request
 NODE_TAGS = ("node", "host", "device")  # the first of these tags in a line names the node
 NODE_TAGS_OF_A_NODE = ("node", "host")  # the same for a request with the token of a node, which otherwise names it
+_PRECISIONS_2 = frozenset(("ns", "us", "ms", "s"))
 _BUSY_S = 5  # Retry-After when nothing can be stored, in seconds
 # Clients of InfluxDB 1 show this header, and some require it. It is not the version of this program.
 _PING = {"X-Influxdb-Version": "1.8-pigeonpost", "Cache-Control": "no-store"}
@@ -154,7 +155,8 @@ class LineProtocol:
     def _receive(self, request: Request, length: int) -> BodyConsumer:
         """Check the token before the body is read: only an authenticated client may send a long body."""
         self.sender(request)
-        if request.query.get("precision", "") not in PRECISIONS:
+        known = _PRECISIONS_2 if request.path.startswith("/api/") else PRECISIONS
+        if "precision" in request.query and request.query["precision"] not in known:
             raise HTTPError(400, "precision must be ns, us, ms or s.", "precision")
         return _Body(self, request)
 

@@ -191,7 +191,7 @@ def _item(where: str, entry: Any) -> _Item:
         unknown = next(key for key in entry if key not in _KEYS)
         raise HTTPError(400, f"{where}{preview(unknown)} is unknown: the keys are {', '.join(sorted(_KEYS))}.", "key")
     node, name = entry.get("node"), entry.get("id", "")
-    if node is not None and (type(node) is not str or not NODE_NAME(node)):
+    if "node" in entry and (type(node) is not str or not NODE_NAME(node)):
         raise _wrong(where, "node", f"the name of a node ({NODE_NAME_TAKES})", node)
     if type(name) is int:
         name = str(name)

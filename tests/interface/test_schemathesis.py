@@ -70,6 +70,10 @@ class Described(unittest.TestCase):
     def test_as_a_node_with_its_token(self):
         self.run_it(f"Bearer {self.token}", "--include-operation-id", "push", "--include-operation-id", "resume")
 
+    def test_as_any_program_with_the_token_of_a_node(self):
+        self.run_it(f"Bearer {self.token}", "--include-operation-id", "postReadings", "--include-operation-id",
+                    "writeLines", words="Pigeonpost")  # fmt: skip
+
 
 if __name__ == "__main__":
     unittest.main()

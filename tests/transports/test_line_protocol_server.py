@@ -192,6 +192,7 @@ class Refused(LineCase):
 
     def test_unknown_precision_is_400(self):
         self.assertIn("precision", self.write(line(), "/write?precision=d")[1]["error"])
+        self.assertIn("precision", self.write(line(), "/api/v2/write?precision=h")[1]["message"])
 
     def test_invalid_gzip_is_400(self):
         whole = gzip.compress(line().encode())

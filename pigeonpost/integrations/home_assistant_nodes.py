@@ -134,19 +134,34 @@ class NodeReader:
         node.missing = self._missing.get(name, 0)
         node.is_online = received_s is not None and now_s - received_s <= late_s
         if state is not None:
-            details = state.details
             is_silent_now = state.on is not False and is_silent(state, received_s, now_s, commit_s)
             node.is_connected = state.connected
             node.is_online = node.is_online or (state.connected and not is_silent_now)
             node.is_on, node.offset_ms, node.round_trip_ms = state.on, state.offset_ms, state.round_trip_ms
-            node.version = str(details.get("version", ""))[:20]
+            node.version = str(state.details.get("version", ""))[:20]
             node.has_switch = state.on is not None and (state.takes_orders or not state.calls_in)
-            waiting = details.get("waiting")
-            node.waiting = waiting if state.connected and type(waiting) is int and waiting >= 0 else None
         if latest is not None:
             node.last_ms = latest.taken_ms(node.offset_ms, clock.wall_ms(), now_s)
+        if state is not None:
+            node.waiting = self._waiting(node, state, received_s)
         node.sensors = self._sensors(name, state, latest, known, now_s)
         return node
+
+    def _waiting(self, node: KnownNode, state: NodeState, received_s: float | None) -> int | None:
+        """Return the number of samples in the outbox of a node, or None if it is unknown.
+
+        A node sends its oldest sample first. If its last sample is current, no sample is waiting, although an older
+        STATUS may contain another number. Of a STATUS that is older than the last sample, the number is unknown.
+        """
+        clock, waiting = self._context.clock, state.details.get("waiting")
+        if not state.connected or type(waiting) is not int or waiting < 0:
+            return None
+        if node.last_ms is not None and is_fresh(clock.wall_ms() - node.last_ms, node.expire_s):
+            return 0
+        if received_s is None or state.checked_ms is None:
+            return waiting
+        received_ms = clock.wall_ms() - (clock.monotonic() - received_s) * 1000
+        return waiting if state.checked_ms >= received_ms else None
 
     def _sensors(
         self, name: str, state: NodeState | None, latest: LatestSample | None, known: Mapping[str, str], now_s: float

@@ -156,6 +156,18 @@ class Discovery(DiscoveryCase):
         )
         self.assertEqual(self.state("pigeonpost:basement:_connection"), "OFF")
 
+    def test_number_of_waiting_samples_is_not_that_of_an_old_status(self):
+        link = self.add_node()
+        link.state.details, link.state.checked_ms = {"waiting": 241}, self.context.clock.wall_ms() - 1000
+        self.work()
+        self.assertEqual(self.state("pigeonpost:basement:_waiting"), "0")
+        receive(self.context, "basement", {"temperature": 1.0, "light": 1}, UNITS, age_s=7200)
+        self.work(6)
+        self.assertIsNone(self.state("pigeonpost:basement:_waiting"))
+        link.state.checked_ms = self.context.clock.wall_ms()
+        self.work(6)
+        self.assertEqual(self.state("pigeonpost:basement:_waiting"), "241")
+
     def test_will_makes_everything_unavailable(self):
         self.add_node()
         self.work()

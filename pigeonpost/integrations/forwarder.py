@@ -273,12 +273,11 @@ class Forwarder(Transport):
     def _take(self) -> dict[Key, list[EpochCommit]]:
         """Process the changes since the last call, and return the commits by node and epoch."""
         news = self._source.take()
+        for node, new in news.renames:
+            self._rename(node, new)
         for key, mark in news.marks.items():
             self._add(key, mark)
-        self._renames += news.renames
-        while self._renames:  # if one fails, nothing is sent until it was repeated
-            self._rename(*self._renames[0])
-            del self._renames[0]
+        self._move_positions()
         found: dict[Key, list[EpochCommit]] = {}
         for commit in news.commits:
             found.setdefault((commit.node, commit.epoch), []).append(commit)
@@ -293,7 +292,13 @@ class Forwarder(Transport):
         for key in [key for key in self._behind if key[0] == node]:
             self._add((new, key[1]), self._behind.pop(key))
         self._ended, self._unreadable = {}, {}
-        self._progress.move(node, new)
+        self._renames.append((node, new))
+
+    def _move_positions(self) -> None:
+        """Move the positions of renamed nodes. If one cannot be moved, nothing is sent until it is."""
+        while self._renames:
+            self._progress.move(*self._renames[0])
+            del self._renames[0]
 
     def _look(self) -> None:
         """Compare the positions with the marks of the store: at the start, and if other servers write to it."""
@@ -303,6 +308,7 @@ class Forwarder(Transport):
             if new != node and any(name == new for name, _ in marks):
                 self._rename(node, new)
                 sent = {(new if key[0] == node else key[0], key[1]): seq for key, seq in sent.items()}
+        self._move_positions()
         for key, mark in marks.items():
             if sent.get(key, 0) < mark.seq and self._ended.get(key) != mark.seq:
                 self._add(key, mark)

@@ -940,6 +940,11 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.assertIn("node b", found[1])
         self.assertIn("node c", found[2])
 
+    def test_next_chunks_of_an_epoch_are_found_in_the_index_of_their_node(self):
+        plan = [row[-1] for row in self.shell().execute(f"EXPLAIN QUERY PLAN {runs.NEXT_CHUNKS}", (1, 1, 5, 9))]
+        tables = [line for line in plan if "chunks" in line]
+        self.assertEqual(tables, ["SEARCH chunks USING COVERING INDEX chunks_of_node (node=?)"] * 2)
+
     def test_locked_file_raises_not_stored_and_can_be_retried(self):
         other = self.shell()
         other.execute("BEGIN IMMEDIATE")

@@ -23,6 +23,12 @@ from pigeonpost.storage.sqlite.fresh import FreshIndex, Place
 EVER_MS = -(1 << 62), 1 << 62
 _BATCH_CHARACTERS = 65_536  # a batch ends with the row that reaches this length
 _READ_TOGETHER = {True: 64, False: 8}  # rows per query, by is_fresh: a few MiB at most
+_OF_EPOCH = "FROM chunks INDEXED BY chunks_of_node WHERE node = ?1 AND epoch = ?2"
+# Places of the chunks of an epoch from the one that begins at or before the sequence number ?3.
+NEXT_CHUNKS = (
+    f"SELECT low, epoch, first, id {_OF_EPOCH}"
+    f" AND first >= coalesce((SELECT max(first) {_OF_EPOCH} AND first <= ?3), ?3) ORDER BY first LIMIT ?4"
+)
 # Time, epoch and seq of a sample; index of its batch, and its index in the batch.
 _Rank = tuple[int, int, int, int, int]
 
@@ -162,12 +168,7 @@ class RunReader:
             after: Sequence number.
             most: Minimum number of samples after `after` in these rows, if there are as many.
         """
-        of_epoch = "FROM chunks INDEXED BY chunks_of_node WHERE node = ?1 AND epoch = ?2"
-        rows = self.db.execute(
-            f"SELECT low, epoch, first, id {of_epoch}"
-            f" AND first >= coalesce((SELECT max(first) {of_epoch} AND first <= ?3), ?3) ORDER BY first LIMIT ?4",
-            (node, epoch, after, most + 1),
-        )
+        rows = self.db.execute(NEXT_CHUNKS, (node, epoch, after, most + 1))
         places = [Place._make((*row, EVER_MS[1], False)) for row in rows]
         fresh = [place for place in self._index.between(self.db, node, *EVER_MS) if place.epoch == epoch]
         places += [place for place in fresh if place.first + STRETCH_SAMPLES > after]

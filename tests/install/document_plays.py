@@ -217,6 +217,13 @@ PLAYS = {
             "-m bench.soak": Step(skip=_IN_CI),
         },
     ),
+    "docs/demo.md": Play(
+        steps={
+            "server.py --demo": Step(runs="the page is at", then="curl -s http://127.0.0.1:8080/demo | grep"
+                                     f" 'taken = [1-9].*Stored twice: 0. Missing without a trace: 0' && {_STOP}"),
+            "control.py --data lesson verify": Step(shows="none missing, none stored twice"),
+        },
+    ),
     "docs/protocol.md": Play(setup=_NODE),
     "docs/tutorial.md": Play(
         elsewhere={"5. Start at boot": "tests/install/test_systemd_tutorial.py"},

@@ -154,6 +154,9 @@ class Documents(unittest.TestCase):
     def test_commands_of_promise_run(self):
         self.play("docs/promise.md")
 
+    def test_commands_of_demo_run(self):
+        self.play("docs/demo.md")
+
     def test_commands_of_protocol_run(self):
         self.play("docs/protocol.md")
 

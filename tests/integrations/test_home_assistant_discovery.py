@@ -264,6 +264,8 @@ class Removal(DiscoveryCase):
         self.assertNotIn(CONFIG, self.home.devices)
         self.work(11)
         self.assertEqual(self.state("pigeonpost:cellar:temperature"), "21.5")
+        removals = [topic for topic, payload, *_ in self.broker.messages if not payload]
+        self.assertEqual(removals, ["pigeonpost/ha/home/basement/online", CONFIG])  # once
 
     def test_node_renamed_while_the_server_was_away_is_removed(self):
         self.add_node()

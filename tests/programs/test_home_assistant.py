@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import unittest
+import urllib.request
 
 from pigeonpost.core.http_client import AnswerTooLong, split_url
 from pigeonpost.core.websocket import WebSocket, WebSocketClosed
@@ -232,6 +233,25 @@ class HomeAssistantTest(unittest.TestCase):
         server.kill()
         wait_until(lambda: self.home.state("pigeonpost:basement:_connection") is None, "the will of the server")
         self.assertEqual(self.home.faults, [])
+
+    def test_refused_password_is_a_fault_while_samples_are_stored(self):
+        self.broker.stop()
+        self.broker = Broker(self, "allow_anonymous false").start()
+        self.start_node()
+        server = self.start_server()
+        server.logs("refused the connection")
+        line = server.line()
+        while "the page is at " not in line:
+            line = server.line()
+        page = line.partition("the page is at ")[2].partition("?")[0]
+
+        def shown(path):
+            with urllib.request.urlopen(f"{page}{path}", timeout=LIMIT_S) as response:
+                return response.read().decode()
+
+        wait_until(lambda: "refused the connection" in shown("integrations"), "the fault on the page")
+        first = json.loads(shown("api/v1/nodes/basement"))["samples"]
+        wait_until(lambda: json.loads(shown("api/v1/nodes/basement"))["samples"] > first, "more stored samples")
 
     def test_hours_of_an_outage_arrive_completely_although_the_server_is_killed(self):
         expected = self.hold_samples()

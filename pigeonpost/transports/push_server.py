@@ -256,9 +256,11 @@ class PushServerTransport(PassiveTransport):
             is_proven: True if the request contains the token of the node.
             relay: Name of the server that forwards the samples of the node; empty if they come from the node.
         """
+        if relay:
+            self._check_relayed(node, is_proven)
+        name = "relay" if relay else "push"
         try:
-            claim = self._relayed(node, is_proven) if relay else Claim(node, "push", is_proven)
-            state = self._context.unnumbered_sources.caller(claim)
+            state = self._context.unnumbered_sources.caller(Claim(node, name, is_proven, is_listed=bool(relay)))
         except AuthFailed as error:
             raise HTTPError(403, f"{error}.", "token") from None
         except NotStored as error:
@@ -277,17 +279,16 @@ class PushServerTransport(PassiveTransport):
             log.warning("%s: cannot remove an executed command from the queue: %s", node, error)
         return state
 
-    def _relayed(self, node: str, is_proven: bool) -> Claim:
-        """Return the claim of a node whose samples another server forwards. It is admitted like a listed node.
+    def _check_relayed(self, node: str, is_proven: bool) -> None:
+        """Raise HTTPError 403 if another server must not forward samples of `node`.
 
-        Raise HTTPError 403 for the token of a node, and for a node from which this server collects.
+        That is so with the token of a node, and for a node from which this server collects.
         """
         if is_proven:
             raise HTTPError(403, "Forwarding needs an API token with the role writer, not the token of a node.", "role")
         if any(link.state.name == node and not link.state.calls_in for link in self._context.links):
             self._context.unnumbered_sources.forget_unproven(node)
             raise HTTPError(403, f"This server collects from node {node} itself.", "collected")
-        return Claim(node, "relay", is_listed=True)
 
     def _record_payload(self, batch_payload: BatchPayload, is_proven: bool, relay: str) -> None:
         state = self._record(batch_payload.node, batch_payload.fields.get("on"), is_proven, relay)

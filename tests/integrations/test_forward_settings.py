@@ -1,11 +1,22 @@
 """Tests of the keys of [[forward]] tables."""
 
+import re
 import unittest
+from pathlib import Path
 
 from pigeonpost.core.config import Option, text
 from pigeonpost.core.errors import SettingsError
+from pigeonpost.integrations import (
+    influxdb,
+    mqtt_topics,
+    otlp,
+    pigeonpost_server,
+    victoriametrics,
+    webhook_batches,
+)
 from pigeonpost.integrations.forward_settings import own_keys, read_forward_tables
 from pigeonpost.integrations.forward_targets import KINDS
+from tests.support import ROOT
 
 TABLE = {"name": "metrics", "kind": "victoriametrics", "url": "http://localhost:8428"}
 
@@ -52,3 +63,15 @@ class ForwardSettingsTest(unittest.TestCase):
             with self.subTest(key=key), self.assertRaisesRegex(SettingsError, f'did you mean "{near}"'):
                 own_keys({"name": "a", "kind": "b", key: "x"}, own, "here")
         self.assertEqual(own_keys({"name": "a", "kind": "b", "nodes": ["c"]}, own, "here"), {"token": ""})
+
+    def test_each_key_of_each_kind_is_in_the_manual(self):
+        manual = Path(ROOT, "docs", "forwarding.md").read_text(encoding="utf-8")
+        sections = re.split(r"^## ", manual, flags=re.MULTILINE)
+        for title, module in (
+            ("VictoriaMetrics", victoriametrics), ("InfluxDB", influxdb), ("Prometheus", otlp),
+            ("Another Pigeonpost", pigeonpost_server), ("A webhook", webhook_batches), ("MQTT", mqtt_topics),
+        ):  # fmt: skip
+            (section,) = (part for part in sections if part.startswith(title))
+            for option in module.OPTIONS:
+                with self.subTest(title, key=option.key):
+                    self.assertRegex(section, rf"(?m)`{option.key}\b|^ +{option.key} = ")

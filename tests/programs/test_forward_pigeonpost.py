@@ -103,7 +103,7 @@ class PigeonpostTest(unittest.TestCase):
             wait_until(lambda: identities(office.data), "samples arrive")
             house.server.kill()
             heard = len(house.heard)
-            wait_until(lambda: len(house.heard) > heard + 200, "the outbox overflows")
+            wait_until(lambda: len(house.heard) > heard + 100, "the outbox overflows")
             office.kill()
             house.server.start()
             office.start()

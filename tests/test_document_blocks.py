@@ -127,6 +127,8 @@ OTHERS = {
     Place("docs/web.md", '"light": 812'): "a response: tests/views/test_readings_api.py",
     Place("docs/monitoring.md", "job_name: pigeonpost"): "settings of Prometheus: tests/programs/test_prometheus.py",
     Place("docs/monitoring.md", "/var/lib/grafana/dashboards"): "needs Grafana, which is not in Debian",
+    Place("docs/monitoring.md", "datasette -i"): "a server that does not exit: tests/programs/test_datasette.py",
+    Place("docs/monitoring.md", "/etc/avahi/services"): "the machine has no Avahi",
     Place("docs/monitoring.md", "PIGEONPOST_URL="): "variables of Grafana: tests/programs/test_grafana.py",
     Place("docs/monitoring.md", "CREATE ROLE grafana"): "SQL: tests/programs/test_grafana.py",
     Place("docs/monitoring.md", "/api/v1/readings?"): "an address: tests/views/test_readings_api.py",

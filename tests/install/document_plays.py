@@ -246,7 +246,10 @@ PLAYS = {
     ),
     "docs/monitoring.md": Play(
         setup=_COLLECTING,
-        steps={"api-token prometheus": Step(shows=r"^\S{32,}$")},
+        steps={
+            "api-token prometheus": Step(shows=r"^\S{32,}$"),
+            "export --format sqlite readings.sqlite3": Step(then="test -s readings.sqlite3"),
+        },
     ),
     "docs/scale.md": Play(
         steps={

@@ -216,6 +216,10 @@ class HomeAssistantStatistics(Transport):
         self, session: ApiSession, hours: DueHours, entities: Mapping[str, Entity], kept_from_ms: int
     ) -> None:  # fmt: skip
         """Send the hours of one node, and remove them from the list if nothing is missing."""
+        names = self._context.names
+        if names is not None and names.retired_ms(hours.node) is not None:  # Home Assistant no longer shows it
+            self._hours.done(hours)
+            return
         sensors = self._discovery.sensors(hours.node)
         known = {name: entities.get(unique_id(hours.node, name)) for name in sensors}
         ids = [entity.entity_id for entity in known.values() if entity is not None and not entity.is_disabled]

@@ -294,6 +294,13 @@ class Statistics(StatisticsCase):
         self.assertEqual(self.part.statuses()[0].backlog, 0)
         self.assertEqual(self.part.fault, "")
 
+    def test_hours_of_a_retired_node_are_removed(self):
+        self.store([-5], lambda hour: [20.0] * 4)
+        self.context.names.retired.add("basement")
+        self.sensors = {}
+        self.send()
+        self.assertEqual((self.api.imports, self.part.statuses()[0].backlog, self.part.fault), (0, 0, ""))
+
     def test_hours_of_a_disabled_entity_are_removed(self):
         self.api.registry[0]["disabled_by"] = "user"
         self.store([-5], lambda hour: [20.0] * 4)

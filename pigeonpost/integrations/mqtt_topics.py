@@ -102,7 +102,7 @@ class MqttTarget(ForwardTarget):
         self._refused = ""
         self._is_closed = False
         self._newest: dict[str, int] = {}  # time in ms of the last retained value by topic
-        self.place = f"mqtt://{self._connect().place}"
+        self.place = f"mqtt{'s' * values['tls']}://{self._connect().place}"
         self._connection = None
 
     def send(self, batches: Sequence[ForwardBatch]) -> None:

@@ -94,6 +94,7 @@ class MqttTopics(unittest.TestCase):
         expected = [("home/basement/x/temperature/state", "20.5"), ("home/basement/x/light/state", "512")]
         self.assertEqual([message[:2] for message in self.sent()], expected)
         self.assertEqual(Paho.clients[0].options["protocol"], 4)
+        self.assertEqual(make_target(self, "mqtt", tls=True).place, "mqtts://localhost:8883")
 
     def test_only_the_newest_value_of_a_topic_is_retained(self):
         target = make_target(self, "mqtt", retain=True, payload="number")

@@ -3,6 +3,9 @@
     python3 -m bench.push                   all rows of bench/README.md
     python3 -m bench.push array100          samples in arrays of 100; also array10, array500, array1000
     python3 -m bench.push columns1000       samples in columns of 1,000; also columns4096
+    python3 -m bench.push readings1         `POST /api/v1/readings` with one reading; also readings1000, ids1000 (with
+                                            ids) and again1000 (the same request again and again)
+    python3 -m bench.push lines1000         line protocol: 1,000 lines with two fields
     python3 -m bench.push temp              tmon's `POST /temp`, from 8 clients that keep their connections
     python3 -m bench.push floor100          upper bound: the same arrays, received by a server that does nothing else
                                             (push_floor.py); also commit100, which stores the bodies as text
@@ -87,6 +90,50 @@ def temperatures(count: int, token: str, node: str) -> tuple[str, Body]:
     return "POST /temp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n", lambda number: text
 
 
+def readings(count: int, token: str, node: str, step: int = 1, has_id: bool = False) -> tuple[str, Body]:
+    """Return the same as `arrays` for readings of any program.
+
+    Args:
+        count: Readings per body.
+        token: The node's token.
+        node: Name of the node.
+        step: 0 to send the same times again and again.
+        has_id: True for readings with ids.
+    """
+    head = f"POST /api/v1/readings HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+
+    def of(number: int) -> bytes:
+        first = number * count * step
+        return json.dumps([
+            {"node": node, "values": _values(k), "time": _START_MS + first + k, **({"id": first + k} if has_id else {})}
+            for k in range(count)
+        ]).encode()  # fmt: skip
+
+    return head, of
+
+
+def ids(count: int, token: str, node: str) -> tuple[str, Body]:
+    """Return the same as `readings` with ids, for `count` readings of `node` with `token`."""
+    return readings(count, token, node, has_id=True)
+
+
+def again(count: int, token: str, node: str) -> tuple[str, Body]:
+    """Return the same as `readings` that are always the same, for `count` readings of `node` with `token`."""
+    return readings(count, token, node, step=0)
+
+
+def lines(count: int, token: str, node: str) -> tuple[str, Body]:
+    """Return the same as `readings` in line protocol, for `count` lines of `node` with `token`."""
+    head = f"POST /write?precision=ms HTTP/1.1\r\nHost: localhost\r\nAuthorization: Token {token}\r\n"
+    texts = [",".join(f"{name}={value}" for name, value in _values(k).items()) for k in range(count)]
+
+    def of(number: int) -> bytes:
+        first = _START_MS + number * count
+        return "\n".join([f"room,host={node} {texts[k]} {first + k}" for k in range(count)]).encode()
+
+    return head, of
+
+
 CASES = {
     "array10": (arrays, 10, "samples/s"),
     "array100": (arrays, 100, "samples/s"),
@@ -94,6 +141,11 @@ CASES = {
     "array1000": (arrays, 1000, "samples/s"),
     "columns1000": (columns, 1000, "samples/s"),
     "columns4096": (columns, 4096, "samples/s"),
+    "readings1": (readings, 1, "requests/s"),
+    "readings1000": (readings, 1000, "readings/s"),
+    "ids1000": (ids, 1000, "readings/s"),
+    "again1000": (again, 1000, "readings/s"),
+    "lines1000": (lines, 1000, "lines/s"),
     "temp": (temperatures, 1, "requests/s"),
     "floor100": (arrays, 100, "samples/s"),
     "commit100": (arrays, 100, "samples/s"),
@@ -127,7 +179,7 @@ def send(case: str, port: int, tokens: list[str]) -> dict[str, float]:
             sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
             answer = sock.recv(1 << 16)
             took.append(time.monotonic() - began_s)
-            assert answer.startswith(b"HTTP/1.1 200"), answer
+            assert answer.startswith(b"HTTP/1.1 20"), answer
             count += 1
 
     threads = [threading.Thread(target=client, args=pair) for pair in enumerate(tokens)]
@@ -187,6 +239,10 @@ def _verify(data: str) -> None:
 _TITLES = {
     "array": "arrays of {:,} from {} nodes, each with a durable response",
     "columns": "columns of {:,} from {} nodes, each with a durable response",
+    "readings": "`POST /api/v1/readings`, {:,} with two values each, from {} connections",
+    "ids": "the same, {:,} with ids",
+    "again": "the same, {:,} that are stored already",
+    "lines": "`POST /write`, {:,} lines with two fields each, from {} connections",
     "temp": "tmon's `POST /temp` from {1} persistent connections, each with a durable response",
     "floor": "for comparison: http.server that parses the same arrays of {} and responds",
     "commit": "for comparison: the same, storing all waiting requests in one transaction before it responds",

@@ -37,6 +37,7 @@ from pigeonpost.core.data_folder import (
     FILES,
     FORWARD_TARGETS,
     LATE_RANGES,
+    LINE_SENSORS,
     LOG_CHECKSUMS,
     LOGS,
     NOTES,
@@ -59,7 +60,7 @@ from pigeonpost.storage.sqlite.store import SqliteStore
 # Small files that a backup contains.
 KEPT = (
     TOKENS, USERS, API_TOKENS, ALERT_RULES, SAVED_CHARTS, PREFERENCES, PI_IDS, CALIBRATIONS, NOTES, EVENTS, LATE_RANGES,
-    FORWARD_TARGETS,
+    FORWARD_TARGETS, LINE_SENSORS,
 )  # fmt: skip
 _INVALID = r"/\0\n\\\ud800-\udfff"  # characters that no name contains; surrogates represent bytes that are not UTF-8
 _MEMBER = re.compile(

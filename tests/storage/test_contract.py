@@ -940,6 +940,20 @@ class SqliteTest(StoreContract, unittest.TestCase):
         self.assertIn("node b", found[1])
         self.assertIn("node c", found[2])
 
+    def test_epoch_with_more_chunks_than_are_listed_is_read_in_order(self):
+        filed = 0
+        for seq in range(1, 41):
+            filed = file(self.store, *wrapped([sample(seq, time_ms=self.NOON + seq * self.HOUR)]))
+        self.compact(filed)
+        file(self.store, batch(41, 43))
+        with mock.patch.object(runs, "_CHUNKS_TOGETHER", 3):
+            seqs, after = [], 0
+            while part := self.seqs_after(after):
+                self.assertLessEqual(len(part), 6)
+                seqs += part
+                after = part[-1]
+        self.assertEqual(seqs, list(range(1, 44)))
+
     def test_next_chunks_of_an_epoch_are_found_in_the_index_of_their_node(self):
         plan = [row[-1] for row in self.shell().execute(f"EXPLAIN QUERY PLAN {runs.NEXT_CHUNKS}", (1, 1, 5, 9))]
         tables = [line for line in plan if "chunks" in line]

@@ -23,6 +23,7 @@ from pigeonpost.storage.sqlite.fresh import FreshIndex, Place
 EVER_MS = -(1 << 62), 1 << 62
 _BATCH_CHARACTERS = 65_536  # a batch ends with the row that reaches this length
 _READ_TOGETHER = {True: 64, False: 8}  # rows per query, by is_fresh: a few MiB at most
+_CHUNKS_TOGETHER = 64  # chunks of an epoch that are listed together
 _OF_EPOCH = "FROM chunks INDEXED BY chunks_of_node WHERE node = ?1 AND epoch = ?2"
 # Places of the chunks of an epoch from the one that begins at or before the sequence number ?3.
 NEXT_CHUNKS = (
@@ -166,12 +167,14 @@ class RunReader:
             node: Id of the node.
             epoch: Id of the epoch.
             after: Sequence number.
-            most: Minimum number of samples after `after` in these rows, if there are as many.
+            most: Maximum number of samples to read. There is at least one after `after` in these rows, if it exists.
         """
-        rows = self.db.execute(NEXT_CHUNKS, (node, epoch, after, most + 1))
+        limit = min(most, _CHUNKS_TOGETHER) + 1
+        rows = self.db.execute(NEXT_CHUNKS, (node, epoch, after, limit)).fetchall()
         places = [Place._make((*row, EVER_MS[1], False)) for row in rows]
         fresh = [place for place in self._index.between(self.db, node, *EVER_MS) if place.epoch == epoch]
-        places += [place for place in fresh if place.first + STRETCH_SAMPLES > after]
+        last = places[-1].first if len(rows) == limit else EVER_MS[1]  # there may be more chunks after it
+        places += [place for place in fresh if place.first + STRETCH_SAMPLES > after and place.first <= last]
         return sorted(places, key=lambda place: place.first)
 
     def _hours_back(self, node: str, from_ms: int, to_ms: int) -> Iterator[list[Place]]:

@@ -1,6 +1,6 @@
 """Forwarding: throughput, processor time, memory, and the ingest rate while a target is away.
 
-    python3 -m bench.forward                all rows of bench/README.md; takes three minutes
+    python3 -m bench.forward                all rows of bench/README.md; takes a minute
     python3 -m bench.forward 1000000        with this number of stored samples instead of 5 million
 
 One node has a backlog in the SQLite store, compacted, with two values per sample and 360 samples per hour. The target

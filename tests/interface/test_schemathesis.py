@@ -74,6 +74,13 @@ class Described(unittest.TestCase):
         self.run_it(f"Bearer {self.token}", "--include-operation-id", "postReadings", "--include-operation-id",
                     "writeLines", words="Pigeonpost")  # fmt: skip
 
+    def test_as_a_program_with_a_token_of_the_role_writer(self):
+        made = control(self, "--data", self.server.data, "api-token", "telegraf", "--role", "writer")
+        self.assertEqual(made[0], 0, made)
+        self.run_it(f"Bearer {made[1].strip()}", "--include-operation-id", "postReadings", "--include-operation-id",
+                    "writeLines", "--include-operation-id", "readings", "--include-operation-id", "annotations",
+                    "--include-operation-id", "targets", words="Pigeonpost")  # fmt: skip
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -200,6 +200,10 @@ def commands_of(document):
 
 
 class BlockKinds(unittest.TestCase):
+    def test_each_block_is_indented_and_not_fenced(self):
+        for document in documents():
+            self.assertNotRegex(read_document(document), "(?m)^ *(```|~~~)", document)
+
     def test_each_block_is_classified(self):
         for block in all_blocks():
             with self.subTest(block.where):
@@ -427,6 +431,11 @@ class DocumentPlays(unittest.TestCase):
     def test_every_document_with_commands_has_a_play(self):
         with_commands = {document for document in documents() if any(commands_of(document))}
         self.assertEqual(with_commands, {*PLAYS, *ELSEWHERE})
+
+    def test_each_play_is_executed_by_a_test(self):
+        with open(os.path.join(ROOT, "tests", "install", "test_documents_run.py"), encoding="utf-8") as file:
+            played = re.findall(r'self\.play\("(.+)"\)', file.read())
+        self.assertCountEqual(played, PLAYS)
 
     def test_each_step_belongs_to_a_command(self):
         for document, play in PLAYS.items():

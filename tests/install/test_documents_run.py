@@ -178,6 +178,12 @@ class Documents(unittest.TestCase):
     def test_commands_of_web_run(self):
         self.play("docs/web.md")
 
+    def test_commands_of_monitoring_run(self):
+        self.play("docs/monitoring.md")
+
+    def test_commands_of_other_devices_run(self):
+        self.play("docs/other-devices.md")
+
     def test_coming_from_file_drop(self):
         self.play("docs/coming-from-file-drop.md")
 

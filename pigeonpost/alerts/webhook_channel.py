@@ -18,7 +18,6 @@ from pigeonpost.alerts.channel_settings import HttpChannel
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
 from pigeonpost.alerts.webhook_shapes import SHAPES, Reply, make_request, read_reply
 from pigeonpost.core.http_client import AnswerTooLong, HttpConnection, HttpError, HttpResponse
-from pigeonpost.core.redact import HIDDEN
 from pigeonpost.core.retry_after import LONGEST_PAUSE_S, retry_after_s
 
 ANSWER_S = 20.0  # time limit for the response of the web server
@@ -26,7 +25,6 @@ ANSWER_S = 20.0  # time limit for the response of the web server
 _TEMPORARY = (408, 425, 429)
 _MOVED = (301, 302, 303, 307, 308)
 _ANSWER_BYTES = 64 << 10  # maximum length of a service's answer about an error
-_HIDDEN_FROM = 4  # characters: a shorter text is not hidden in the words of a service
 
 
 class WebhookChannel(AlertChannel):
@@ -83,13 +81,6 @@ class WebhookChannel(AlertChannel):
             connection.close()
 
     def _words(self, status: int, reply: Reply) -> str:
-        """Return the text about an answer, without the secrets of this channel, which a service may repeat."""
-        words = reply.words
-        channel, url = self._channel, self._channel.url
-        secrets = [channel.token, channel.topic, *channel.headers.values(), url.authorization.removeprefix("Basic ")]
-        secrets += [url.target, *url.target.replace("?", "/").split("/")]
-        for secret in sorted(secrets, key=len, reverse=True):
-            if len(secret) >= _HIDDEN_FROM:
-                words = words.replace(secret, HIDDEN)
-        said = f"{self.place}: the response has the status {status}{words and f': {words}'}"
+        """Return the text about an answer."""
+        said = f"{self.place}: the response has the status {status}{reply.words and f': {reply.words}'}"
         return f"{said}; {reply.remedy}" if reply.remedy else said

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pigeonpost.alerts.channel_settings import PLACEHOLDER
 from pigeonpost.alerts.contract import Pace
 from pigeonpost.core.http_client import USER_AGENT
+from pigeonpost.core.redact import hide_these, secrets_in
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.tolerant_json import read_tolerant_json
 
@@ -243,7 +244,7 @@ class Reply(NamedTuple):
     """Answer of a service that did not accept a message.
 
     Attributes:
-        words: Its description in one line; empty if there is none.
+        words: Its description in one line, without the secrets of the channel; empty if there is none.
         remedy: What the user must change, with the name of the key; empty if that is not known.
         pause_s: Seconds after which it accepts messages again; None if it has not said so in the body.
     """
@@ -272,7 +273,9 @@ def read_reply(channel: HttpChannel, status: int, body: bytes) -> Reply:
     remedy = f"{verb} {channel.where} {keys}" if keys else ""
     pause_s = parameters.get("retry_after")
     is_number = isinstance(pause_s, int | float) and not isinstance(pause_s, bool) and pause_s >= 0  # not NaN
-    return Reply(_one_line(words), remedy, pause_s if is_number else None)
+    secrets = {"a": channel.url.authorization, "token": channel.token, "topic": channel.topic, **channel.headers}
+    words = hide_these(_one_line(words), secrets_in(channel.url.target, secrets))[:200]
+    return Reply(words, remedy, pause_s if is_number else None)
 
 
 _WORDS = ("description", "errorDescription", "message", "error")  # Telegram, Gotify, Discord and Mattermost, ntfy
@@ -289,4 +292,4 @@ def _object(body: bytes) -> Mapping[str, Any]:
 
 def _one_line(text: str) -> str:
     shown = "".join(letter if letter.isprintable() or letter.isspace() else "\ufffd" for letter in text)
-    return " ".join(shown.split())[:200]
+    return " ".join(shown.split())

@@ -62,8 +62,10 @@ class InvalidAnswer(HttpError):
     """
 
     def __init__(self, error: Exception, server: str) -> None:
-        super().__init__(str(error) or type(error).__name__, server)
         self.kind = type(error).__name__
+        # Other texts contain a line of the answer, which may repeat the request.
+        is_closed = isinstance(error, ConnectionError)  # RemoteDisconnected
+        super().__init__(str(error) if is_closed else f"its answer is not valid HTTP ({self.kind})", server)
 
 
 class AnswerCutOff(HttpError):
@@ -363,7 +365,7 @@ class HttpConnection:
             raise InvalidAnswer(error, self.server) from None
         except OverflowError:
             raise AnswerTooLong(limit_bytes, self.server, None) from None
-        except (OSError, ValueError) as error:  # ValueError: an invalid host name or header
+        except OSError as error:  # before ValueError, because SSLCertVerificationError is both
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
                 raise AnswerTimeout(text, self.server) from None
@@ -371,6 +373,8 @@ class HttpConnection:
             if why:
                 raise CertificateNotTrusted(text, why, self.server) from None
             raise HttpError(text, self.server) from None
+        except ValueError as error:  # its text contains the header
+            raise HttpError(f"the host name or a header is invalid ({type(error).__name__})", self.server) from None
 
     def close(self) -> None:
         """Close the connection. The next request opens a new one."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable, Mapping
 
 HIDDEN = "***"
 # Arrays of tables whose `url` and `topic` are secrets as a whole, as in [webhook].
-SECRET_TABLES = {"channel": ("url", "topic")}
+SECRET_TABLES = {"channel": ("url", "topic"), "forward": ("url",)}
 # Suffixes of settings keys whose values are secrets. The headers of a request may contain a token.
 SECRET_KEYS = ("password", "passwort", "token", "secret", "api_key", "headers")
+_HIDDEN_FROM = 4  # characters: a shorter text is not hidden, because it can be a part of other words
 
 
 def hide_secrets(text: str) -> str:
@@ -25,6 +28,37 @@ def hide_secrets(text: str) -> str:
     text = _USER.sub(lambda found: f"{found[1] or ''}{HIDDEN}@", text)
     text = _SECRET_PATH.sub(rf"\1{HIDDEN}", text)
     return _BEARER.sub(rf"\1{HIDDEN}", _NAMED.sub(rf"\1{HIDDEN}", text))
+
+
+def hide_these(text: str, secrets: Iterable[str]) -> str:
+    """Return `text` with *** instead of each of the `secrets` that has at least four characters."""
+    for secret in sorted(set(secrets), key=len, reverse=True):
+        if len(secret) >= _HIDDEN_FROM:
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def secrets_in(target: str, headers: Mapping[str, str]) -> set[str]:
+    """Return the parts of an HTTP request that may be secrets, in the forms in which a server may repeat them.
+
+    Args:
+        target: Its path and query.
+        headers: Its headers that may contain secrets.
+    """
+    from base64 import b64decode
+    from html import escape
+    from urllib.parse import quote, unquote
+
+    found = {target, *re.split("[/?&=]", target)}
+    for value in headers.values():
+        scheme, _, pair = value.partition(" ")
+        if scheme == "Basic":
+            with contextlib.suppress(ValueError):
+                login = b64decode(pair).decode()
+                found |= {login, *login.partition(":")}
+        found |= {value, *re.split(r"[\s:]+", value)} - {"Basic", "Bearer", "Token"}
+    found |= {unquote(text) for text in found}
+    return found | {form for text in found for form in (escape(text), quote(text, safe=""))}
 
 
 _PEM_BEGIN = "-----BEGIN"  # RFC 7468, section 2

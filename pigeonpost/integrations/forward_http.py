@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from pigeonpost.core.config import matching
 from pigeonpost.core.http_client import USER_AGENT, HttpConnection, HttpError, HttpResponse, ServerTrust, split_url
-from pigeonpost.core.redact import hide_secrets
+from pigeonpost.core.redact import hide_secrets, hide_these, secrets_in
 from pigeonpost.core.retry_after import retry_after_s
 from pigeonpost.integrations.contract import NotDelivered, RefusedData
 
@@ -27,6 +27,7 @@ ANSWER_S = 30.0  # time limit for connecting, and for each part of an answer
 IDLE_S = 5.0  # idle time after which targets that sync first are connected again; usual servers wait longer
 _ANSWER_BYTES = 65_536  # maximum length of an answer
 _SHOWN = 200  # characters of an answer in an error
+_PUBLIC = ("user-agent", "content-type", "content-encoding", "idempotency-key")  # headers without secrets
 _TOO_LARGE = 413  # Content Too Large
 _AWAY = (502, 503, 504)  # the statuses of a proxy whose server does not answer
 _REFUSED = (400, _TOO_LARGE, 422)  # the statuses that are about the content; 400: Bad Request, 422: Unprocessable
@@ -104,15 +105,48 @@ class HttpPoster:
             target: Path and query.
             body: Body of the request.
             headers: Headers, in addition to User-Agent and Authorization.
-            remedies: Remedies by status that replace those of `check`.
+            remedies: Remedies by status, instead of the usual ones.
 
         Raises:
             NotDelivered: There is no answer, or it has another status.
-            RefusedData: The answer has a status that is about the content: see `check`.
+            RefusedData: The answer has a status that is about the content: see `require_success`.
         """
         answer = self.request("POST", target, body, headers)
-        check(answer, self.place, remedies)
+        self.require_success(answer, remedies, headers)
         return answer
+
+    def require_success(
+        self, answer: HttpResponse, remedies: Mapping[int, str] = MappingProxyType({}),
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """Return if the status of `answer` is from 200 to 299.
+
+        An HTML page with the status 400 or 422 is that of a proxy, for example for http instead of https. No sample is
+        given up for it.
+
+        Args:
+            answer: The answer.
+            remedies: Remedies by status, instead of the usual ones.
+            headers: Headers of the request, whose values are hidden in the error.
+
+        Raises:
+            NotDelivered: The samples must be sent again later.
+            RefusedData: The status is about the content: 400, 413 or 422.
+        """
+        status = answer.status
+        if 200 <= status < 300:
+            return
+        sent = {name: value for name, value in {**self._headers, **headers}.items() if name.lower() not in _PUBLIC}
+        told = f"{answer.reason}: {answer.body.decode(errors='replace')}"
+        told = hide_these(hide_secrets(" ".join(told.split())), secrets_in(self.url.target, sent))[:_SHOWN].rstrip(": ")
+        said = f"{self.place}: status {status} {told}"
+        if status in _REFUSED and (status == _TOO_LARGE or answer.headers.get_content_type() != "text/html"):
+            raise RefusedData(said)
+        remedy = remedies.get(status) or _REMEDIES.get(status, "")
+        if 300 <= status < 400:
+            remedy = "redirects are not followed: set the url to the new address"
+        said += f"; {remedy}" if remedy else ""
+        raise NotDelivered(said, retry_after_s(answer.headers.get("Retry-After", ""), time.time()))
 
     def request(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> HttpResponse:
         """Send a request and return the answer, regardless of its status.
@@ -158,7 +192,7 @@ class HttpPoster:
         if self._connection is not None and self._connection.is_open:
             answer = self.request("HEAD", "/", None, {})
             if answer.status in _AWAY:
-                raise NotDelivered(f"{self.place}: status {answer.status} {answer.reason}")
+                raise NotDelivered(f"{self.place}: status {answer.status}")
 
     def close(self) -> None:
         """Abort the request of another thread, if there is one, and refuse further ones."""
@@ -170,32 +204,3 @@ class HttpPoster:
             self._using.release()
         else:
             self._connection.cut()  # the request fails, and closes the connection
-
-
-def check(answer: HttpResponse, place: str, remedies: Mapping[int, str] = MappingProxyType({})) -> None:
-    """Return if the status of `answer` is from 200 to 299.
-
-    An HTML page with the status 400 or 422 is that of a proxy, for example for http instead of https. No sample is
-    given up for it.
-
-    Args:
-        answer: The answer.
-        place: Scheme, host and port of the server, for the error.
-        remedies: Remedies by status, instead of the usual ones.
-
-    Raises:
-        NotDelivered: The samples must be sent again later.
-        RefusedData: The status is about the content: 400, 413 or 422.
-    """
-    status = answer.status
-    if 200 <= status < 300:
-        return
-    told = hide_secrets(" ".join(answer.body[: 4 * _SHOWN].decode(errors="replace").split()))[:_SHOWN]
-    said = f"{place}: status {status} {answer.reason}{': ' if told else ''}{told}"
-    if status in _REFUSED and (status == _TOO_LARGE or answer.headers.get_content_type() != "text/html"):
-        raise RefusedData(said)
-    remedy = remedies.get(status) or _REMEDIES.get(status, "")
-    if 300 <= status < 400:
-        remedy = "redirects are not followed: set the url to the new address"
-    said += f"; {remedy}" if remedy else ""
-    raise NotDelivered(said, retry_after_s(answer.headers.get("Retry-After", ""), time.time()))

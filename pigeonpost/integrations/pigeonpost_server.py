@@ -19,7 +19,7 @@ from pigeonpost.core.config import Option, text
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget, NotDelivered, RefusedData
-from pigeonpost.integrations.forward_http import IDLE_S, HttpPoster, base_url, check
+from pigeonpost.integrations.forward_http import IDLE_S, HttpPoster, base_url
 from pigeonpost.integrations.forward_settings import own_keys
 from pigeonpost.link.checks import COLUMN_SAMPLES
 from pigeonpost.link.sample_text import columns_text, steps_text
@@ -207,7 +207,7 @@ class PigeonpostTarget(ForwardTarget):
         except (BadArgument, UnicodeDecodeError):
             fields = None
         try:
-            check(answer, self.place, _REMEDIES)
+            self._poster.require_success(answer, _REMEDIES)
         except RefusedData as error:
             if type(fields) is not dict or "error" not in fields:
                 raise NotDelivered(f"{error}; is it a Pigeonpost server?") from None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import FIRST_MS, LAST_MS
 from pigeonpost.core.data_folder import READING_IDS
-from pigeonpost.core.errors import NotStored
+from pigeonpost.core.errors import BeyondLimit, NotStored
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.reading_ids import ReadingIds
 from pigeonpost.server.unnumbered_sources import STORE_S, Claim, ExternalReading
@@ -40,8 +40,9 @@ AHEAD_MS = 86_400_000  # a time further in the future than this is an error of t
 _STRIPES = 64  # locks; nodes that share one wait for each other
 _MOST_TIMES, _MOST_CHANNELS = 10_000, 256  # nodes in the two caches
 _RANGE_MS = 3_600_000  # late readings closer than this are looked up together: the database keeps an hour together
-_AHEAD = 100  # milliseconds that are read together when a free one is searched
-_NOTHING: Mapping[str, object] = {}
+_AHEAD = 500  # milliseconds that are read together when a free one is searched
+MOST_LATER_MS = 10_000  # a reading gets at most this much later a time than its own, which a stopped clock repeats
+_NOTHING: Mapping[str, Number | None] = {}
 _FAILED = "the client reports that this sensor failed"
 
 
@@ -157,28 +158,25 @@ class TimedReadings:
     # ------------------------------------------------------------------------------------------------- the plan
 
     def _plan(self, node: str, readings: Sequence[TimedReading]) -> _Plan:
-        """Return what is to be stored of the readings of `node`."""
-        plan, now_ms = _Plan(), self._clock.wall_ms()
+        """Return what is to be stored of the readings of `node`. Raise BeyondLimit if there is no free time for one."""
+        now_ms, newest_ms = self._clock.wall_ms(), self._newest(node)
         times = {reading.id: time_ms for reading in readings
                  if reading.id and (time_ms := self._ids.time_of(reading.id)) is not None}  # fmt: skip
         given = [times.get(reading.id, reading.time_ms) for reading in readings]
-        newest_ms = self._newest(node)
         wanted = {time_ms for time_ms in given if time_ms is not None and time_ms <= newest_ms}
-        if None in given and now_ms <= newest_ms:  # the clock was set back, or two requests in one millisecond
-            wanted.update(range(now_ms, now_ms + len(given) + 1))
-        taken = self._stored(node, sorted(wanted))
+        plan = _Plan(self._stored(node, sorted(wanted)))
         for reading, time_ms in zip(readings, given):
             if time_ms is None:
                 time_ms = times.get(reading.id)  # the same id earlier in this request
             if time_ms is None:
-                while not reading.values.keys().isdisjoint(taken.get(now_ms, _NOTHING)):
+                while not reading.values.keys().isdisjoint(self._values_at(node, now_ms, newest_ms, plan)):
                     now_ms += 1
                 time_ms = now_ms
             if reading.id and reading.id not in times:
-                time_ms = self._free_ms(node, reading, time_ms, taken)
+                time_ms = self._free_ms(node, reading, time_ms, newest_ms, plan)
                 times[reading.id] = time_ms
                 plan.ids.append((reading.id, time_ms))
-            plan.add(reading, time_ms, taken.setdefault(time_ms, {}))
+            plan.add(reading, time_ms)
         if plan.samples:
             if len(self._newest_ms) >= _MOST_TIMES:
                 self._newest_ms.clear()
@@ -192,18 +190,32 @@ class TimedReadings:
             found = last[0].time_ms if last else FIRST_MS
         return found
 
-    def _free_ms(self, node: str, reading: TimedReading, time_ms: int, taken: _Taken) -> int:
+    def _free_ms(self, node: str, reading: TimedReading, time_ms: int, newest_ms: int, plan: _Plan) -> int:
         """Return the first time from `time_ms` on at which no other value is stored for a sensor of `reading`.
 
         An equal value is a repeat whose id has been forgotten.
         """
-        while (at_time := taken.get(time_ms)) and any(
-            at_time.get(name, value) not in (value, None) for name, value in reading.values.items()
+        values, last_ms = reading.values, time_ms + MOST_LATER_MS
+        steps = plan.steps.setdefault(frozenset(values), {})
+        passed: list[int] = []
+        while (at_time := self._values_at(node, time_ms, newest_ms, plan)) and any(
+            at_time.get(name, value) not in (value, None) for name, value in values.items()
         ):
-            time_ms += 1
-            if time_ms not in taken:
-                taken.update(self._stored(node, range(time_ms, time_ms + _AHEAD)))
+            passed.append(time_ms)
+            time_ms = steps.get(time_ms, time_ms + 1)
+            if time_ms > last_ms:
+                text = (
+                    f"node {node} has other values in all {MOST_LATER_MS:,} ms from {passed[0]} on: correct the clock"
+                )
+                raise BeyondLimit(text)
+        steps.update(dict.fromkeys(passed, time_ms))
         return time_ms
+
+    def _values_at(self, node: str, time_ms: int, newest_ms: int, plan: _Plan) -> Mapping[str, Number | None]:
+        """Return the values that are stored or planned at `time_ms`. Those of the next times are read with them."""
+        if time_ms not in plan.taken and time_ms <= newest_ms:
+            plan.taken = {**self._stored(node, range(time_ms, time_ms + _AHEAD)), **plan.taken}
+        return plan.taken.get(time_ms, _NOTHING)
 
     def _stored(self, node: str, times: Sequence[int]) -> _Taken:
         """Return the stored values at each of `times`, which are sorted."""
@@ -258,7 +270,12 @@ class TimedReadings:
 class _Plan:
     """Samples to store for one node.
 
+    Args:
+        taken: Stored values by time, for each time that has been looked up.
+
     Attributes:
+        taken: The same, with the values of this plan.
+        steps: By the sensors of a reading, then by a time at which it found other values: the next time to try.
         samples: Values by time.
         units: Units by sensor.
         ids: New ids and the times of their readings.
@@ -266,14 +283,17 @@ class _Plan:
         repeated: Number of the other readings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, taken: _Taken) -> None:
+        self.taken = taken
+        self.steps: dict[frozenset[str], dict[int, int]] = {}
         self.samples: dict[int, dict[str, Number | None]] = {}
         self.units: dict[str, str] = {}
         self.ids: list[tuple[str, int]] = []
         self.stored = self.repeated = 0
 
-    def add(self, reading: TimedReading, time_ms: int, taken: dict[str, Number | None]) -> None:
-        """Add the values of `reading` whose sensors are not in `taken`, the values at `time_ms`."""
+    def add(self, reading: TimedReading, time_ms: int) -> None:
+        """Add the values of `reading` whose sensors have none at `time_ms`."""
+        taken = self.taken.setdefault(time_ms, {})
         new = reading.values if not taken else {
             name: value for name, value in reading.values.items() if name not in taken
         }  # fmt: skip

@@ -185,7 +185,7 @@ def read_readings(data: bytes | bytearray) -> list[_Item]:
 def _item(where: str, entry: Any) -> _Item:
     if type(entry) is not dict:
         raise HTTPError(
-            400, f'{where or "The body"} must be an object like {{"node": ..., "values": {{...}}}}.', "json"
+            400, f'{where.rstrip(".") or "The body"} must be an object like {{"node": ..., "values": {{...}}}}.', "json"
         )
     if not entry.keys() <= _KEYS:
         unknown = next(key for key in entry if key not in _KEYS)
@@ -195,8 +195,8 @@ def _item(where: str, entry: Any) -> _Item:
         raise _wrong(where, "node", f"the name of a node ({NODE_NAME_TAKES})", node)
     if type(name) is int:
         name = str(name)
-    if type(name) is not str or len(name) > LONGEST_ID:
-        raise _wrong(where, "id", f"a text of at most {LONGEST_ID} characters, or a whole number", name)
+    if type(name) is not str or not ("id" in entry) <= len(name) <= LONGEST_ID:
+        raise _wrong(where, "id", f"a text of 1 to {LONGEST_ID} characters, or a whole number", name)
     values, units = entry.get("values"), entry.get("units", {})
     if type(values) is not dict or not values:
         raise _wrong(where, "values", 'an object of numbers like {"temperature": 21.5}', values)

@@ -175,6 +175,28 @@ class Repeated(InCase):
         self.assertEqual(self.post(reading(0, id="forgotten"))[1], {"stored": 0, "repeated": 1})
         self.assertEqual(self.stored(), values)
 
+    def test_readings_with_other_ids_keep_those_of_later_times_in_their_request(self):
+        self.post(reading(0, WALL_MS))
+        content = [reading(1, WALL_MS + 2, id="a"), reading(2, WALL_MS, id="b"), reading(3, WALL_MS + 2, id="c")]
+        self.assertEqual(self.post(content), (200, {"stored": 3, "repeated": 0}))
+        times = {WALL_MS: 0, WALL_MS + 1: 2, WALL_MS + 2: 1, WALL_MS + 3: 3}
+        self.assertEqual(self.stored(), [(time_ms, {"temperature": value}) for time_ms, value in times.items()])
+
+    def test_readings_with_other_ids_at_one_time_are_refused_when_no_free_time_is_near(self):
+        with mock.patch.object(timed_readings, "MOST_LATER_MS", 20):
+            answer = self.post([reading(n, id=n) for n in range(21)])
+            self.assertEqual(answer, (200, {"stored": 21, "repeated": 0}))
+            self.refused(422, reading(21, id=21), "other values in all 20 ms", "clock")
+            self.assertEqual(self.post(reading(7, id="forgotten")), (200, {"stored": 0, "repeated": 1}))
+
+    def test_full_request_of_one_time_takes_time_in_proportion_to_its_length(self):
+        looked_up, look_up = [], timed_readings.TimedReadings._values_at
+        with mock.patch.object(timed_readings.TimedReadings, "_values_at", autospec=True) as values_at:
+            values_at.side_effect = lambda *args: looked_up.append(1) or look_up(*args)
+            self.post([reading(n, id=n) for n in range(1000)])
+        self.assertLess(len(looked_up), 5000)
+        self.assertEqual(len(self.stored()), 1000)
+
     def test_repeated_id_with_another_time_is_not_stored_again(self):
         self.post(reading(id="a"))
         self.assertEqual(self.post(reading(3, WALL_MS + 5000, id="a"))[1], {"stored": 0, "repeated": 1})
@@ -185,6 +207,13 @@ class Repeated(InCase):
             self.assertEqual(self.post(content)[1], {"stored": 3, "repeated": 0})
         self.assertEqual(sorted(values["a"] for _, values in self.stored()), [0, 0, 1, 1, 2, 2])
         self.assertEqual(len({time_ms for time_ms, _ in self.stored()}), 6)
+
+    def test_readings_without_times_that_arrive_after_a_burst_get_free_times(self):
+        one = {"node": "shed", "values": {"temperature": 1}}
+        self.post([one] * 2000)
+        self.post(one)
+        times = [time_ms for time_ms, _ in self.stored()]
+        self.assertEqual((len(times), len(set(times))), (2001, 2001))
 
     def test_same_request_at_the_same_time_is_stored_once(self):
         content = [reading(n, WALL_MS + n) for n in range(100)]
@@ -226,11 +255,12 @@ class Refused(InCase):
         good = reading()
         for content, words in (
             (b"", ["not valid"]), (b"[", ["not valid"]), (b"\xff", ["UTF-8"]), ([], ["array"]), (3, ["array"]),
-            ([good, 3], ["[1]"]), ([good, {**good, "values": {}}], ["[1].values"]),
+            ([good, {**good, "values": {}}], ["[1].values"]),
             ([good, {**good, "vaules": {}}], ["[1].", "vaules", "values"]),
             ({**good, "values": {"Temp": 1}}, ["name of a sensor", "Temp"]),
             ({**good, "values": {"t": "21.5"}}, ["values.t", "number"]),
-            ({**good, "values": {"t": True}}, ["values.t"]),
+            ({**good, "values": {"t": True}}, ["values.t"]), ([good, 3], ["[1] must"]),
+            ({**good, "id": ""}, ["id must be", "1 to 200"]),
             (b'{"node":"shed","values":{"t":NaN}}', ["NaN"]), (b'{"node":"shed","values":{"t":1e999}}', ["finite"]),
             ({**good, "values": {"t": 2**63}}, ["values.t"]), ({**good, "node": "a b"}, ["node"]),
             ({**good, "node": None}, ["node must be"]), ({"values": {"t": 1}}, ["node is missing"]),

@@ -172,7 +172,7 @@ class Sender:
         try:
             status, answer, retry_s = self.post(f"[{','.join(lines)}]")
         except (OSError, http.client.HTTPException) as error:
-            status, answer, retry_s = 0, str(error) or type(error).__name__, 0.0
+            status, answer, retry_s = 0, getattr(error, "strerror", None) or str(error) or type(error).__name__, 0.0
         if status == 200:
             self.queue.remove(lines)
             self.pause_s, self.most = 0.0, BATCH
@@ -186,7 +186,7 @@ class Sender:
             self.pause_s = 0.0
             return True
         self.pause_s = max(retry_s, min(LONGEST_PAUSE_S, 2 * self.pause_s or 1.0))
-        say(f"not sent, {len(self.queue.waiting)} readings wait: {status or ''} {answer}")
+        say(f"not sent, readings in the queue: {len(self.queue.waiting)}; {status or self.url.hostname}: {answer}")
         return False
 
     def post(self, body):
@@ -343,7 +343,7 @@ def _run(options, queue, sender):
             pass
         return 3 if queue.waiting else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    say(f"{len(queue.waiting)} readings wait in the queue {options.queue}")
+    say(f"readings in the queue {options.queue}: {len(queue.waiting)}")
     threading.Thread(target=sender.run, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         if not options.stdin:

@@ -341,10 +341,11 @@ class UnnumberedSources:
         caller, clock = self._caller(claim, names), self._clock
         now_ms = clock.wall_ms()
         caller.record_call(clock.monotonic(), now_ms)
-        known = {sensor["name"] for sensor in caller.state.sensors}
-        if not known.issuperset(names):
-            new = [{"name": name, "unit": unit} for name, unit in names.items() if name not in known]
-            caller.state.sensors = [*caller.state.sensors, *new][:MOST_SHOWN]
+        shown = {sensor["name"]: sensor["unit"] for sensor in caller.state.sensors}
+        now = {**shown, **{name: units.get(name, shown.get(name, "")) for name in names}}
+        now = dict(itertools.islice(now.items(), MOST_SHOWN))
+        if now != shown:
+            caller.state.sensors = [{"name": name, "unit": unit} for name, unit in now.items()]
         ranges = ranges_of(Channel(name, unit) for name, unit in names.items())
         possible = [_without_impossible(reading, ranges) for reading in readings]
         runs = [list(alike) for _, alike in itertools.groupby(possible, lambda reading: tuple(reading.values))]

@@ -348,7 +348,7 @@ PLAYS = {
                 first="""echo '[{"node": "attic", "values": {"t": 1}, "id": 1}]' > readings.json""",
                 shows='{"stored":1,"repeated":0}'),
             "/proc/loadavg": Step(
-                runs="wait in the queue", then="until python3 control.py status | grep shed; do sleep 0.1; done"),
+                runs="readings in the queue", then="until python3 control.py status | grep shed; do sleep 0.1; done"),
             "--value 3.2": Step(),
             "install -D": Step(skip="the machine has no 1-wire sensor"),
             "pigeonpost-client.service": Step(skip="the machine has no 1-wire sensor"),

@@ -197,6 +197,12 @@ class ClientTest(Real):
         self.assertEqual((link.state.name, link.state.calls_in, link.state.connected), ("attic", True, True))
         self.assertFalse(link.ask("SEND", True))
 
+    def test_unit_that_a_later_call_names_is_shown(self):
+        for units in ({}, C, {}):
+            self.unnumbered_sources.queue(ExternalReading(ATTIC, {"temperature": 1}, units))
+        (link,) = self.links
+        self.assertEqual(link.state.sensors, [{"name": "temperature", "unit": "°C"}])
+
     def test_interval_of_calls_is_learned(self):
         now = [100.0]
         with mock.patch.object(self.clock, "monotonic", lambda: now[0]):

@@ -95,8 +95,10 @@ def read_options(table: Mapping[str, Any], options: Sequence[Option], where: str
             try:
                 found[option.key] = option.parse(table[option.key])
             except ValueError as error:
+                is_secret = any(f"[[{name}]]" in where and option.key in keys for name, keys in SECRET_TABLES.items())
                 given = _without_secrets({option.key: table[option.key]})[option.key]
-                raise SettingsError(hide_secrets(f"{where}: {option.key} {error}, not {given!r}")) from None
+                shown = "the given value" if is_secret else repr(given)
+                raise SettingsError(hide_secrets(f"{where}: {option.key} {error}, not {shown}")) from None
     return found
 
 

@@ -196,7 +196,11 @@ def _several(key: str, value: str) -> str:
 
 
 def _unquoted(key: str, value: str) -> str:
-    shown = "..." if key.endswith((*SECRET_KEYS, "url")) or '"' in value or "\\" in value or len(value) > 60 else value
+    shown = (
+        "..."
+        if key.endswith((*SECRET_KEYS, "url", "topic")) or '"' in value or "\\" in value or len(value) > 60
+        else value
+    )
     return f'put text in quotes: {key} = "{shown}"'
 
 

@@ -208,6 +208,20 @@ below = 1e12
                 self.setUp()
                 self.check_outputs(form)
 
+    def test_faults_of_settings_contain_no_secrets(self):
+        for text in (
+            '[[channel]]\nname = "a"\nurl = ["http://h/canary"]\n',
+            '[[channel]]\nname = "a"\nurl = "http://h"\ntopic = ["canary"]\n',
+            '[[channel]]\nname = "a"\nurl = "http://h"\ntopic = canary\n',
+            '[[forward]]\nname = "a"\nkind = "webhook"\nurl = "htp://h/canary"\n',
+        ):
+            with self.subTest(text):
+                with open(self.settings, "w", encoding="utf-8") as file:
+                    file.write(text)
+                server = Forked(self, "server.py", "--config", self.settings, "--data", self.folder)
+                self.assertEqual(server.wait(), 2)
+                self.assert_hidden("\n".join(server.said + server.logged), text)
+
     def test_shown_settings_contain_no_secrets(self):
         shown = Forked(self, "server.py", "--config", self.settings, "--show")
         self.assertEqual(shown.wait(), 0)

@@ -135,13 +135,16 @@ class MqttConnection:
     def stop(self, limit_s: float) -> str | None:
         """Send the queued messages, for at most `limit_s` seconds, and disconnect.
 
-        Return an error text, or None on success.
+        Without a connection nothing can be sent, so this method does not wait for paho's thread, which may be in its
+        pause before the next attempt. Return an error text, or None on success.
         """
-        self.connected = False  # set first, so that _on_disconnect reports no error
+        was_connected, self.connected = self.connected, False  # set first, so that _on_disconnect reports no error
         self._client.disconnect()
         self.stopping.set()  # after the packet is queued: a later acknowledgement is not sent
         ending = threading.Thread(target=self._client.loop_stop, name="mqtt ends", daemon=True)
         ending.start()
+        if not was_connected:
+            return None
         ending.join(limit_s)
         return f"the broker at {self.place} does not accept data" if ending.is_alive() else None
 

@@ -104,6 +104,7 @@ class WebSocket:
         self._url, self._timeout_s, self._limit_bytes = url, timeout_s, limit_bytes
         self._trust = (trust or ServerTrust()) if url.secure else None
         self._sock: Any = None
+        self._is_cut = False
         self._received = bytearray()
 
     def connect(self) -> None:
@@ -117,9 +118,13 @@ class WebSocket:
         self._received.clear()
         deadline_s = time.monotonic() + self._timeout_s
         with self._translated():
-            self._sock = socket.create_connection((self._url.host, self._url.port), self._timeout_s)
+            self._open(deadline_s)
             if self._trust is not None:
-                self._sock = self._trust.context.wrap_socket(self._sock, server_hostname=self._url.host)
+                self._sock = self._trust.context.wrap_socket(
+                    self._sock, server_hostname=self._url.host, do_handshake_on_connect=False
+                )
+                self._set_timeout(deadline_s)
+                self._sock.do_handshake()  # when `_sock` is the new object, which `cut` can abort
                 self._trust.check(self._sock, self.server)
             key = base64.b64encode(os.urandom(16))
             self._send(self._request(key), deadline_s)
@@ -173,7 +178,8 @@ class WebSocket:
                 sock.close()
 
     def cut(self) -> None:
-        """Abort the connection of another thread. Its call fails immediately, and then closes the connection."""
+        """Abort the connection of another thread, also while it is made. Its present call and later ones fail."""
+        self._is_cut = True
         sock = self._sock
         if sock is not None:
             with contextlib.suppress(OSError):  # the connection has ended
@@ -181,6 +187,22 @@ class WebSocket:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     # ---------------------------------------------------------------------------------------- opening handshake
+
+    def _open(self, deadline_s: float) -> None:
+        """Connect to the first address of the host that answers. Each one has an equal part of the time."""
+        addresses = socket.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
+        for left in range(len(addresses), 0, -1):
+            family, kind, protocol, _, address = addresses[-left]
+            self._sock = socket.socket(family, kind, protocol)
+            try:
+                now_s = time.monotonic()
+                self._set_timeout(now_s + (deadline_s - now_s) / left)
+                self._sock.connect(address)
+                return
+            except OSError:
+                self.end()
+                if left == 1:
+                    raise
 
     def _request(self, key: bytes) -> bytes:
         host = self.server.partition("://")[2]
@@ -307,6 +329,8 @@ class WebSocket:
     def _set_timeout(self, deadline_s: float) -> None:
         if self._sock is None:
             raise HttpError("there is no connection", self.server)
+        if self._is_cut:
+            raise HttpError("the connection is aborted", self.server)
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("timed out")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.core.http_client import HttpError, ServerTrust, Url
+from pigeonpost.core.redact import HIDDEN
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.tolerant_json import read_tolerant_json
 from pigeonpost.core.websocket import WebSocket
@@ -128,7 +129,8 @@ class ApiSession:
         error = _mapping(answer.get("error"))
         if error.get("code") == _UNAUTHORIZED:
             raise LoginRefused(f"the token does not belong to an administrator: {_TOKEN_REMEDY}")
-        raise CommandRefused(f"{command}: {str(error.get('message') or error.get('code'))[:200]}")
+        why = str(error.get("message") or error.get("code")).replace(self._token, HIDDEN)  # before it is cut
+        raise CommandRefused(f"{command}: {why[:200]}")
 
     def entities(self, prefix: str) -> dict[str, Entity]:
         """Return the MQTT entities whose unique ids begin with `prefix`, by unique id."""

@@ -109,7 +109,7 @@ class HomeAssistantDiscovery(Transport):
         self._broker = MqttConnection(
             settings, f"pigeonpost-ha-{context.name}", [self._birth, *commands], self._on_message, self._on_change,
             on_retained=self._on_retained, will=(self._topics.online, OFFLINE),
-            on_published=lambda number, why: self._acknowledged.append(number),
+            on_published=self._on_published,
         )  # fmt: skip
         self._nodes = NodeReader(context)
         self._file = JsonFile(
@@ -134,7 +134,8 @@ class HomeAssistantDiscovery(Transport):
         self._is_read = False
         self._looked_s = -LOOK_S
         self._done, self._success_ms = 0, None  # type: tuple[int, int | None]
-        self._file_fault = ""
+        self._file_fault = self._refusal = ""
+        self._warned: set[str] = set()
         self.is_home_assistant_on = True  # until it reports that it ends
         self._is_heard = False  # True once Home Assistant has reported its state since the last connection
         self._connected_ms = context.clock.wall_ms()
@@ -175,7 +176,8 @@ class HomeAssistantDiscovery(Transport):
     @property
     def fault(self) -> str:  # type: ignore[override]
         """The fault of the broker or of the file, or an empty string."""
-        return ("" if self._broker.fault == NOT_YET else self._broker.fault) or self._file_fault
+        broker = "" if self._broker.fault == NOT_YET else self._broker.fault
+        return broker or self._refusal or self._file_fault
 
     def expire_s(self, node: str) -> float:
         """Return the seconds after which a value of `node` is no longer current in Home Assistant."""
@@ -209,9 +211,25 @@ class HomeAssistantDiscovery(Transport):
             try:
                 self._commands.put_nowait((topic, payload == b"ON"))
             except queue.Full:
-                log.warning("Home Assistant: too many commands; one is not executed")
+                self._warn_once("there are too many commands; some are not executed")
         else:
-            log.warning("Home Assistant: a command that is neither ON nor OFF is not executed")
+            self._warn_once("a command that is neither ON nor OFF is not executed")
+
+    def _warn_once(self, text: str) -> None:
+        """Log a fault of commands. Others may send thousands of them, so only the first one is logged."""
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("Home Assistant: %s; this is not logged again", text)
+
+    def _on_published(self, number: int, refusal: str) -> None:
+        if not refusal:
+            self._acknowledged.append(number)
+        elif not self._refusal:
+            self._refusal = (
+                f"the broker refused a message: {refusal}; allow this user to publish to"
+                f" {self._topics.all}, then restart the broker"
+            )
+            log.warning("Home Assistant: %s", self._refusal)
 
     def _on_retained(self, topic: str, payload: bytes) -> None:
         if topic == self._birth:  # a retained command is old, so it is not executed
@@ -226,6 +244,7 @@ class HomeAssistantDiscovery(Transport):
     def _on_change(self) -> None:
         if self._broker.connected:
             self._is_new = self._is_reconnected = True
+            self._refusal = ""
             # It may have ended or started while this server was not connected.
             self.is_home_assistant_on, self._is_heard = True, False
             self._connected_ms = self._context.clock.wall_ms()
@@ -242,8 +261,10 @@ class HomeAssistantDiscovery(Transport):
                 try:
                     self._work(clock.monotonic())
                 except (NotStored, DiskError) as error:
+                    self._is_new = True
                     log.debug("Home Assistant: %s; trying again", error)
                 except Exception:  # a fault of this part must not end it
+                    self._is_new = True
                     log.exception("Home Assistant: internal error; trying again")
             self._stopping.wait(EVERY_S)
 

@@ -56,12 +56,14 @@ class Topics:
         online: Availability of the server.
         status: State of the server.
         config: Discovery topic of the server.
+        all: All topics to which it publishes, for a person who allows that at the broker.
     """
 
     def __init__(self, prefix: str, server: str) -> None:
         self._prefix, self._root = prefix, f"pigeonpost/ha/{node_key(server)}"
         self.online, self.status = f"{self._root}/online", f"{self._root}/status"
         self.config = f"{prefix}/device/pigeonpost-server_{node_key(server)}/config"
+        self.all = f"{prefix}/device/# and {self._root}/#"
 
     def config_of(self, node: str) -> str:
         """Return the discovery topic of `node`."""

@@ -27,6 +27,7 @@ from typing import NamedTuple
 from pigeonpost.core.data_folder import HOME_ASSISTANT_HOURS
 from pigeonpost.core.errors import DiskError, NotStored, SettingsError
 from pigeonpost.core.http_client import HttpError, split_url
+from pigeonpost.core.redact import HIDDEN
 from pigeonpost.core.units import conversion
 from pigeonpost.integrations.home_assistant_api import (
     ApiSession,
@@ -95,7 +96,7 @@ class HomeAssistantStatistics(Transport):
         self._context, self._discovery = context, discovery
         self._hours = LateHours(os.path.join(context.data, HOME_ASSISTANT_HOURS), context.clock)
         discovery.on_unseen = self._hours.mark_since
-        self._stopping, self._wake = threading.Event(), threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="home assistant statistics", daemon=True)
         self._session: ApiSession | None = None
         self._is_checked = False  # True once Home Assistant has accepted the token in this run
@@ -109,7 +110,6 @@ class HomeAssistantStatistics(Transport):
 
     def stop(self, limit_s: float) -> str | None:
         self._stopping.set()
-        self._wake.set()
         if self._session is not None:
             self._session.cut()
         if self._thread.is_alive():
@@ -135,7 +135,6 @@ class HomeAssistantStatistics(Transport):
         for commit in commits:
             node = commit.node
             self._hours.note(commit, is_live, self._discovery.expire_s(node), self._discovery.offset_ms(node))
-        self._wake.set()
 
     def on_rename(self, node: str, new: str) -> None:
         """Assign the hours of `node` to its new name `new`."""
@@ -144,9 +143,7 @@ class HomeAssistantStatistics(Transport):
     # ------------------------------------------------------------------------------------------------ own thread
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.wait(TICK_S)
-            self._wake.clear()
+        while not self._stopping.wait(TICK_S):
             try:
                 self._hours.save()
                 self._send_due(self._context.clock.monotonic())
@@ -155,7 +152,6 @@ class HomeAssistantStatistics(Transport):
             except Exception:  # a fault of this part must not end it
                 log.exception("Home Assistant: internal error; trying again")
                 self._failed("an internal error occurred; the log contains its details")
-            self._stopping.wait(TICK_S)
 
     def _send_due(self, now_s: float) -> None:
         due = self._hours.due()
@@ -163,6 +159,8 @@ class HomeAssistantStatistics(Transport):
             return
         session = self._session = ApiSession(self._url, self._token)
         try:
+            if self._stopping.is_set():  # `stop` has not seen this session
+                return
             session.open()
             self._is_checked = True
             self._send_all(session, due)
@@ -172,10 +170,12 @@ class HomeAssistantStatistics(Transport):
                 self._pause()
             else:
                 self._next_s, self._pause_s = 0.0, RETRY_S[0]
-        except NotReady as error:
+        except HttpError as error:
+            self._failed(f"no connection to Home Assistant: {error}")
+        except CommandRefused as error:
+            self._failed(f"Home Assistant refuses {error}")
+        except (NotReady, LoginRefused, OSError) as error:
             self._failed(str(error))
-        except (HttpError, LoginRefused, OSError) as error:
-            self._failed(f"no connection to Home Assistant: {error}" if isinstance(error, HttpError) else str(error))
         except _NotWritten:
             self._failed("Home Assistant has accepted statistics, but does not return them: see its log")
         finally:
@@ -184,7 +184,7 @@ class HomeAssistantStatistics(Transport):
 
     def _failed(self, fault: str) -> None:
         if not self._stopping.is_set():
-            self._set_fault(fault)
+            self._set_fault(fault.replace(self._token, HIDDEN))  # the server may repeat it
         self._pause()
 
     def _pause(self) -> None:

@@ -3,12 +3,14 @@
 import logging
 import socket
 import sys
+import threading
 import types
 import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.mqtt_client import LARGEST_BYTES, MqttConnection
+from tests.support import LIMIT_S
 
 
 class Code:
@@ -177,6 +179,14 @@ class BrokerCase(unittest.TestCase):
         client.connect_async = mock.Mock(side_effect=ValueError("Invalid host."))
         with self.assertRaisesRegex(SettingsError, r"\[mqtt\] host 'broker': Invalid host"):
             self.broker.start()
+
+    def test_stop_waits_only_while_there_is_a_connection(self):
+        client, is_free = self.make(), threading.Event()
+        self.addCleanup(is_free.set)
+        client.loop_stop = is_free.wait
+        self.assertIsNone(self.broker.stop(LIMIT_S))
+        self.broker.connected = True
+        self.assertRegex(self.broker.stop(0.01), "does not accept data")
 
     def test_disconnecting_on_purpose_is_not_logged(self):
         client = self.make()

@@ -267,6 +267,26 @@ class Handshake(ServerCase):
         with self.assertRaises(AnswerTooLong):
             self.connect(self.serve(talk, b"HTTP/1.1 101 OK\r\n"))
 
+    def test_cut_ends_a_connection_that_is_being_made(self):
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)  # it drops the first packet of further connections
+        silent = socket.create_server(("127.0.0.1", 0))  # it never answers the TLS handshake
+        for listener in (full, silent):
+            self.addCleanup(listener.close)
+        for _ in range(4):
+            waiting = socket.socket()
+            self.addCleanup(waiting.close)
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        for scheme, listener in (("http", full), ("https", silent)):
+            client = WebSocket(split_url(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"), 10 * LIMIT_S)
+            cut = threading.Timer(0.05, client.cut)
+            cut.start()
+            with self.assertRaises(HttpError):
+                client.connect()
+            cut.join()
+            with self.assertRaisesRegex(HttpError, "aborted"):
+                client.connect()
+
     def test_missing_server_is_an_http_error(self):
         with self.assertRaises(HttpError):
             self.connect("http://127.0.0.1:1/")

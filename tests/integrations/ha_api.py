@@ -24,6 +24,8 @@ class FakeApi:
         hours: Statistics by entity id and hour, in hours since 1970 (UTC).
         is_writing: False if accepted statistics are not written.
         imports: Number of accepted commands recorder/import_statistics.
+        sessions: Number of connections.
+        refused: Reasons why commands are not executed, by command.
         faults: Violations of the schemas.
     """
 
@@ -33,7 +35,8 @@ class FakeApi:
         self.metadata: dict[str, dict[str, Any]] = {}
         self.hours: dict[str, dict[int, dict[str, Any]]] = {}
         self.is_writing = True
-        self.imports = 0
+        self.imports = self.sessions = 0
+        self.refused: dict[str, str] = {}
         self.faults: list[str] = []
 
     def add(self, entity_id: str, unique_id: str, unit: str | None, has_sum: bool = False, **more: Any) -> None:
@@ -50,6 +53,7 @@ class FakeApi:
 
     def session(self) -> FakeSession:
         """Return a new session."""
+        self.sessions += 1
         return FakeSession(self)
 
 
@@ -85,6 +89,9 @@ class FakeSession:
         is_import = message["type"] == "recorder/import_statistics"
         if is_import and not api.is_admin:
             return [self._result(message, None, {"code": "unauthorized", "message": "Unauthorized"})]
+        if message["type"] in api.refused:
+            error = {"code": "unknown_command", "message": api.refused[message["type"]]}
+            return [self._result(message, None, error)]
         return [{"id": 999_999, "type": "event"}, self._result(message, self._execute(message))]
 
     def _result(self, message: dict[str, Any], result: Any, error: Any = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 import unittest
 from unittest import mock
 
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.errors import NotStored, SettingsError
 from pigeonpost.integrations import home_assistant_discovery, home_assistant_messages
 from pigeonpost.integrations.home_assistant_messages import node_key, slug
 from pigeonpost.integrations.home_assistant_units import _BY_NAME, _BY_UNIT, _SPELLINGS, entity_unit
@@ -246,6 +246,24 @@ class Discovery(DiscoveryCase):
         self.broker.fault = "user or password is wrong"
         self.assertEqual([status.fault for status in self.part.statuses()], ["user or password is wrong"])
 
+    def test_message_that_the_broker_refuses_is_a_fault_until_it_connects_again(self):
+        with self.assertLogs(level="WARNING") as logged:
+            self.part._on_published(1, "Not authorized")
+            self.part._on_published(2, "Not authorized")
+        self.assertRegex(self.part.fault, r"Not authorized; allow .* homeassistant/device/# and pigeonpost/ha/home/#")
+        self.assertEqual(len(logged.output), 1)
+        self.part._on_change()
+        self.assertEqual(self.part.fault, "")
+
+    def test_states_are_published_again_after_the_store_was_not_readable(self):
+        self.add_node()
+        self.context.store.nodes = mock.Mock(side_effect=NotStored("busy"))
+        self.part._stopping.wait = mock.Mock(side_effect=lambda s: self.part._stopping.set())
+        self.part._run()
+        self.context.store.nodes = list
+        self.work()
+        self.assertEqual(self.state(), "21.5")
+
     def test_broker_is_required(self):
         self.context.settings["mqtt", "host"] = ""
         with self.assertRaisesRegex(SettingsError, r"\[mqtt\] host"):
@@ -347,8 +365,10 @@ class Controls(DiscoveryCase):
         self.assertIn("pigeonpost/ha/home/+/set", self.broker.topics)
         self.assertEqual(self.state("pigeonpost:basement:_switch"), "ON")
         self.part._on_message(switch["command_topic"], b"OFF")
-        with self.assertLogs(level="WARNING"):
-            self.part._on_message(switch["command_topic"], b"EXPLODE")
+        with self.assertLogs(level="WARNING") as logged:
+            for text in (b"EXPLODE", b"on", b" ON", b"ON\n", b"", b"\xff"):
+                self.part._on_message(switch["command_topic"], text)
+        self.assertEqual(len(logged.output), 1)
         self.part._on_message("pigeonpost/ha/home/other/set", b"OFF")
         self.part._on_retained(switch["command_topic"], b"ON")  # an old command
         self.part._commands.put(None)

@@ -16,7 +16,7 @@ from pigeonpost.storage.models import HOUR_MS, NOTHING, EpochCommit
 from tests.integrations.ha_api import FakeApi
 from tests.integrations.ha_context import make_context
 from tests.storage.memory_store import MemoryStore
-from tests.support import EPOCH
+from tests.support import EPOCH, LIMIT_S
 
 ID = "sensor.basement_temperature"
 UNIQUE = "pigeonpost:basement:temperature"
@@ -367,6 +367,28 @@ class Faults(StatisticsCase):
             self.part._send_due(self.clock.monotonic())
         self.assertEqual(pauses[:3], [15.0, 30.0, 60.0])
         self.assertEqual(pauses[-1], 600.0)
+
+    def test_command_that_is_not_executed_is_a_fault_with_its_reason(self):
+        self.api.refused["recorder/get_statistics_metadata"] = "Unknown command."
+        self.store([-5], lambda hour: [20.0, 21.0, 22.0, 23.0])
+        self.assertEqual(self.fault(), "Home Assistant refuses recorder/get_statistics_metadata: Unknown command.")
+        self.api.refused.clear()
+        self.send()
+        self.assertEqual((self.part.fault, [*self.sent()]), ("", [-5]))
+
+    def test_token_in_an_answer_is_never_shown(self):
+        for command in ("auth/current_user", "recorder/import_statistics"):
+            self.api.refused = {command: f"{'x' * 180} secret is wrong"}
+            self.store([-5], lambda hour: [20.0, 21.0, 22.0, 23.0])
+            with self.assertLogs(level="WARNING") as logged:
+                self.send()
+            self.assertNotIn("secr", f"{self.part.fault} {logged.output}")
+
+    def test_no_connection_is_made_after_stop(self):
+        self.store([-5], lambda hour: [20.0, 21.0, 22.0, 23.0])
+        self.assertIsNone(self.part.stop(LIMIT_S))
+        self.send()
+        self.assertEqual(self.api.sessions, 0)
 
     def test_token_is_required(self):
         self.context.settings["home_assistant", "token"] = ""

@@ -14,7 +14,7 @@ from unittest import mock
 from pigeonpost.web.tls import Tls, fingerprint_of
 from tests.http_servers import certificates
 from tests.page_support import use_memory_disk
-from tests.support import ROOT, clean_environment, temp_folder, wait_until
+from tests.support import LIMIT_S, ROOT, clean_environment, temp_folder, wait_until
 from tests.transports.test_readings_server import InCase
 
 PATH = os.path.join(ROOT, "deploy/client/client.py")
@@ -94,13 +94,32 @@ class Sending(ClientCase):
             out.write("20812\n")
         arguments = ["--sensor", "temperature", "--file", file, "--scale", "0.001", "--every", "0.01"]
         with mock.patch.object(client, "Sender", Stopped), mock.patch.object(client.signal, "signal"):
-            thread = threading.Thread(target=self.run_client, args=arguments)
+            thread = threading.Thread(target=self.run_client, args=arguments, daemon=True)
             thread.start()
+            self.addCleanup(stop.set)
             wait_until(lambda: {"temperature": 20.812} in self.values(), "a reading is stored")
             os.unlink(file)
             wait_until(lambda: {"temperature": None} in self.values(), "a failed reading is stored")
             stop.set()
-            thread.join()
+            thread.join(LIMIT_S)
+            self.assertFalse(thread.is_alive())
+
+    def test_client_ends_when_its_sender_has_failed(self):
+        file = os.path.join(self.folder, "temperature")
+        with open(file, "w", encoding="ascii") as out:
+            out.write("1\n")
+        statuses = []
+        failing = mock.patch.object(client.Sender, "send", side_effect=ValueError)
+        with failing, mock.patch.object(client.signal, "signal"), mock.patch.object(threading, "excepthook"):
+            for source in (["--stdin"], ["--file", file, "--every", "0.01"]):
+                with self.subTest(source), mock.patch.object(sys, "stdin", io.StringIO("1\n")):
+                    thread = threading.Thread(
+                        target=lambda source=source: statuses.append(self.run_client(*source)), daemon=True
+                    )
+                    thread.start()
+                    thread.join(LIMIT_S)
+                    self.assertFalse(thread.is_alive())
+        self.assertEqual(statuses, [3, 3])
 
     def test_refused_reading_is_dropped_and_the_others_are_sent(self):
         queue = client.Queue(self.queue, 100)

@@ -105,6 +105,12 @@ class Queue:
             except OSError as error:  # without the mark, the readings are sent again after the next start
                 say(f"cannot write the queue: {error}")
 
+    def close(self):
+        """Close the file. A sender that still runs then gets an error, and never the file that reuses the number."""
+        with self.lock:
+            os.close(self.fd)
+            self.fd = -1
+
     def _append(self, line):
         """Append one line to the file, completely or not at all."""
         size = os.fstat(self.fd).st_size
@@ -158,11 +164,14 @@ class Sender:
         self.pause_s, self.most = 0.0, BATCH
 
     def run(self):
-        """Send readings as they come."""
-        while not self.stop.is_set():
-            self.more.clear()
-            if not self.send():
-                self.stop.wait(self.pause_s) if self.pause_s else self.more.wait()
+        """Send readings as they come. An unexpected exception sets `stop` too, so that the program ends."""
+        try:
+            while not self.stop.is_set():
+                self.more.clear()
+                if not self.send():
+                    self.stop.wait(self.pause_s) if self.pause_s else self.more.wait()
+        finally:
+            self.stop.set()
 
     def send(self):
         """Send one batch. Return True if more can be sent now."""
@@ -332,7 +341,7 @@ def main(arguments=None):
     except OSError as error:
         sys.exit(f"cannot write the queue {options.queue}: {error}")
     finally:
-        os.close(queue.fd)
+        queue.close()
 
 
 def _run(options, queue, sender):
@@ -354,7 +363,7 @@ def _run(options, queue, sender):
             except ValueError as error:
                 say(f"skipped: {error}")
             sender.more.set()
-        while queue.waiting and not sender.pause_s:  # all are sent, or the server is away
+        while queue.waiting and not sender.pause_s and not sender.stop.is_set():  # all are sent, or the server is away
             time.sleep(0.05)
     return 3 if queue.waiting else 0
 

@@ -1,4 +1,4 @@
-"""Every address of `/api/v1` is requested with allowed and forbidden input; it responds as described, never with 500.
+"""Every described address is requested with allowed and forbidden input; it responds as described, never with 500.
 
 PIGEONPOST_TEST_EXAMPLES is the number of examples of each (50).
 """
@@ -72,14 +72,15 @@ class Described(unittest.TestCase):
 
     def test_as_any_program_with_the_token_of_a_node(self):
         self.run_it(f"Bearer {self.token}", "--include-operation-id", "postReadings", "--include-operation-id",
-                    "writeLines", words="Pigeonpost")  # fmt: skip
+                    "writeLines", "--include-operation-id", "writeLinesOne", words="Pigeonpost")  # fmt: skip
 
     def test_as_a_program_with_a_token_of_the_role_writer(self):
         made = control(self, "--data", self.server.data, "api-token", "telegraf", "--role", "writer")
         self.assertEqual(made[0], 0, made)
-        self.run_it(f"Bearer {made[1].strip()}", "--include-operation-id", "postReadings", "--include-operation-id",
-                    "writeLines", "--include-operation-id", "readings", "--include-operation-id", "annotations",
-                    "--include-operation-id", "targets", words="Pigeonpost")  # fmt: skip
+        operations = ("postReadings", "writeLines", "writeLinesOne", "query", "queryByForm", "readings", "annotations",
+                      "targets")  # fmt: skip
+        included = [word for one in operations for word in ("--include-operation-id", one)]
+        self.run_it(f"Bearer {made[1].strip()}", *included, words="Pigeonpost")
 
 
 if __name__ == "__main__":

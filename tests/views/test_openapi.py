@@ -13,6 +13,9 @@ from tests.support import ROOT
 from tests.test_webui import JSON, WebCase
 from tests.web.support import FakeLink, WebHouse
 
+METHODS = {"get", "head", "post"}
+OTHERS = ("/metrics", "/healthz", "/integrations.json")  # addresses for programs, of the pages outside /api/
+
 
 def setUpModule():
     use_memory_disk()
@@ -27,16 +30,17 @@ class OpenApiDocument(WebCase):
     def described(self):
         return {
             (method.upper(), path)
-            for path, item in self.document["paths"].items() for method in item if method in ("get", "post")
+            for path, item in self.document["paths"].items() for method in item if method in METHODS
         }  # fmt: skip
 
-    def test_document_describes_exactly_the_served_addresses(self):
+    def test_document_describes_exactly_the_addresses_for_programs(self):
         transports = [push_server.PushServerTransport, readings_server.ReadingsServerTransport]
         house = WebHouse(self, links=[FakeLink("basement")], transports=transports)
-        routes = [route for _, by_method in house.web.routes.pages for route in by_method.values()]
+        pages = [route for _, by_method in house.web.routes.pages for route in by_method.values()]
+        routes = [route for route in pages if route.path.startswith("/api/") or route.path in OTHERS]
         served = {(route.method, route.path.replace("NAME", "{name}")) for route in routes}
         served |= {(endpoint.method, endpoint.path) for _, endpoint in house.web.routes.endpoints}
-        self.assertEqual(self.described(), {one for one in served if one[1].startswith("/api/")})
+        self.assertEqual(self.described(), served)
 
     def test_manual_lists_every_address(self):
         manual = ""
@@ -65,13 +69,19 @@ class OpenApiDocument(WebCase):
             self.assertEqual(pattern, f"^{match.__self__.pattern}$")
 
     def test_each_operation_has_a_unique_id_a_summary_and_the_common_responses(self):
-        operations = [item[method] for item in self.document["paths"].values() for method in ("get", "post")
-                      if method in item]  # fmt: skip
+        operations = [item[method] for item in self.document["paths"].values() for method in METHODS if method in item]
         self.assertEqual(len({one["operationId"] for one in operations}), len(operations))
         for one in operations:
             self.assertTrue(one["summary"])
-            success = "204" if one["operationId"] == "writeLines" else "200"
-            self.assertLessEqual({success, "400", "401", "403", "500", "503"}, set(one["responses"]))
+            success = "204" if one["operationId"] in ("writeLines", "writeLinesOne") else "200"
+            refusals = set() if one.get("security") == [] else {"401", "403"}
+            self.assertLessEqual({success, "400", "500", "503", *refusals}, set(one["responses"]))
+
+    def test_only_addresses_without_content_need_no_token(self):
+        for path, item in self.document["paths"].items():
+            for method in METHODS & item.keys():
+                is_open = path in ("/healthz", "/ping", "/health")
+                self.assertEqual(item[method].get("security") == [], is_open, path)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pigeonpost.core.config import Option as Key
@@ -202,6 +202,16 @@ class MqttDevice:
                 return
 
 
+def _disjoint(topics: Iterable[str]) -> list[str]:
+    """Return `topics` without those that another one with + contains.
+
+    A broker may deliver a message once for each subscription that it matches (MQTT 3.1.1, 3.3.5).
+    """
+    unique = list(dict.fromkeys(topics))
+    wild = [topic for topic in unique if "+" in topic]
+    return [topic for topic in unique if not any(topic != one and _component(one, topic) for one in wild)]
+
+
 def _component(wild: str, topic: str) -> str:
     """Return the part of `topic` at the + of `wild`, or an empty string if the topic does not match."""
     first, last = wild.split("+")
@@ -230,10 +240,10 @@ class MqttDevicesTransport(Transport):
         self._rare_log = RareLog(log, context.clock)
         self._waiting = ""  # why a message cannot be stored now
         access = {("mqtt", key): options[key] for key in _BROKER_KEYS}
-        topics = dict.fromkeys(topic for device in devices for topic in (*device.topics, *device.availability))
+        topics = _disjoint(topic for device in devices for topic in (*device.topics, *device.availability))
         broker = f"{options['user']}@{options['host']}:{options['port']}"
         self._broker = MqttConnection(
-            access, "", list(topics), self._on_message, on_retained=self._on_retained, is_mqtt_3=True, where=where,
+            access, "", topics, self._on_message, on_retained=self._on_retained, is_mqtt_3=True, where=where,
             session=f"pigeonpost-{context.ingestor.identity}-{zlib.crc32(broker.encode()):08x}",
         )  # fmt: skip
 

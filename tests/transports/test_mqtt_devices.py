@@ -285,6 +285,16 @@ class SettingsTest(Case):
         self.assertEqual(len(names), 2)
         self.assertTrue(all(name.startswith(f"pigeonpost-{web.ingestor.identity}-") for name in names))
 
+    def test_topics_do_not_overlap(self):
+        self.server(
+            '[[device]]\nname = "porch"\npreset = "esphome"\n'
+            '[[device]]\nname = "other"\n[device.channels.motion]\ntopic = "porch/binary_sensor/motion/state"\n'
+        )
+        wanted = {"porch/status", *(f"porch/{kind}/+/state" for kind in ("sensor", "binary_sensor", "switch"))}
+        self.assertEqual({topic for topic, _ in self.devices._broker._topics}, wanted)
+        self.publish("porch/binary_sensor/motion/state", b"ON")
+        self.assertEqual([point.values for point in self.points("other")], [{"motion": 1}])
+
     def test_invalid_tables_are_refused(self):
         for tables, words in (
             ('[[device]]\npreset = "tasmota"\n', "[[device]] 1: the name is missing"),

@@ -130,6 +130,10 @@ class NodeRegister:
             log.debug("tokens: %s", error)
         return node
 
+    def names_of(self, node: str) -> list[str]:
+        """Return the current name `node` and all former names of this node, also those that another node has now."""
+        return [node, *(one.name for one in self.records.former if one.node == node)]
+
     def retired_ms(self, node: str) -> int | None:
         """Return the time since which `node` is retired, in ms since 1970 (UTC); None if it is in use."""
         return self.records.retired.get(node)

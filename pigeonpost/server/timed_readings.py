@@ -53,7 +53,7 @@ class TimedReading(NamedTuple):
         values: Value by sensor; None for a failed reading.
         units: Unit by sensor.
         time_ms: Time in ms since 1970 (UTC); None for the time of its arrival.
-        id: Id of the reading for all nodes of this server, or an empty string.
+        id: Id of the reading among all of its node, or an empty string.
     """
 
     values: Mapping[str, Number | None]
@@ -160,8 +160,9 @@ class TimedReadings:
     def _plan(self, node: str, readings: Sequence[TimedReading]) -> _Plan:
         """Return what is to be stored of the readings of `node`. Raise BeyondLimit if there is no free time for one."""
         now_ms, newest_ms = self._clock.wall_ms(), self._newest(node)
+        names = self._ingestor.names.names_of(node)
         times = {reading.id: time_ms for reading in readings
-                 if reading.id and (time_ms := self._ids.time_of(reading.id)) is not None}  # fmt: skip
+                 if reading.id and (time_ms := self._time_of(names, reading.id)) is not None}  # fmt: skip
         given = [times.get(reading.id, reading.time_ms) for reading in readings]
         wanted = {time_ms for time_ms in given if time_ms is not None and time_ms <= newest_ms}
         plan = _Plan(self._stored(node, sorted(wanted)))
@@ -175,13 +176,18 @@ class TimedReadings:
             if reading.id and reading.id not in times:
                 time_ms = self._free_ms(node, reading, time_ms, newest_ms, plan)
                 times[reading.id] = time_ms
-                plan.ids.append((reading.id, time_ms))
+                plan.ids.append((_id_of(node, reading.id), time_ms))
             plan.add(reading, time_ms)
         if plan.samples:
             if len(self._newest_ms) >= _MOST_TIMES:
                 self._newest_ms.clear()
             self._newest_ms[node] = max(newest_ms, *plan.samples)
         return plan
+
+    def _time_of(self, names: Sequence[str], id: str) -> int | None:
+        """Return the time of the reading `id` of the node with the current and former names `names`, if it is known."""
+        found = (self._ids.time_of(_id_of(name, id)) for name in names)
+        return next((time_ms for time_ms in found if time_ms is not None), None)
 
     def _newest(self, node: str) -> int:
         found = self._newest_ms.get(node)
@@ -265,6 +271,10 @@ class TimedReadings:
             cache.pop(node, None)
             cache.pop(new, None)
         self._uncertain.update((node, new))
+
+
+def _id_of(node: str, id: str) -> str:
+    return f"{node}\0{id}"
 
 
 class _Plan:

@@ -71,6 +71,10 @@ class ServerContext(NamedTuple):
         """Return the current name of the node that reports the name `name`."""
         return name if self.names is None else self.names.current(name)
 
+    def names_of(self, node: str) -> list[str]:
+        """Return the current name `node` and the former names of this node."""
+        return [node] if self.names is None else self.names.names_of(node)
+
 
 class IntegrationStatus(NamedTuple):
     """State of the exchange with one other system, for the pages, /metrics and `control.py check`.

@@ -174,18 +174,17 @@ _DIGITS = 6
 _OTHER = re.compile(r"[^a-z0-9]+").sub
 
 
-def sensor_name(series: Series, field: str, node_tag: str | None) -> str:
+def sensor_name(series: Series, field: str) -> str:
     """Return a readable name for a field of a series: measurement, field (unless it is `value`) and values of the tags.
 
     The result is a valid sensor name, except that it may be too long. Different series may have the same name.
 
     Args:
-        series: The series.
+        series: The series, without the tag that names its node.
         field: Name of the field.
-        node_tag: Name of the tag that names the node, which is not part of the name of the sensor.
     """
     parts = [series.measurement, *([] if field == "value" else [field])]
-    parts += [value for key, value in series.tags if key != node_tag]
+    parts += [value for _, value in series.tags]
     plain = "_".join(filter(None, (_OTHER("_", part.lower()).strip("_") for part in parts)))
     return plain if plain[:1].isalpha() else f"n{plain}"
 

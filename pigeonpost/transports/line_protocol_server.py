@@ -12,6 +12,7 @@ The threads of the web server run this module. Errors: HTTPError, which `refusal
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 BODY_BYTES = 8 << 20  # as received, and uncompressed
 MOST_LINES, MOST_VALUES = 10_000, 100_000  # in one request
+LONGEST_SERIES = 300  # characters of measurement and tags, and of a field, that the file of names keeps
+_PART = 40  # characters of each of their parts, and number of tags, from which the name of a sensor is made
 NODE_TAGS = ("node", "host", "device")  # the first of these tags in a line names the node
 NODE_TAGS_OF_A_NODE = ("node", "host")  # the same for a request with the token of a node, which otherwise names it
 _PRECISIONS_2 = frozenset(("ns", "us", "ms", "s"))
@@ -85,37 +88,45 @@ class _Head:
     Args:
         series: Measurement and tags.
         node_tag: Name of the tag that names the node; None if the token names it.
-        node: Name of the node as the client reports it.
         claim: Identity with which the client writes as this node.
     """
 
-    def __init__(self, series: Series, node_tag: str | None, node: str, claim: Claim) -> None:
-        self._series, self._node_tag = series, node_tag
-        self.node, self.claim = node, claim
+    def __init__(self, series: Series, node_tag: str | None, claim: Claim) -> None:
+        self.claim = claim
+        tags = [(name, value) for name, value in series.tags if name != node_tag]
+        # Both are short, since each field of a line repeats them.
+        self._shown = Series(series.measurement[:_PART], tuple((name, value[:_PART]) for name, value in tags[:_PART]))
+        self._measurement, *self._tags = series.measurement, *(f"{name}={value}" for name, value in tags)
+        if sum(map(len, self._tags), len(self._measurement)) > LONGEST_SERIES:
+            self._measurement, self._tags = _digest([self._measurement, *self._tags]), []
         self._keys: dict[str, tuple[str, str]] = {}
 
     def names_of(self, field: str) -> tuple[str, str]:
         """Return the key of a field in the file of names, and a readable name for its sensor."""
         found = self._keys.get(field)
         if found is None:
-            tags = [f"{name}={value}" for name, value in self._series.tags if name != self._node_tag]
-            key = write_json([self._series.measurement, field, *tags])
-            found = self._keys[field] = key, sensor_name(self._series, field, self._node_tag)
+            short = field if len(field) <= LONGEST_SERIES else _digest([field])
+            key = write_json([self._measurement, short, *self._tags])
+            found = self._keys[field] = key, sensor_name(self._shown, field[:_PART])
         return found
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256(write_json(parts).encode()).hexdigest()
 
 
 class _Write:
     """The lines of one request.
 
     Attributes:
-        points: Accepted points by node (as the client reports it) and claim.
+        points: Accepted points by client.
         readings: Their values by client.
         bad: Lines that are not accepted.
         lines: Number of accepted lines with a number.
     """
 
     def __init__(self) -> None:
-        self.points: dict[tuple[str, Claim], list[tuple[Point, _Head]]] = {}
+        self.points: dict[Claim, list[tuple[Point, _Head]]] = {}
         self.readings: dict[Claim, list[TimedReading]] = {}
         self.bad: list[BadLine] = []
         self.lines = 0
@@ -206,11 +217,11 @@ class LineProtocol:
         """Return the values of the lines in `text`, with permanent names of their sensors."""
         write = _Write()
         self._sort(sender, text, precision, write)
-        for (node, claim), points in write.points.items():
-            readings = self._named(node, claim, points, write.bad)
+        for claim, points in write.points.items():
+            readings = self._named(claim, points, write.bad)
             write.lines += len(readings)
             if readings:
-                write.readings.setdefault(claim, []).extend(readings)
+                write.readings[claim] = readings
         write.bad.sort()
         return write
 
@@ -237,7 +248,7 @@ class LineProtocol:
                 why = "the time is before 1970 or more than a day in the future: correct the clock or `precision`"
                 write.bad.append(BadLine(item.line, why))
             elif item.fields:  # a line that contains only strings is accepted, but has nothing to store
-                write.points.setdefault((head.node, head.claim), []).append((item, head))
+                write.points.setdefault(head.claim, []).append((item, head))
 
     def _head(self, sender: Sender, text: str) -> _Head | str:
         """Return the measurement and tags at the start of a line, with their node, or why they are not accepted."""
@@ -249,17 +260,16 @@ class LineProtocol:
             if tag is None and not sender.node:
                 return "no tag names the node: add the tag node, host or device, or use the token of the node"
             node = sender.node if tag is None else node_name(tags[tag])
-            return _Head(series, tag, node, sender.claim(self._context, node, "line protocol"))
+            return _Head(series, tag, sender.claim(self._context, node, "line protocol"))
         except (ValueError, AuthFailed) as error:
             return str(error)
 
-    def _named(
-        self, node: str, claim: Claim, points: Sequence[tuple[Point, _Head]], bad: list[BadLine]
-    ) -> list[TimedReading]:
+    def _named(self, claim: Claim, points: Sequence[tuple[Point, _Head]], bad: list[BadLine]) -> list[TimedReading]:
         """Return the readings of `points`. Points that would exceed a limit of channels are added to `bad`."""
+        names_of_node = self._context.names_of(claim.node)
         wanted = dict(head.names_of(field) for point, head in points for field in point.fields)
         while True:
-            names = self._sensors.of(node, wanted)
+            names = self._sensors.of(names_of_node, wanted)
             surplus = set(self._timed.surplus(claim.node, names.values()))
             readings: list[TimedReading] = []
             refused: list[BadLine] = []
@@ -274,7 +284,7 @@ class LineProtocol:
                 used.update(keys)
                 values = dict(zip((names[key] for key in keys), point.fields.values()))
                 readings.append(TimedReading(values, {}, point.time_ms))
-            if self._sensors.keep(node, names, used):
+            if self._sensors.keep(names_of_node, names, used):
                 bad += refused
                 return readings
 

@@ -143,8 +143,6 @@ class ReadingsServerTransport(PassiveTransport):
             if reading.time_ms is not None and reading.time_ms > latest_ms:
                 text = f"{where}time is more than a day in the future: correct the clock or the unit."
                 raise HTTPError(422, text, "time")
-            if reading.id:
-                reading = reading._replace(id=f"{node or sender.node}\0{reading.id}")
             found[claim].append(reading)
         for claim, readings in found.items():
             surplus = self._timed.surplus(claim.node, dict.fromkeys(name for one in readings for name in one.values))

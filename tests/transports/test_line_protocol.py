@@ -110,14 +110,14 @@ class Lines(unittest.TestCase):
 
 
 class Names(unittest.TestCase):
-    def name(self, head, field, node_tag="host"):
-        return sensor_name(read_series(head), field, node_tag)
+    def name(self, head, field):
+        return sensor_name(read_series(head), field)
 
     def test_name_consists_of_measurement_field_and_tags(self):
         for head, field, name in (
-            ("temperature,host=pi", "value", "temperature"), ("weather,host=pi", "Wind Speed", "weather_wind_speed"),
-            ("cpu,host=pi,cpu=cpu-total", "usage_idle", "cpu_usage_idle_cpu_total"), ("m", "f", "m_f"),
-            ("disk,host=pi,path=/", "used", "disk_used"), ("°,host=pi", "value", "n"), ("1w", "value", "n1w"),
+            ("temperature", "value", "temperature"), ("weather", "Wind Speed", "weather_wind_speed"),
+            ("cpu,cpu=cpu-total", "usage_idle", "cpu_usage_idle_cpu_total"), ("m", "f", "m_f"),
+            ("disk,path=/", "used", "disk_used"), ("°", "value", "n"), ("1w", "value", "n1w"),
             ("m,z=1,a=2", "f", "m_f_2_1"), ("m,device=x", "f", "m_f_x"),
         ):  # fmt: skip
             with self.subTest(head):

@@ -8,6 +8,7 @@ from unittest import mock
 from pigeonpost.core.clock import FIRST_MS, LAST_MS, Clock, rfc3339
 from pigeonpost.core.errors import NotStored
 from pigeonpost.server import timed_readings
+from pigeonpost.server.node_admin import NodeAdmin
 from pigeonpost.transports.readings_server import BODY_BYTES, MOST_READINGS, ReadingsServerTransport
 from tests.page_support import use_memory_disk
 from tests.support import WALL_MS, stored_samples
@@ -36,6 +37,9 @@ class InCase(unittest.TestCase):
         self.end._timed, self.end._lines._timed, self.end._lines._sensors = (
             fresh._timed, fresh._timed, fresh._lines._sensors,
         )  # fmt: skip
+
+    def rename(self, node, new):
+        NodeAdmin(self.web.store, self.web.ingestor, self.web.tokens, self.web.app.clock).rename(node, new)
 
     def post(self, content, token=None, **headers):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -152,6 +156,15 @@ class Repeated(InCase):
             self.assertEqual(self.post(content)[1], {"stored": 0, "repeated": 1})
         self.assertEqual(self.post({**content, "id": "7f3b"})[1], {"stored": 1, "repeated": 0})
         self.assertEqual(self.post({**content, "node": "attic"})[1], {"stored": 1, "repeated": 0})
+
+    def test_repeated_id_is_not_stored_again_after_the_node_is_renamed(self):
+        token = self.web.tokens.make("shed")
+        content = {"values": {"temperature": 1}, "id": 7}
+        self.post(content, token=token)
+        for node, new in (("shed", "garden"), ("garden", "shed")):  # back, too
+            self.rename(node, new)
+            self.again()
+            self.assertEqual(self.post(content, token=token), (200, {"stored": 0, "repeated": 1}))
 
     def test_id_that_was_written_before_a_crash_is_stored_at_its_first_time(self):
         """The crash came after the id was durable and before the commit."""

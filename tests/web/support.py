@@ -196,7 +196,7 @@ class WebHouse:
         return ServerContext(
             "house", self.folder, self.app.clock, found, self.store, self.ingestor, self.tokens,
             self.unnumbered_sources, self.links, lambda name, address: None, self.app.faults,
-            self.app.throttle, api_tokens=self.api_tokens,
+            self.app.throttle, self.ingestor.names, self.api_tokens,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------ samples

@@ -17,11 +17,12 @@ class NotDelivered(PigeonpostError, OSError):
 
     Attributes:
         pause_s: Seconds after which the target wants the next attempt (HTTP: Retry-After), or None.
+        has_answered: True if the target itself has answered, on a connection that is still open: it has lost nothing.
     """
 
-    def __init__(self, text: str, pause_s: float | None = None) -> None:
+    def __init__(self, text: str, pause_s: float | None = None, has_answered: bool = False) -> None:
         super().__init__(text)
-        self.pause_s = pause_s
+        self.pause_s, self.has_answered = pause_s, has_answered
 
 
 class RefusedData(PigeonpostError, ValueError):

@@ -121,8 +121,8 @@ class HttpPoster:
     ) -> None:  # fmt: skip
         """Return if the status of `answer` is from 200 to 299.
 
-        An HTML page with the status 400 or 422 is that of a proxy, for example for http instead of https. No sample is
-        given up for it.
+        An HTML page is that of a proxy, for example of its login, or for http instead of https. So the samples are
+        neither stored nor given up. Some receivers declare a short text as HTML, which counts as success.
 
         Args:
             answer: The answer.
@@ -134,19 +134,24 @@ class HttpPoster:
             RefusedData: The status is about the content: 400, 413 or 422.
         """
         status = answer.status
+        is_page = answer.headers.get_content_type() == "text/html"
         if 200 <= status < 300:
+            if is_page and answer.body.lstrip().startswith(b"<"):
+                raise NotDelivered(f"{self.place}: status {status} with a web page; check the url")
             return
         sent = {name: value for name, value in {**self._headers, **headers}.items() if name.lower() not in _PUBLIC}
         told = f"{answer.reason}: {answer.body.decode(errors='replace')}"
         told = hide_these(hide_secrets(" ".join(told.split())), secrets_in(self.url.target, sent))[:_SHOWN].rstrip(": ")
         said = f"{self.place}: status {status} {told}"
-        if status in _REFUSED and (status == _TOO_LARGE or answer.headers.get_content_type() != "text/html"):
+        if status in _REFUSED and (status == _TOO_LARGE or not is_page):
             raise RefusedData(said)
         remedy = remedies.get(status) or _REMEDIES.get(status, "")
         if 300 <= status < 400:
             remedy = "redirects are not followed: set the url to the new address"
         said += f"; {remedy}" if remedy else ""
-        raise NotDelivered(said, retry_after_s(answer.headers.get("Retry-After", ""), time.time()))
+        pause_s = retry_after_s(answer.headers.get("Retry-After", ""), time.time())
+        is_open = self._connection is not None and self._connection.is_open
+        raise NotDelivered(said, pause_s, is_open and (status not in _AWAY or pause_s is not None))
 
     def request(self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]) -> HttpResponse:
         """Send a request and return the answer, regardless of its status.

@@ -84,9 +84,10 @@ class ForwardSource:
                     continue
                 self._marks[commit.node, commit.epoch] = EpochMark(commit.mark.seq, commit.outbox)
                 self.waiting += commit.count
-                if self._queued + commit.count <= self._most_queued:
+                count = max(1, commit.count)  # a commit can consist of gaps only
+                if self._queued + count <= self._most_queued:
                     self._commits.append(commit)
-                    self._queued += commit.count
+                    self._queued += count
         self._wake()
 
     def on_rename(self, node: str, new: str) -> None:

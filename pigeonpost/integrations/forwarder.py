@@ -187,7 +187,8 @@ class Forwarder(Transport):
                 self._step()
             except NotDelivered as error:
                 failures += 1
-                self._fall_back()
+                if not error.has_answered:
+                    self._fall_back()
                 pause_s = min(error.pause_s or 0.0, LONGEST_PAUSE_S)
                 # A connection that the target has closed, because it was idle, is not a fault.
                 if failures > 1 or pause_s:
@@ -205,8 +206,18 @@ class Forwarder(Transport):
                 self._wait()
                 continue
             delay_s = min(RETRY_S * 2 ** min(failures - 1, 16), LONGEST_RETRY_S) * random.uniform(0.5, 1.0)
-            self._stopping.wait(max(delay_s, pause_s))
+            self._pause(max(delay_s, pause_s))
         self._target.close()
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait for `pause_s` seconds, and check the connection meanwhile, so that it is not closed as idle."""
+        while pause_s > 0 and not self._stopping.wait(min(pause_s, CHECK_S)):
+            pause_s -= CHECK_S
+            try:
+                self._check()
+                self._progress.settle()
+            except NotDelivered:
+                self._fall_back()
 
     def _step(self) -> None:
         """Send one request, if there is something to send."""

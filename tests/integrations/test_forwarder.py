@@ -49,6 +49,15 @@ class LivePathTest(ForwardCase, unittest.TestCase):
         self.wait_for(*seqs(1, 25))
         self.assertEqual([seq for _, _, seq in self.target.got], list(range(1, 26)))
 
+    def test_commits_of_gaps_have_the_same_limit(self):
+        self.make(most_queued=3)
+        for seq in range(1, 11):
+            self.commit(gap(seq, seq))
+        self.assertEqual(len(self.forwarder._source._commits), 3)
+        self.commit(batch(11, 12))
+        self.forwarder.start()
+        self.wait_for(*seqs(11, 12))
+
     def test_gap_is_between_the_number_before_it_and_the_next_sample(self):
         self.start()
         self.commit(batch(1, 2), gap(3, 5))
@@ -135,6 +144,30 @@ class PositionTest(ForwardCase, unittest.TestCase):
         self.target.got.clear()
         self.restart(again_s=100)
         self.wait_for(*seqs(3, 6))
+
+    def test_target_that_demands_pauses_gets_its_backlog_in_the_end(self):
+        self.start(again_s=100)
+        sent = []
+        for start in range(1, 100, 20):  # the target accepts two requests, and then demands a pause
+            self.target.gate.clear()
+            self.target.errors.append(NotDelivered("status 429", has_answered=True))
+            self.commit(batch(start, start + 19))
+            self.target.gate.set()
+            sent += seqs(start, start + 19)
+            self.wait_for(*sent)
+
+    def test_connection_is_checked_during_a_pause(self):
+        self.start(again_s=100)
+        self.commit(batch(1, 2))
+        self.wait_for(*seqs(1, 2))
+        self.target.errors.append(NotDelivered("status 429", 3000, has_answered=True))
+        with mock.patch.object(forwarder, "CHECK_S", 0.01):
+            self.commit(batch(3, 4))
+            wait_until(lambda: "429" in self.status().fault, "the fault")
+            self.assertEqual(self.status().backlog, 2)
+            self.target.lost = True
+            self.clock.sleep(1)
+            wait_until(lambda: self.status().backlog == 4, "the last samples are to be sent again")
 
     def test_samples_are_certain_after_the_time_without_new_ones(self):
         self.start(again_s=100)

@@ -96,6 +96,18 @@ class VictoriaMetricsTest(unittest.TestCase):
         with self.assertRaises(NotDelivered):
             self.make(url=f"http://127.0.0.1:{free_port()}").send([batch({"a": [1]})])
 
+    def test_error_states_whether_the_target_itself_has_answered(self):
+        handler = self.server.http.RequestHandlerClass
+        handler.protocol_version = "HTTP/1.1"
+        for status, headers, expected in (
+            (429, {}, True), (401, {}, True), (500, {}, True), (503, {"Retry-After": "9"}, True),
+            (503, {}, False), (502, {}, False), (504, {}, False), (429, {"Connection": "close"}, False),
+        ):  # fmt: skip
+            self.server.answers["/api/v1/import"] = (status, headers, b"")
+            with self.subTest(status, headers=headers), self.assertRaises(NotDelivered) as caught:
+                self.make().send([batch({"a": [1]})])
+            self.assertEqual(caught.exception.has_answered, expected)
+
     def test_check_detects_a_lost_connection_and_a_proxy_whose_server_is_away(self):
         handler = self.server.http.RequestHandlerClass
         handler.protocol_version, handler.do_HEAD = "HTTP/1.1", handler.do_GET

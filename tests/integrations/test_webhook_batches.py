@@ -73,6 +73,14 @@ class WebhookBatches(unittest.TestCase):
             for secret in ("se-cret", "k-1", "abc"):
                 self.assertNotIn(secret, str(caught.exception))
 
+    def test_page_of_a_proxy_is_no_success(self):
+        for status in (200, 203):
+            self.server.answers["/hook/se-cret"] = (status, {"Content-Type": "text/html"}, b"\n<!doctype html><p>login")
+            with self.subTest(status), self.assertRaisesRegex(NotDelivered, "web page"):
+                self.target().send([batch_of(some())])
+        self.server.answers["/hook/se-cret"] = (200, {"Content-Type": "text/html"}, b"ok")  # Flask, PHP
+        self.target().send([batch_of(some())])
+
     def test_retry_after_sets_the_pause(self):
         self.server.answers["/hook/se-cret"] = (429, {"Retry-After": "12"}, b"")
         with self.assertRaises(NotDelivered) as caught:

@@ -326,8 +326,10 @@ def _decoded(answer: HttpResponse, server: str) -> Any:
 def _refusal(answer: HttpResponse, server: str) -> ClientError:
     """Return the exception for an answer with a status below 500 other than 200."""
     text = f"{server}: {_text(answer)}"
-    if answer.status in (401, 403):
-        return NotAllowed(f"{text} (`control.py api-token NAME` creates a token; `send` needs --role writer)")
+    if answer.status == 401:
+        return NotAllowed(text)
+    if answer.status == 403:
+        return NotAllowed(f"{text} (`send` needs a token that was created with `--role writer`)")
     if answer.status == 404:
         return NotFound(f"{text} (`nodes()` returns the names of all nodes)")
     return Rejected(text)

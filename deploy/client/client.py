@@ -135,7 +135,7 @@ class Queue:
 
 
 def _lock_file(path):
-    """Open the file `path`, which no other process may have opened so, and return its descriptor."""
+    """Open and lock the file `path`, and return its descriptor. End the program if another one has locked it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

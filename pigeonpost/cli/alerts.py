@@ -52,7 +52,7 @@ def _test(context: Context) -> int:
     message = trial_message(settings["server", "name"] or own_name(), "", Clock().wall_ms())
     results = send_trial(channels, message)
     for channel, why in results:
-        print(f"{_name(channel)}: {why or f'accepted by the {channel.place}'}")
+        print(f"{_name(channel)}: {why or f'accepted ({channel.place})'}")
     if settings["mail", "user"] and not settings["mail", "password"] and any(why for _, why in results):
         print(
             "The password of the mail account is not set. The server may have it in its environment: PIGEONPOST_MAIL_"

@@ -107,8 +107,8 @@ def _row(status: IntegrationStatus, now_ms: int) -> tuple[str, ...]:
     last = "–" if status.success_ms is None else f"{age((now_ms - status.success_ms) / 1000)} ago"
     backlog = "–" if status.backlog is None else f"{status.backlog:,}"
     return (
-        status.name, status.direction or "–", status.place or "–", last, backlog, f"{status.done:,} {status.items}",
-        f"{status.refused:,}" if status.refused else "none", status.fault or "none",
+        status.name, status.direction or "–", status.place or "–", last, backlog,
+        counted(status.done, status.items.removesuffix("s")), f"{status.refused:,}" if status.refused else "none", status.fault or "none",
     )  # fmt: skip
 
 

@@ -44,11 +44,12 @@ class Integrations(WebCase):
 
     def test_each_exchange_is_a_row_in_all_formats(self):
         now_ms = self.web.app.clock.wall_ms()
-        self.parts["forward"] = Part(status(success_ms=now_ms - 240_000, done=5000, refused=3), status("mqtt"))
+        self.parts["forward"] = Part(status(success_ms=now_ms - 240_000, done=5000, refused=3), status("mqtt", done=1))
         page, text = self.page("/integrations"), self.text("/integrations")
         for found in (page, text):
             for part in ("forward influx", "http://10.0.0.9:8086", "4 min ago", "1,204", "5,000 samples"):
                 self.assertIn(part, found)
+            self.assertRegex(found, r"\b1 sample\b")
             self.assertIn("2 exchanges with other systems; none has a fault.", found)
         row = self.json("/integrations.json")["integrations"][0]
         self.assertEqual(

@@ -107,7 +107,8 @@ class HomeAssistantDiscovery(Transport):
         self._birth = f"{prefix}/status"
         commands = [self._topics.of("+", "set")] if self._controls else []
         self._broker = MqttConnection(
-            settings, f"pigeonpost-ha-{context.name}", [self._birth, *commands], self._on_message, self._on_change,
+            settings, f"pigeonpost-ha-{context.name}", [self._birth, self._topics.online, *commands],
+            self._on_message, self._on_change,
             on_retained=self._on_retained, will=(self._topics.online, OFFLINE),
             on_published=self._on_published,
         )  # fmt: skip
@@ -132,6 +133,7 @@ class HomeAssistantDiscovery(Transport):
         self._is_new = False  # True after connecting, and after Home Assistant has started
         self._is_reconnected = False  # True after connecting: the broker may have lost its retained messages
         self._is_read = False
+        self._is_replaced = False  # True if another client has published to the topic `online` of this server
         self._looked_s = -LOOK_S
         self._done, self._success_ms = 0, None  # type: tuple[int, int | None]
         self._file_fault = self._refusal = ""
@@ -207,6 +209,8 @@ class HomeAssistantDiscovery(Transport):
             if not self._is_heard and payload != OFFLINE:  # it was away before, and this server could not know it
                 self.on_unseen(self._connected_ms)
             self._on_birth(payload)
+        elif topic == self._topics.online:
+            self._on_online(payload)
         elif payload in (b"ON", b"OFF"):
             try:
                 self._commands.put_nowait((topic, payload == b"ON"))
@@ -234,6 +238,18 @@ class HomeAssistantDiscovery(Transport):
     def _on_retained(self, topic: str, payload: bytes) -> None:
         if topic == self._birth:  # a retained command is old, so it is not executed
             self._on_birth(payload)
+        elif topic == self._topics.online:
+            self._on_online(payload)
+
+    def _on_online(self, payload: bytes) -> None:
+        """Let ONLINE be published again if another client has replaced it.
+
+        That is the broker if a former connection of this server was lost, for example in a power cut: it publishes the
+        will of that connection up to 90 s later (MQTT 5.0, section 3.1.2.10), when this one is established already.
+        """
+        if payload != ONLINE:
+            self._is_replaced = True
+            self._wake.set()
 
     def _on_birth(self, payload: bytes) -> None:
         self.is_home_assistant_on, self._is_heard = payload != OFFLINE, True
@@ -320,6 +336,9 @@ class HomeAssistantDiscovery(Transport):
                     self._again_s[entry.node] = now_s + AGAIN_S
         for topic in self._published.keys() - wanted.keys() - self._removed.keys():
             self._removed[topic] = self._remove(topic)
+        if self._is_replaced:
+            self._is_replaced = False
+            self._shown.pop(self._topics.online, None)
         self._show(self._topics.online, ONLINE, retain=True)
         self._show(self._topics.status, write_json(self._server_status()).encode())
         for node in self._nodes.by_name.values():

@@ -2,7 +2,8 @@
 
     <prefix>/device/pigeonpost_<node>/config          description of a node and its sensors, retained
     <prefix>/device/pigeonpost-server_<server>/config description of this server, retained
-    pigeonpost/ha/<server>/online                     "online" or "offline", retained; the broker sets "offline" (will)
+    pigeonpost/ha/<server>/online                     "online" or "offline", retained; the broker sets "offline" (will);
+                                                      the server reads it too
     pigeonpost/ha/<server>/status                     state of this server
     pigeonpost/ha/<server>/<node>/online              "online" or "offline", retained
     pigeonpost/ha/<server>/<node>/state               current values, by sensor; null for a sensor without one

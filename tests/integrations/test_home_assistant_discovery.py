@@ -176,6 +176,21 @@ class Discovery(DiscoveryCase):
         self.assertIsNone(self.state())
         self.assertIsNone(self.state("pigeonpost:basement:_connection"))
 
+    def test_will_of_a_former_connection_is_replaced(self):
+        self.add_node()
+        self.work()
+        topic, payload = self.broker.will
+        self.assertIn(topic, self.broker.topics)
+        for deliver in (self.part._on_message, self.part._on_retained):
+            self.home.receive(topic, payload, retain=True)
+            deliver(topic, payload)
+            self.work(5)
+            self.assertEqual(self.state("pigeonpost:basement:_connection"), "ON")
+        deliver(topic, b"online")  # the own message returns
+        before = len(self.broker.messages)
+        self.work(5)
+        self.assertNotIn(topic, [message[0] for message in self.broker.messages[before:]])
+
     def test_states_are_published_again_when_home_assistant_starts(self):
         self.add_node()
         self.work()
@@ -352,7 +367,7 @@ class Controls(DiscoveryCase):
     def test_without_controls_no_command_is_subscribed_or_executed(self):
         link = self.add_node()
         self.work()
-        self.assertEqual(self.broker.topics, ["homeassistant/status"])
+        self.assertEqual(self.broker.topics, ["homeassistant/status", "pigeonpost/ha/home/online"])
         self.assertNotIn("command_topic", json.dumps(self.home.devices))
         self.part._on_message("pigeonpost/ha/home/basement/set", b"OFF")
         self.assertEqual(link.asked, [])

@@ -108,7 +108,8 @@ def _row(status: IntegrationStatus, now_ms: int) -> tuple[str, ...]:
     backlog = "–" if status.backlog is None else f"{status.backlog:,}"
     return (
         status.name, status.direction or "–", status.place or "–", last, backlog,
-        counted(status.done, status.items.removesuffix("s")), f"{status.refused:,}" if status.refused else "none", status.fault or "none",
+        counted(status.done, status.items.removesuffix("s")), f"{status.refused:,}" if status.refused else "none",
+        status.fault or "none",
     )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Relay of the demonstration: it forwards, cuts, stalls and restores connections."""
 
 import socket
+import time
 import unittest
+from unittest import mock
 
 from pigeonpost.server.demo_relay import DemoRelay, LinkState
 from tests.support import LIMIT_S, Leftovers, wait_until
@@ -43,7 +45,9 @@ class RelayTest(unittest.TestCase):
             one.setblocking(False)
             left = memoryview(content)
             other.settimeout(0.001)
+            give_up_s = time.monotonic() + LIMIT_S
             while len(received) < len(content):
+                self.assertLess(time.monotonic(), give_up_s)
                 try:
                     left = left[one.send(left) :] if left else left
                 except BlockingIOError:
@@ -98,6 +102,7 @@ class RelayTest(unittest.TestCase):
         other.accept()[0].close()
 
     def test_port_that_another_program_uses_meanwhile_is_a_fault_until_it_is_free(self):
+        self.enterContext(mock.patch("pigeonpost.server.demo_relay._RETRY_S", 0.02))
         self.relay.set_state(LinkState.CUT)
         wait_until(self.is_refused, "connections are refused")
         with socket.create_server(self.address):

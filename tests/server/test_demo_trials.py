@@ -17,7 +17,7 @@ from pigeonpost.server import demo_node
 from pigeonpost.server.demo_count import DemoCount
 from pigeonpost.storage.sqlite.store import SqliteStore
 from tests.page_support import Server, StartedServer, control_here, use_memory_disk
-from tests.support import LIMIT_S, ROOT, clean_environment, rounds, wait_until
+from tests.support import LIMIT_S, LONG, ROOT, clean_environment, long, rounds, wait_until
 from tests.test_server import is_there
 
 ROUNDS = rounds("PIGEONPOST_TEST_DEMO", 6, 100)
@@ -33,7 +33,7 @@ def constants(every_s, slots):
     }
 
 
-FAST, SHORT = constants(0.05, 4096), constants(0.02, 64)
+FAST, SHORT = constants(0.02, 4096), constants(0.02, 64)
 
 
 def setUpModule():
@@ -136,6 +136,7 @@ class Trials(TrialCase):
         self.assertRegex(browser.state()["verified"], r"^\d\d:\d\d:\d\d: .*Faults found by verify: none\.$")
         self.assert_exact(browser.settle())
 
+    @long
     def test_trials_in_random_order_lose_nothing(self):
         browser, chance = self.start(), random.Random("demo")
         for _ in range(ROUNDS):
@@ -149,6 +150,7 @@ class Trials(TrialCase):
             browser.do(repair)
         self.assert_exact(browser.settle())
 
+    @long
     def test_full_outbox_becomes_a_gap_with_a_reason(self):
         browser = self.start(SHORT)
         browser.do("cut")
@@ -160,6 +162,7 @@ class Trials(TrialCase):
         self.assertIn(browser.state()["gaps"][0]["why"], browser.page())
         self.assert_exact(browser.settle())
 
+    @long
     def test_samples_held_when_the_server_is_killed_are_stored_after_its_next_start(self):
         browser = self.start()
         browser.do("cut")
@@ -188,7 +191,8 @@ class Ends(unittest.TestCase):
         wait_until(lambda: not is_there(pid), "the node has ended")
 
     def test_interrupt_ends_everything_in_each_broken_state(self):
-        for actions in (["kill"], ["cut"], ["stall", "fill"]):
+        alone = [[action] for action in BREAK] if LONG else []
+        for actions in (*alone, ["cut", "kill"], ["stall", "fill"]):
             with self.subTest(actions):
                 server = Server(self, "--demo", constants=FAST)
                 browser = Browser(server)

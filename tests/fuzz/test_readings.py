@@ -67,7 +67,7 @@ class Requests(InCase):
                 self.again()
             if kind == "json":
                 content = [
-                    {"node": node, "values": values, "time": time_ms, "id": name}
+                    {"node": node, "values": values, "time": time_ms} | ({"id": name} if name else {})
                     for node, values, time_ms, name in entries
                 ]
                 self.assertEqual(self.post(content)[0], 200)

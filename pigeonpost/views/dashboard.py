@@ -52,7 +52,7 @@ def front(context: RequestContext) -> Response:
         integrations_notice(context),
         server_buttons(context, snapshot, listed.nodes, query),
         key_notice(context),
-        *(Html('<p class="notice"><a href="{}">{}</a></p>').format(*link) for link in context.app.more),
+        *(Html('<p class="more"><a href="{}">{}</a></p>').format(*link) for link in context.app.more),
         _FIRST_STEPS if not snapshot.nodes else "",
         node_search(listed, query),
         cards_section(cards, zone_minutes(snapshot.now_ms), _names(listed) if listed.is_paged else ()),

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 60
 NOT_YET = "not connected yet"  # fault before the end of the first attempt
+_NO_ANSWER = "the connection was closed before the broker accepted it: check host, port and tls"
 LARGEST_BYTES = 1 << 20  # maximum size of a received payload
 QOS = 1
 _RETRY_S = 1, 60  # first and longest pause before a new attempt to connect
@@ -101,6 +102,7 @@ class MqttConnection:
         self._on_received, self._on_retained, self._on_change = on_message, on_retained or on_message, on_change
         self._is_mqtt_3, self._keepalive_s, self._where = is_mqtt_3, keepalive_s, where
         self.fault = NOT_YET
+        self._end_fault = _NO_ANSWER  # fault if the connection ends now; empty if `fault` explains that already
         self.stopping = threading.Event()
         client_name = session or f"{name}-{os.urandom(4).hex()}"
         self._paho, self._client = _client(settings, client_name, is_mqtt_3, bool(session), where)
@@ -138,7 +140,8 @@ class MqttConnection:
         Without a connection nothing can be sent, so this method does not wait for paho's thread, which may be in its
         pause before the next attempt. Return an error text, or None on success.
         """
-        was_connected, self.connected = self.connected, False  # set first, so that _on_disconnect reports no error
+        # Set first, so that _on_disconnect reports no error.
+        was_connected, self.connected, self._end_fault = self.connected, False, ""
         self._client.disconnect()
         self.stopping.set()  # after the packet is queued: a later acknowledgement is not sent
         ending = threading.Thread(target=self._client.loop_stop, name="mqtt ends", daemon=True)
@@ -168,6 +171,7 @@ class MqttConnection:
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, *more: Any) -> None:
         if getattr(reason, "value", reason) != 0:
+            self._end_fault = ""
             self._set_fault(
                 f"the broker refused the connection: {_REFUSALS.get(reason, reason) if type(reason) is int else reason}"
             )
@@ -180,13 +184,14 @@ class MqttConnection:
     def _on_subscribe(self, client: Any, userdata: Any, message_id: Any, granted: Sequence[Any], *more: Any) -> None:
         refused = [topic for (topic, _), code in zip(self._topics, granted) if getattr(code, "value", code) >= 0x80]
         if refused:  # MQTT 5.0, 3.9.3
+            self._end_fault = ""
             self._set_fault(f"the broker does not allow this user to read {', '.join(refused)}"[:300])
             return
         self._on_ready()
 
     def _on_ready(self) -> None:
         self._set_fault("")
-        self.connected = True
+        self.connected, self._end_fault = True, "the connection to the broker is lost"
         self._on_change()
 
     def _on_publish(self, client: Any, userdata: Any, number: int, reason: Any = 0, *more: Any) -> None:
@@ -195,9 +200,11 @@ class MqttConnection:
             self._on_answered(number, str(reason) if is_refused else "")
 
     def _on_disconnect(self, *more: Any) -> None:
-        if self.connected:
-            self.connected = False
-            self._set_fault("the connection to the broker is lost")
+        was_connected, self.connected = self.connected, False
+        fault, self._end_fault = self._end_fault, _NO_ANSWER
+        if fault:
+            self._set_fault(fault)
+        if was_connected:
             self._on_change()
 
     def _on_connect_fail(self, *more: Any) -> None:

@@ -106,6 +106,18 @@ class BrokerCase(unittest.TestCase):
             self.assertIn("the connection to the broker is lost", logged.output[1])
             self.assertIn("no connection to the broker", logged.output[2])
 
+    def test_connection_that_ends_before_an_answer_is_a_fault(self):
+        client = self.make()
+        with self.assertLogs("pigeonpost.core.mqtt_client", "WARNING") as logged:
+            for _ in range(3):  # a web server, or a broker that expects TLS
+                client.on_disconnect(client, None, Code(0))
+        self.assertEqual(len(logged.output), 1)
+        self.assertIn("closed before the broker accepted it: check host, port and tls", self.broker.fault)
+        client.on_connect(client, None, {}, Code(0), None)
+        client.on_subscribe(client, None, 1, [Code(1), Code(1)], None)
+        client.on_disconnect(client, None, Code(0))
+        self.assertIn("the connection to the broker is lost", self.broker.fault)
+
     def test_log_contains_why_the_broker_cannot_be_reached(self):
         for error, words in (
             (ConnectionRefusedError(111, "Connection refused"), "no connection to the broker: Connection refused;"),

@@ -3,18 +3,18 @@
 With `for=excel`, Excel opens the file correctly. Decimal numbers have a point or a comma, depending on the language of
 the browser; `decimal=point` or `decimal=comma` overrides this. With `utc=1`, all times are in UTC. A file is converted
 to a temporary file, which is deleted after it was sent, since a log may be larger than the memory.
-Errors: HTTPError 400; OSError of the disk.
+Errors: HTTPError 400, or 503 if the disk is too full; OSError of the disk.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
 from pigeonpost.http.message import FilePart, HTTPError, Request, Response
 from pigeonpost.storage.csv.excel import for_excel, has_comma
 from pigeonpost.storage.csv.utc import in_utc
+from pigeonpost.views.spool import spool
 
 _LINES_BYTES = 1 << 16  # size of the parts of a file that are converted
 
@@ -32,7 +32,7 @@ def is_asked_for(request: Request) -> bool:
 def converted(request: Request, response: Response, folder: str) -> Response:
     """Return the CSV `response` to `request` in the requested form. Temporary files are created in `folder`.
 
-    Raises HTTPError 400 if `decimal` or `utc` in the query is invalid.
+    Raises HTTPError 400 if `decimal` or `utc` in the query is invalid, 503 if the disk is too full.
     """
     try:
         change = _conversion(request)
@@ -43,13 +43,9 @@ def converted(request: Request, response: Response, folder: str) -> Response:
     headers = {key: value for key, value in response.headers.items() if key not in ("ETag", "Accept-Ranges")}
     if response.file is None:
         return response._replace(body="".join(change([response.body.decode()])).encode(), headers=headers)
-    with os.fdopen(response.file.fd, "rb") as file, tempfile.TemporaryFile(dir=folder) as made:
-        file.seek(response.file.start)
-        for text in change(_lines(file.fileno(), response.file)):
-            made.write(text.encode())
-        made.flush()
-        part = FilePart(os.dup(made.fileno()), 0, made.tell())
-    return response._replace(headers=headers, file=part)
+    with os.fdopen(response.file.fd, "rb") as file:
+        body, part = spool(change(_lines(file.fileno(), response.file)), folder)
+    return response._replace(body=body, headers=headers, file=part)
 
 
 def _conversion(request: Request) -> Callable[[Iterable[str]], Iterator[str]]:

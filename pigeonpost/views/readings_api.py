@@ -1,26 +1,25 @@
 """Readings of several nodes and sensors as one flat table: `GET /api/v1/readings`, for Grafana and for scripts.
 
 Any thread may use it. The semaphore `_working` limits the queries at the same time to two. A table has at most
-MOST_VALUES values, and is written to a temporary file if it is larger than 1 MiB.
-Errors: HTTPError; OSError of the disk.
+MOST_VALUES values.
+Errors: HTTPError.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.strict_json import write_json
-from pigeonpost.http.message import JSON, FilePart, HTTPError, Response
+from pigeonpost.http.message import JSON, HTTPError, Response
 from pigeonpost.storage.csv.format import cell
 from pigeonpost.storage.models import Bucket
 from pigeonpost.views.api import requested_store
 from pigeonpost.views.context import RequestContext
 from pigeonpost.views.query import moment_or_ago, names_in, span_ms, whole_number
+from pigeonpost.views.spool import spool
 from protocol import NODE_NAME, SENSOR_NAME
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ _STEPS_MS = tuple(
 )
 _FORMS = ("rows", "long", "csv", "long-csv")
 _STATISTICS = ("mean", "low", "high")
-_IN_MEMORY_BYTES = 1 << 20
 _CSV = "text/csv; charset=utf-8"
 
 _Cells = Mapping[int, Mapping[str, "Bucket | Number | None"]]  # by time and sensor; a Bucket if there is a step
@@ -90,7 +88,7 @@ class ReadingsApi:
 
         Raises:
             HTTPError: 400 for an invalid query or one for too many values, 404 for an unknown node, 503 if too many
-                queries are waiting.
+                queries are waiting or the disk is full.
         """
         store = requested_store(context)
         query = _read_query(context, store)
@@ -98,9 +96,11 @@ class ReadingsApi:
             raise HTTPError(503, "Too many queries are running; try again in a moment.", "busy", {"Retry-After": "2"})
         try:
             tables = _tables(store, query)
-            return _response(_lines(query, tables), query.form, context.app.data)
+            body, file = spool(_lines(query, tables), context.app.data)
         finally:
             self._working.release()
+        kind = _CSV if query.form.endswith("csv") else JSON
+        return Response(body, kind, headers={"Cache-Control": "no-store"}, file=file)
 
 
 def _read_query(context: RequestContext, store: Store) -> _Query:
@@ -113,7 +113,7 @@ def _read_query(context: RequestContext, store: Store) -> _Query:
     known = stored.keys() | {link.state.name for link in context.app.links}
     for node in nodes:
         if node not in known:
-            raise HTTPError(404, "No samples of one of these nodes are stored.", "unknown-node")
+            raise HTTPError(404, f"No samples of the node {node} are stored.", "unknown-node")
     sensors: dict[str, Mapping[str, str]] = {}
     for node in nodes or stored:
         units = stored[node]["sensors"] if node in stored else {}
@@ -194,8 +194,9 @@ def _all_samples(store: Store, query: _Query, most: int) -> Mapping[str, _Cells]
 
 def _chosen_step_ms(range_ms: int, points: int) -> int:
     """Return the shortest of the usual steps with which a range has at most `points` steps."""
-    if points < 2:
-        raise _too_many("name fewer nodes or sensors")
+    if points < 2:  # a range without complete steps needs two
+        text = "A `step` cannot be chosen for a single row: increase `points`, or name fewer nodes or sensors."
+        raise HTTPError(400, text, "step")
     least_ms = -(-range_ms // (points - 1))  # one step more is needed if the range does not begin with a step
     longest_ms = -(-least_ms // _DAY_MS) * _DAY_MS
     return next((step_ms for step_ms in _STEPS_MS if step_ms >= least_ms), longest_ms)
@@ -259,17 +260,3 @@ def _value(found: Bucket | Number | None, statistic: str) -> Number | None:
 
 def _cell(value: Any) -> str:
     return "" if value is None else cell(value) if isinstance(value, str) else repr(value)
-
-
-def _response(lines: Iterable[str], form: str, folder: str) -> Response:
-    """Return the response with the text `lines`; a large one is in a temporary file in `folder`."""
-    kind, headers = _CSV if form.endswith("csv") else JSON, {"Cache-Control": "no-store"}
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, dir=folder) as made:
-        for line in lines:
-            made.write(line.encode())
-        size = made.tell()
-        if size <= _IN_MEMORY_BYTES:
-            made.seek(0)
-            return Response(made.read(), kind, headers=headers)
-        made.flush()
-        return Response(kind=kind, headers=headers, file=FilePart(os.dup(made.fileno()), 0, size))

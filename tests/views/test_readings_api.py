@@ -1,12 +1,13 @@
 """Flat tables of readings: `GET /api/v1/readings`."""
 
+import errno
 import json
 import unittest
 from unittest import mock
 from urllib.parse import quote
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.views import readings_api
+from pigeonpost.views import readings_api, spool
 from protocol import Sample
 from tests.page_support import use_memory_disk
 from tests.web.support import FakeLink, WebHouse
@@ -133,9 +134,26 @@ class ReadingsTable(unittest.TestCase):
             self.assertLessEqual(len(self.json("?node=attic")), 2)
             self.assertIn("name fewer nodes or sensors", self.refusal("")["text"])
 
+    def test_large_response_that_leaves_too_little_free_space_is_refused(self):
+        full = {"side_effect": OSError(errno.ENOSPC, "No space left on device")}
+        for left, failure in ((1 << 60, {}), (0, full)):
+            with (
+                mock.patch.multiple(spool, IN_MEMORY_BYTES=10, LEFT_BYTES=left),
+                mock.patch.object(spool, "_write", wraps=spool._write, **failure),
+            ):
+                refused = self.refusal("", 503)
+            self.assertEqual((refused["code"], self.headers["retry-after"]), ("disk-full", "60"))
+        self.assertTrue(self.json())
+
+    def test_single_row_is_refused_with_a_remedy(self):
+        self.assertIn("increase `points`", self.refusal("?points=1")["text"])
+
+    def test_unknown_node_is_named(self):
+        self.assertIn("nobody", self.refusal("?node=attic,nobody", 404)["text"])
+
     def test_large_response_is_complete_and_leaves_no_file(self):
         small = self.get("?format=long")
-        with mock.patch.object(readings_api, "_IN_MEMORY_BYTES", 10):
+        with mock.patch.multiple(spool, IN_MEMORY_BYTES=10, LEFT_BYTES=0):
             self.assertEqual(self.get("?format=long"), small)
 
     def test_a_third_query_at_the_same_time_is_refused(self):

@@ -97,7 +97,7 @@ class TimedReadings:
         self._ids = ReadingIds(os.path.join(data, READING_IDS))
         self._stripes = [threading.Lock() for _ in range(_STRIPES)]
         self._newest_ms: dict[str, int] = {}  # by node: the time of its newest reading, or a later time
-        self._channels: dict[str, set[str]] = {}  # by node: channels that it has, or will have with an open request
+        self._channels: dict[str, set[str]] = {}  # by node: channels that it has
         self._uncertain: set[str] = set()  # nodes whose last request may still be committed
         ingestor.names.on_rename.append(self._on_rename)
 
@@ -142,6 +142,9 @@ class TimedReadings:
         nodes = {claim: self._ingestor.names.current(claim.node) for claim in readings}
         with self._locked(nodes.values(), give_up_s):
             self._settle(nodes.values(), give_up_s)
+            for claim, wanted in readings.items():
+                if self.surplus(nodes[claim], {name for reading in wanted for name in reading.values}):
+                    raise NotStored(f"other requests have added sensors to node {nodes[claim]} at the same time")
             plans = {claim: self._plan(nodes[claim], wanted) for claim, wanted in readings.items()}
             self._ids.add(entry for plan in plans.values() for entry in plan.ids)
             batches = [

@@ -11,7 +11,7 @@ from pigeonpost.server import timed_readings
 from pigeonpost.server.node_admin import NodeAdmin
 from pigeonpost.transports.readings_server import BODY_BYTES, MOST_READINGS, ReadingsServerTransport
 from tests.page_support import use_memory_disk
-from tests.support import WALL_MS, stored_samples
+from tests.support import LIMIT_S, WALL_MS, stored_samples
 from tests.web.support import WebHouse
 
 DAY_MS = 86_400_000
@@ -238,6 +238,33 @@ class Repeated(InCase):
             thread.join()
         self.assertEqual(sum(answer["stored"] for answer in answers), 100)
         self.assertEqual(len(self.stored()), 100)
+
+    def test_requests_at_the_same_time_keep_the_limit_of_sensors(self):
+        """Each request is within the limit when it arrives, all together are not."""
+        arrived, answers = threading.Barrier(3), []
+        find = self.end._timed.surplus
+
+        def surplus(node, names):
+            found = find(node, names)
+            if threading.current_thread().name not in seen:
+                seen.add(threading.current_thread().name)
+                arrived.wait(LIMIT_S)
+            return found
+
+        def post(start):
+            values = dict.fromkeys((f"s{n}" for n in range(start, start + 400)), 1)
+            answers.append(self.post({"node": "shed", "values": values})[0])
+
+        seen = set()
+        with mock.patch.object(self.end._timed, "surplus", surplus):
+            threads = [threading.Thread(target=post, args=(start,)) for start in (0, 400, 800)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(sorted(answers), [200, 200, 503])
+        self.assertEqual(len({name for _, values in self.stored() for name in values}), 800)
+        self.assertEqual(self.web.faults.present(), {})
 
     def test_request_that_may_still_be_committed_is_waited_for(self):
         """The first request gives up while its batch is in the queue; the second must find its readings."""

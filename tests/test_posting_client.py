@@ -34,6 +34,10 @@ def load():
 client = load()
 
 
+def stdin(data):
+    return mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
 class ClientCase(InCase):
     def setUp(self):
         self.folder = temp_folder(self)
@@ -75,11 +79,11 @@ class Sending(ClientCase):
         self.assertEqual(sorted(one["value"] for one in self.values()), [1.0, 2.0])
 
     def test_lines_of_the_input_are_sent(self):
-        text = '1\npower 2.5 W\nnothing\n{"a": 3, "b": null}\n'
-        with mock.patch.object(sys, "stdin", io.StringIO(text)), mock.patch.object(client.signal, "signal"):
+        text = b'1\n\xb5 power 2.5 W\nnothing\n{"a": 3, "b": null, "c": NaN}\n'
+        with stdin(text), mock.patch.object(client.signal, "signal"):
             self.assertEqual(self.run_client("--sensor", "power", "--stdin"), 0)
         found = {(name, value) for values in self.values() for name, value in values.items()}
-        self.assertEqual(found, {("power", 1.0), ("power", 2.5), ("a", 3), ("b", None)})
+        self.assertEqual(found, {("power", 1.0), ("power", 2.5), ("a", 3), ("b", None), ("c", None)})
 
     def test_file_is_sampled_and_a_failure_is_a_failed_reading(self):
         file = os.path.join(self.folder, "temperature")
@@ -112,7 +116,7 @@ class Sending(ClientCase):
         failing = mock.patch.object(client.Sender, "send", side_effect=ValueError)
         with failing, mock.patch.object(client.signal, "signal"), mock.patch.object(threading, "excepthook"):
             for source in (["--stdin"], ["--file", file, "--every", "0.01"]):
-                with self.subTest(source), mock.patch.object(sys, "stdin", io.StringIO("1\n")):
+                with self.subTest(source), stdin(b"1\n"):
                     thread = threading.Thread(
                         target=lambda source=source: statuses.append(self.run_client(*source)), daemon=True
                     )
@@ -130,6 +134,13 @@ class Sending(ClientCase):
         self.assertEqual(len(self.values()), 10)
         self.assertIn("Bad", self.said.call_args[0][0])
 
+    def test_refused_value_exits_with_1(self):
+        self.web.tokens.make("shed")  # the others may not write it any more: 403 keeps the reading
+        self.assertEqual(self.run_client("--value", "1"), 3)
+        self.web.tokens.revoke("shed")
+        self.assertEqual(self.run_client("--sensor", "a", "--value", "1", "--unit", "\x07"), 1)
+        self.assertEqual(self.values(), [{"value": 1.0}])
+
     def test_wrong_token_keeps_the_readings(self):
         self.assertEqual(self.run_client("--value", "1", CLIENT_TOKEN="wrong"), 3)
         self.assertEqual(self.run_client("--value", "2"), 0)
@@ -142,6 +153,9 @@ class Sending(ClientCase):
         self.assertEqual(self.run_client("--value", "1", "--token-file", path, CLIENT_TOKEN=""), 0)
         with self.assertRaisesRegex(SystemExit, "token is missing"):
             self.run_client("--value", "1", CLIENT_TOKEN="")
+        for token in ("a b", "a\nb", "pp_\u20ac"):
+            with self.assertRaisesRegex(SystemExit, "copied completely"):
+                self.run_client("--value", "1", CLIENT_TOKEN=token)
 
     def test_pinned_certificate_is_verified(self):
         ((certificate, key),) = certificates(type(self), "page")
@@ -235,7 +249,10 @@ class Sources(unittest.TestCase):
 
     def test_wrong_arguments_exit_with_2(self):
         right = ["--server", "http://a", "--node", "n", "--value", "1"]
-        for wrong in (["--server", "ftp://a"], ["--sensor", "Temp"], ["--every", "0"], ["--value", "nan"]):
+        for wrong in (
+            ["--server", "ftp://a"], ["--server", "http://a:99999"], ["--server", "http://[a"], ["--node", "my shed"],
+            ["--unit", "x" * 33], ["--sensor", "Temp"], ["--every", "0"], ["--value", "nan"], ["--scale", "inf"],
+        ):  # fmt: skip
             with self.assertRaises(SystemExit) as caught, mock.patch("sys.stderr", io.StringIO()):
                 client._parse([*right, *wrong])
             self.assertEqual(caught.exception.code, 2)

@@ -12,7 +12,7 @@ of the node) is read from --token-file or from the variable CLIENT_TOKEN.
 
 Each reading is synced to the queue file before it is sent, and has an id, so that the server stores it once. A command
 may print a number, or a JSON object like {"temperature": 21.5, "humidity": 40}. With --value the exit status is 0 if
-the reading was stored, and 3 if it waits in the queue for the next call.
+the reading was stored, 1 if the server refused it, and 3 if it waits in the queue for the next call.
 """
 
 import argparse
@@ -162,6 +162,7 @@ class Sender:
             self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
         self.stop, self.more = threading.Event(), threading.Event()
         self.pause_s, self.most = 0.0, BATCH
+        self.was_refused = False  # True if the server did not accept the last reading
 
     def run(self):
         """Send readings as they come. An unexpected exception sets `stop` too, so that the program ends."""
@@ -184,13 +185,14 @@ class Sender:
             status, answer, retry_s = 0, getattr(error, "strerror", None) or str(error) or type(error).__name__, 0.0
         if status == 200:
             self.queue.remove(lines)
-            self.pause_s, self.most = 0.0, BATCH
+            self.pause_s, self.most, self.was_refused = 0.0, BATCH, False
             return True
         if status in (400, 413, 422) and len(lines) > 1:  # one of them is refused: find out which
             self.most = len(lines) // 2
             return True
         if status in (400, 413, 422):
             say(f"refused and dropped: {answer}: {lines[0]}")
+            self.was_refused = True
             self.queue.remove(lines)
             self.pause_s = 0.0
             return True
@@ -230,7 +232,7 @@ def _values_of(text, options):
     """Return the values in `text`: a number, a JSON object of numbers, or the content of a w1_slave file."""
     text = text.strip()
     if text.startswith("{"):
-        return {str(name): value for name, value in json.loads(text).items()}
+        return json.loads(text, parse_constant=lambda _: None)  # NaN, Infinity: the sensor failed
     if " crc=" in text:
         if not re.search(r"crc=.. YES", text):
             raise ValueError("wrong checksum of the 1-wire sensor")
@@ -278,6 +280,15 @@ def _sample(options, queue, sender):
         sender.stop.wait(next_s - time.monotonic())
 
 
+def _is_address(text):
+    """Return True if `text` is the address of a server."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # the port, or brackets
+        return False
+
+
 def _parse(arguments):
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -302,12 +313,16 @@ def _parse(arguments):
     parser.add_argument("--fingerprint", metavar="SHA256", help="fingerprint of the server's certificate")
     parser.add_argument("--ca", metavar="FILE", help="certificate that has signed that of the server")
     options = parser.parse_args(arguments)
-    if urlsplit(options.server).scheme not in ("http", "https") or not urlsplit(options.server).hostname:
+    if not _is_address(options.server):
         parser.error(f"--server takes an address like http://pi.local:8080, not {options.server!r}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", options.node):
+        parser.error(f"--node takes letters, digits, dots, _ and -, not {options.node!r}")
+    if len(options.unit or "") > 32:
+        parser.error("--unit takes at most 32 characters")
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", options.sensor):
         parser.error(f"--sensor takes lower-case letters, digits and _, not {options.sensor!r}")
-    if not 0 < options.every < 1e6 or options.most < 1 or not math.isfinite(options.value or 0):
-        parser.error("--every and --most take numbers above 0, and --value a finite number")
+    if not 0 < options.every < 1e6 or options.most < 1 or not math.isfinite((options.value or 0) * options.scale):
+        parser.error("--every and --most take numbers above 0, and --value and --scale finite ones")
     if options.queue is None:
         name = f"pigeonpost-{options.node.replace('/', '_')}-{options.sensor}.queue"
         options.queue = os.path.join(os.environ.get("STATE_DIRECTORY", "."), name)
@@ -323,9 +338,12 @@ def _read_token(options):
                 token = file.read()
         except (OSError, ValueError) as error:
             sys.exit(f"cannot read the token {options.token_file}: {error}")
-    if not token.strip():
+    token = token.strip()
+    if not token:
         sys.exit("the token is missing: --token-file FILE or CLIENT_TOKEN")
-    return token.strip()
+    if not re.fullmatch("[!-~]+", token):
+        sys.exit("the token contains other characters than letters and digits: is it one line, copied completely?")
+    return token
 
 
 def main(arguments=None):
@@ -350,16 +368,16 @@ def _run(options, queue, sender):
         queue.put(_reading_of(options, {options.sensor: options.value * options.scale}))
         while sender.send():
             pass
-        return 3 if queue.waiting else 0
+        return 3 if queue.waiting else 1 if sender.was_refused else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     say(f"readings in the queue {options.queue}: {len(queue.waiting)}")
     threading.Thread(target=sender.run, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):
         if not options.stdin:
             _sample(options, queue, sender)
-        for line in sys.stdin if options.stdin else ():
+        for line in sys.stdin.buffer if options.stdin else ():
             try:
-                queue.put(_reading_of(options, _values_of(line, options)))
+                queue.put(_reading_of(options, _values_of(line.decode(errors="replace"), options)))
             except ValueError as error:
                 say(f"skipped: {error}")
             sender.more.set()

@@ -18,10 +18,12 @@ import math
 import re
 import socket
 import time
+from types import MappingProxyType
 
 from pigeonpost.core.addresses import join_address
 from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
+from pigeonpost.core.redact import hide_these, secrets_in
 from pigeonpost.core.version import VERSION
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 # A complete answer may have this many bytes for its head, in addition to twice the limit of its body. Twice, because
 # each chunk of the body has a head too.
 _HEAD_BYTES = 64 << 10
+_SHOWN = 200  # characters of an invalid answer in an error
 
 
 class HttpError(PigeonpostError, OSError):
@@ -61,11 +64,14 @@ class InvalidAnswer(HttpError):
         kind: Name of the exception of http.client.
     """
 
-    def __init__(self, error: Exception, server: str) -> None:
+    def __init__(self, error: Exception, server: str, secrets: Iterable[str] = ()) -> None:
         self.kind = type(error).__name__
-        # Other texts contain a line of the answer, which may repeat the request.
-        is_closed = isinstance(error, ConnectionError)  # RemoteDisconnected
-        super().__init__(str(error) if is_closed else f"its answer is not valid HTTP ({self.kind})", server)
+        text = str(error)
+        if self.kind == "BadStatusLine":  # the text is the first line of the answer, which may repeat the request
+            text = f"its answer is not valid HTTP: {hide_these(text, secrets)[:_SHOWN]}"
+        elif not isinstance(error, ConnectionError):  # RemoteDisconnected
+            text = f"its answer is not valid HTTP ({self.kind})"
+        super().__init__(text, server)
 
 
 class AnswerCutOff(HttpError):
@@ -332,7 +338,7 @@ class HttpConnection:
         parse: Any = functools.partial(_parse, self._timeout_s, self._deadline_s, budget_bytes)
         self._link.response_class = parse
         try:
-            with self._translated(limit_bytes or 0):
+            with self._translated(limit_bytes or 0, target, headers):
                 self._link.request(method, target, body, headers)
                 with contextlib.closing(self._link.getresponse()) as response:
                     is_skipped = skip_success and response.status // 100 == 2
@@ -355,14 +361,16 @@ class HttpConnection:
         return found
 
     @contextlib.contextmanager
-    def _translated(self, limit_bytes: int = 0) -> Iterator[None]:
+    def _translated(
+        self, limit_bytes: int = 0, target: str = "", headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[None]:
         """Convert errors of http.client, ssl and sockets to HttpError."""
         try:
             yield
         except HttpError:
             raise
         except self._invalid as error:  # before OSError, because RemoteDisconnected is both
-            raise InvalidAnswer(error, self.server) from None
+            raise InvalidAnswer(error, self.server, secrets_in(target, headers)) from None
         except OverflowError:
             raise AnswerTooLong(limit_bytes, self.server, None) from None
         except OSError as error:  # before ValueError, because SSLCertVerificationError is both

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pigeonpost.server.latest_samples import LatestSample
     from pigeonpost.server.node_status import NodeState
     from pigeonpost.server.quality import QualityFlag
-    from protocol import Sample
 
 _BACKLOG_S = 300.0  # values that are older than this when they arrive are not current, if the node's clock is known
 AHEAD_MS = 60_000  # a stored date that is further in the future than this is that of a wrong clock
@@ -139,17 +138,24 @@ def failing(now: NodeNow) -> Iterator[tuple[str, str]]:
         return
     names = [sensor["name"] for sensor in state.sensors] or sample.values
     for name in names:
-        if sample.values.get(name) is None:
-            yield name, fault_of(name, sample)
+        if fault := fault_of(name, now):
+            yield name, fault
 
 
-def fault_of(name: str, sample: Sample | None) -> str:
-    """Return the reason why the sensor `name` has no value in `sample`; empty if it has one."""
+def fault_of(name: str, now: NodeNow) -> str:
+    """Return the reason why the sensor `name` has no value; empty if it has one.
+
+    Each message of a client may contain other sensors, so one that it has not sent since this server's start has no
+    fault.
+    """
+    sample = now.sample
     if sample is None:
         return "no sample yet"
     if sample.values.get(name) is not None:
         return ""
-    return str(sample.errors.get(name) or ("no reading" if name in sample.values else "not in the last sample"))[:200]
+    if name not in sample.values:
+        return "" if now.state is not None and now.state.calls_in else "not in the last sample"
+    return str(sample.errors.get(name) or "no reading")[:200]
 
 
 def is_out_of_range(flag: QualityFlag) -> bool:

@@ -48,7 +48,7 @@ def sensor_views(
             low, high = _with_value(low, high, value, time_ms)
         views.append(SensorView(
             node=now.name, name=name, unit=str(reported.get(name, {}).get("unit", units.get(name, ""))), number=place,
-            simulated=reported.get(name, {}).get("simulated") is True, value=value, fault=fault_of(name, now.sample),
+            simulated=reported.get(name, {}).get("simulated") is True, value=value, fault=fault_of(name, now),
             time_ms=time_ms, is_stale=now.is_late or name in now.stale,
             low=low[0] if low else None, high=high[0] if high else None,
             trend=_trend(columns, day.span_ms // day.width_ms),

@@ -450,6 +450,11 @@ class Liveness(SnapshotCase):
         self.assertEqual((self.card().is_stale, self.card("light").is_stale), (True, False))
         self.assertTrue(state.connected)
 
+    def test_sensor_that_a_client_has_not_sent_since_the_start_of_the_server_is_no_fault(self):
+        self.node(calls_in=True, every_s=60.0, sensors=("temperature", "light"))
+        self.put(values={"light": 700})
+        self.assertEqual((self.view().troubles, self.card().fault, self.card().value), ([], "", None))
+
     def test_value_that_its_client_no_longer_repeats_becomes_stale_without_a_new_sample(self):
         self.node(calls_in=True, every_s=3600.0, sensors=("temperature", "light"))
         self.send_two_messages()

@@ -144,7 +144,10 @@ class Client:
             text = "takes a PEM file, or the fingerprint that `control.py certificate` prints"
             raise NotTrusted(f"certificate {text}, not {certificate!r}: {error}") from None
         self._server, self._prefix = parts.shown, parts.target.rstrip("/")
-        self._headers = {"Accept": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+        self._headers = {
+            "Accept": "application/json",
+            **({"Authorization": f"Bearer {token.strip()}"} if token else {}),
+        }
 
     def __enter__(self) -> Client:
         return self
@@ -168,7 +171,7 @@ class Client:
                 [Sensor(sensor["name"], sensor["label"], sensor["unit"], sensor["value"], _time(sensor["time"]),
                         sensor["stale"]) for sensor in one["sensors"]],
             )
-            for one in self._get("/api/v1/nodes", {})["nodes"]
+            for one in self._get("/api/v1/nodes", {}, "nodes")
         ]  # fmt: skip
 
     def readings(
@@ -204,7 +207,7 @@ class Client:
         pages: list[Columns] = []
         known: set[tuple[str, int]] = set()  # samples of the last page with its first time, which is requested again
         while from_ms < to_ms:  # from the newest page to the oldest
-            found = self._get("/api/v1/samples", {**query, "to": to_ms})["samples"]
+            found = self._get("/api/v1/samples", {**query, "to": to_ms}, "samples")
             samples = [one for one in found if (one["epoch"], one["seq"]) not in known]
             pages.append(_columns(samples, names))
             if len(found) < _PAGE:
@@ -250,7 +253,7 @@ class Client:
         query = {"node": node, "sensor": sensor, "span": span, "raw": int(raw)}
         while begin < last:
             stop = min(last, begin + _PAGE * _SPANS[span])
-            found = self._get("/api/v1/statistics", {**query, "from": _ms(begin), "to": _ms(stop)})["windows"]
+            found = self._get("/api/v1/statistics", {**query, "from": _ms(begin), "to": _ms(stop)}, "windows")
             columns["time"] += [_time(one["time"]) for one in found]
             for name in names:
                 columns[name] += [one[name] for one in found]
@@ -270,7 +273,8 @@ class Client:
                 another call; None for a random one, so that repetitions within this call are stored once.
 
         Returns:
-            True if it was stored, False if the server had stored a reading with this id before.
+            True if it was stored, False if the server had stored a reading with this id before, also by an attempt of
+            this call whose answer was lost.
 
         Raises:
             ValueError: The time is invalid.
@@ -280,14 +284,15 @@ class Client:
         body: dict[str, Any] = {"node": node, "values": dict(values), "id": id or os.urandom(8).hex()}
         if time is not None:
             body["time"] = rfc3339(_ms(_moment(time, datetime.now(UTC))))
-        stored: int = self._request("POST", "/api/v1/readings", json.dumps(body).encode())["stored"]
+        content = json.dumps(body, default=float).encode()  # numbers of numpy and decimal are not those of json
+        stored: int = self._request("POST", "/api/v1/readings", "stored", content)
         return stored > 0
 
-    def _get(self, path: str, query: Mapping[str, Any]) -> Any:
-        return self._request("GET", f"{path}?{urlencode(query)}" if query else path)
+    def _get(self, path: str, query: Mapping[str, Any], key: str) -> Any:
+        return self._request("GET", f"{path}?{urlencode(query)}" if query else path, key)
 
-    def _request(self, method: str, target: str, body: bytes | None = None) -> Any:
-        """Return the decoded JSON of an answer with the status 200. Repeat the request if that can succeed."""
+    def _request(self, method: str, target: str, key: str, body: bytes | None = None) -> Any:
+        """Return the value of `key` in an answer with the status 200. Repeat the request if that can succeed."""
         headers = {**self._headers, **({"Content-Type": "application/json"} if body is not None else {})}
         pause_s = _FIRST_WAIT_S
         for attempt in range(1, ATTEMPTS + 1):
@@ -305,7 +310,7 @@ class Client:
                     continue
             else:
                 if answer.status == 200:
-                    return _decoded(answer, self._server)
+                    return _value(answer, self._server, key)
                 if answer.status != 429 and answer.status < 500:
                     raise _refusal(answer, self._server)
                 text = _text(answer)
@@ -316,11 +321,12 @@ class Client:
         raise NotReachable(f"{self._server}: {text}")
 
 
-def _decoded(answer: HttpResponse, server: str) -> Any:
+def _value(answer: HttpResponse, server: str, key: str) -> Any:
     try:
-        return json.loads(answer.body)
-    except ValueError:
-        raise Rejected(f"{server} does not answer with JSON; is it the address of a Pigeonpost server?") from None
+        return json.loads(answer.body)[key]
+    except (ValueError, KeyError, TypeError):
+        text = f"{server} does not answer with a JSON object that has {key!r}"
+        raise Rejected(f"{text}; is it the address of a Pigeonpost server?") from None
 
 
 def _refusal(answer: HttpResponse, server: str) -> ClientError:
@@ -332,6 +338,8 @@ def _refusal(answer: HttpResponse, server: str) -> ClientError:
         return NotAllowed(f"{text} (`send` needs a token that was created with `--role writer`)")
     if answer.status == 404:
         return NotFound(f"{text} (`nodes()` returns the names of all nodes)")
+    if 300 <= answer.status < 400:
+        return Rejected(f"{text} (redirects are not followed: use the new address)")
     return Rejected(text)
 
 
@@ -360,17 +368,16 @@ def _columns(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Colu
 
 def _moment(value: Moment, now: datetime) -> datetime:
     """Return a time argument as an aware datetime. Raise ValueError if it is invalid."""
-    if isinstance(value, timedelta):
-        return now + value
-    if isinstance(value, str):
-        relative = re.fullmatch(r"-([0-9]{1,9})([smhd])", value)
+    try:
+        if isinstance(value, timedelta):
+            return now + value
+        relative = re.fullmatch(r"-([0-9]{1,9})([smhd])", value) if isinstance(value, str) else None
         if relative:
             return now - timedelta(**{_UNITS[relative[2]]: int(relative[1])})
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f'a time must be like "2026-11-20T15:36" or "-24h", not {value!r}') from None
-    return value.astimezone(UTC)
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f'a time must be like "2026-11-20T15:36" or "-24h", not {value!r}') from None
 
 
 def _ms(moment: datetime) -> int:

@@ -1,8 +1,11 @@
 """Tests of pigeonpost.client with a real web interface, and with a fake server for faults."""
 
 import os
+import re
 import unittest
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from unittest import mock
 
 from pigeonpost import client as module
@@ -18,6 +21,7 @@ from pigeonpost.core.errors import NotStored
 from pigeonpost.transports.readings_server import ReadingsServerTransport
 from pigeonpost.web.tls import Tls, fingerprint_of
 from protocol import Sample
+from tests.http_servers import Server
 from tests.page_support import set_zone, use_memory_disk
 from tests.support import WALL_MS, free_port, temp_folder
 from tests.web.support import WebHouse
@@ -164,6 +168,17 @@ class SendTest(Case):
         self.assertTrue(client.send("shed", {"temperature": 22.5}))
         self.assertEqual(client.readings("shed", ["temperature", "broken"], "2020-01-01")["temperature"], [21.5, 22.5])
 
+    def test_numbers_of_other_libraries_are_sent(self):
+        client = self.open(role="writer")
+        self.assertTrue(client.send("shed", {"a": Decimal("21.5"), "b": Fraction(1, 2)}))
+        columns = client.readings("shed", ["a", "b"], "-1h")
+        self.assertEqual((columns["a"], columns["b"]), ([21.5], [0.5]))
+        for value in ("21.5", float("nan")):
+            with self.subTest(value), self.assertRaises(Rejected):
+                client.send("shed", {"a": value})
+        with self.assertRaises(TypeError):
+            client.send("shed", {"a": object()})
+
     def test_repetition_after_a_lost_answer_is_stored_once(self):
         client = self.open(role="writer")
         request, lost = client._connection.request, []
@@ -226,6 +241,28 @@ class FaultTest(Case):
             self.client().nodes()
         self.assertEqual(self.slept, [0.5, 1.0])
         client.close()
+
+    def test_token_from_a_file_may_end_with_a_line_end(self):
+        self.open()
+        self.assertEqual(self.client(self.web.api_tokens.make("file") + "\n").nodes(), [])
+
+    def test_invalid_time_raises_value_error(self):
+        client = self.open()
+        for moment in ("-999999999d", timedelta(days=-999_999_999), datetime.min, "yesterday", "0001-01-01"):
+            with self.subTest(moment), self.assertRaisesRegex(ValueError, "a time must be"):
+                client.readings("basement", "temperature", moment)
+
+    def test_answers_of_other_programs_are_rejected(self):
+        other = Server(self)
+        client = self.client(url=other.url)
+        for answer, words in (
+            ([], "is it the address of a Pigeonpost server?"),
+            ({}, "is it the address of a Pigeonpost server?"),
+            ((308, {"Location": "https://pi2.local/"}, b""), "redirects are not followed"),
+        ):
+            other.answers["/api/v1/nodes"] = answer
+            with self.subTest(answer), self.assertRaisesRegex(Rejected, re.escape(words)):
+                client.nodes()
 
     def test_reading_before_1970_is_refused(self):
         with self.assertRaisesRegex(Rejected, "time"):

@@ -356,7 +356,7 @@ class WebInterface:
     def _faults(self) -> dict[str, str]:
         """Return the current fault of each component, or an empty string if it has none. The event log calls this."""
         app = self._app
-        transports = {name: str(transport.fault or "") for name, transport in app.transports.items()}
+        transports = {name: integrations_page.read_fault(name, part) for name, part in app.transports.items()}
         return {"store": app.ingestor.fault or "", "log": app.csv.fault or "", **transports, **app.faults.present()}
 
     def _counts(self) -> Mapping[str, Any]:

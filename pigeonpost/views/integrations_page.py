@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pigeonpost.core.clock import rfc3339
 from pigeonpost.core.format import age, counted
 from pigeonpost.core.html import Html
+from pigeonpost.core.redact import hide_secrets
 from pigeonpost.http.message import Response
 from pigeonpost.transports.contract import IntegrationStatus
 from pigeonpost.views.context import TABLE_FORMS, RequestContext, Route
@@ -40,15 +41,8 @@ def read_statuses(parts: Mapping[str, Transport]) -> list[IntegrationStatus]:
     """
     found: list[IntegrationStatus] = []
     for name, part in parts.items():
-        try:
-            states = list(getattr(part, "statuses", tuple)())
-            fault = str(part.fault or "")
-        except Exception as error:  # of one part; the others are shown
-            log.warning("integration %s: its state cannot be read: %s: %s", name, type(error).__name__, error)
-            states, fault = [], f"internal error, see the log: {type(error).__name__}: {error}"
-        if fault and not states:
-            states = [IntegrationStatus(name, "", "", "", None, None, fault=fault)]
-        found += states
+        fault, states = _read(name, part)
+        found += states or ([IntegrationStatus(name, "", "", "", None, None, fault=fault)] if fault else [])
     return found
 
 
@@ -59,11 +53,29 @@ def read_faults(parts: Mapping[str, Transport]) -> list[str]:
     """
     faults = []
     for name, part in parts.items():
-        own = str(part.fault or "")
+        own, states = _read(name, part)
         faults += [f"{name}: {own}"] if own else []
-        states = read_statuses({name: part})
         faults += [f"{status.name}: {status.fault}" for status in states if status.fault and status.fault not in own]
     return faults
+
+
+def read_fault(name: str, part: Transport) -> str:
+    """Return the fault of the part `name` of the server, or an empty string if it has none."""
+    return _read(name, part)[0]
+
+
+def _read(name: str, part: Transport) -> tuple[str, list[IntegrationStatus]]:
+    """Return the fault of a part and the states of its exchanges, without secrets."""
+    try:
+        states = [
+            status._replace(place=hide_secrets(status.place), fault=hide_secrets(status.fault))
+            for status in getattr(part, "statuses", tuple)()
+        ]
+        return hide_secrets(str(part.fault or "")), states
+    except Exception as error:  # of one part; the others are shown
+        log.warning("integration %s: its state cannot be read: %s: %s", name, type(error).__name__, error)
+        log.debug("integration %s", name, exc_info=True)
+        return hide_secrets(f"internal error, see the log: {type(error).__name__}: {error}"), []
 
 
 def integrations_notice(context: RequestContext) -> Html:

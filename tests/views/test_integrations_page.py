@@ -101,5 +101,24 @@ class Integrations(WebCase):
             read_faults({"a": Part(error=KeyError("x"))}), ["a: internal error, see the log: KeyError: 'x'"]
         )
 
+    def test_error_while_a_fault_is_read_is_the_fault_of_its_part(self):
+        class Broken(Part):
+            fault = property(lambda part: {}["x"], lambda part, value: None)
+
+        self.parts.update(broken=Broken(status("a")), good=Part(status("good one")))
+        said = "internal error, see the log: KeyError: 'x'"
+        self.assertEqual(read_faults(self.parts), [f"broken: {said}"])
+        self.assertIn(f"broken: {said}", json.loads(self.get("/api/v1/health"))["faults"])
+        self.assertEqual(self.web.web._faults()["broken"], said)
+        self.assertIn("good one", self.text("/integrations"))
+        self.assertIn('integration_fault{name="good one"', self.get("/metrics"))
+
+    def test_secrets_in_states_are_hidden_everywhere(self):
+        secret = "https://user:hunter2@10.0.0.9/?token=hunter2"
+        self.parts.update(a=Part(status(place=secret, fault=secret), fault=secret), b=Part(error=ValueError(secret)))
+        for path in ("/integrations", "/integrations.json", "/integrations.csv", "/", "/api/v1/health", "/metrics"):
+            self.assertNotIn("hunter2", self.get(path), path)
+        self.assertNotIn("hunter2", str(self.web.web._faults()))
+
     def test_about_page_links_to_the_page(self):
         self.assertIn('href="/integrations"', self.page("/about"))

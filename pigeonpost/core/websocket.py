@@ -215,7 +215,7 @@ class WebSocket:
     def _head(self, deadline_s: float) -> bytes:
         while (end := self._received.find(b"\r\n\r\n")) < 0:
             if len(self._received) > _MOST_HEAD_BYTES:
-                raise OverflowError
+                raise AnswerTooLong(_MOST_HEAD_BYTES, self.server, None)
             self._read(deadline_s)
         head = bytes(self._received[:end])
         del self._received[: end + 4]

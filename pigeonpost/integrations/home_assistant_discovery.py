@@ -93,6 +93,8 @@ class HomeAssistantDiscovery(Transport):
 
     Attributes:
         is_home_assistant_on: False after Home Assistant has reported that it ends.
+        on_lost: Called when the connection to the broker is lost, and when Home Assistant ends. Both may be back before
+            the next commit.
         on_unseen: Called with a time in ms since 1970 (UTC) if Home Assistant may not have seen the values since then.
     """
 
@@ -142,6 +144,7 @@ class HomeAssistantDiscovery(Transport):
         self._is_heard = False  # True once Home Assistant has reported its state since the last connection
         self._connected_ms = context.clock.wall_ms()
         self.on_unseen: Callable[[int], object] = lambda since_ms: None
+        self.on_lost: Callable[[], object] = lambda: None
 
     @property
     def is_live(self) -> bool:
@@ -256,6 +259,8 @@ class HomeAssistantDiscovery(Transport):
         if self.is_home_assistant_on:
             self._is_new = True
             self._wake.set()
+        else:
+            self.on_lost()
 
     def _on_change(self) -> None:
         if self._broker.connected:
@@ -264,6 +269,8 @@ class HomeAssistantDiscovery(Transport):
             # It may have ended or started while this server was not connected.
             self.is_home_assistant_on, self._is_heard = True, False
             self._connected_ms = self._context.clock.wall_ms()
+        else:
+            self.on_lost()
         self._wake.set()
 
     # ---------------------------------------------------------------------------------------------- own threads

@@ -148,8 +148,8 @@ class LateHours:
                 if len(self._entries) >= MOST_NODES:
                     return
                 entry = self._entries[node] = _Entry(None, [])
-            if entry.is_live and not is_live and entry.live_ms is not None:  # the connection was lost some time ago
-                self._mark(entry, (entry.live_ms - _UNSURE_MS) // HOUR_MS, entry.live_ms // HOUR_MS)
+            if not is_live:
+                self._mark_lost(entry)
             entry.is_live = is_live
             if is_live and first_ms >= now_ms - expire_ms:
                 entry.live_ms = max(last_ms, entry.live_ms or last_ms)
@@ -159,6 +159,12 @@ class LateHours:
                 entry.version += 1
                 if not entry.contains(first_ms // HOUR_MS) or not entry.contains(last_ms // HOUR_MS):
                     self._mark(entry, first_ms // HOUR_MS, last_ms // HOUR_MS)
+
+    def mark_lost(self) -> None:
+        """Mark the hours of the last samples of all nodes. To be called when the connection is found to be lost."""
+        with self._lock:
+            for entry in self._entries.values():
+                self._mark_lost(entry)
 
     def mark_since(self, since_ms: int) -> None:
         """Mark all hours of all nodes from `since_ms` (ms since 1970, UTC) to their last samples."""
@@ -217,6 +223,11 @@ class LateHours:
                 self._is_marked = True
             raise
         self._saved_s = self._clock.monotonic()
+
+    def _mark_lost(self, entry: _Entry) -> None:
+        if entry.is_live and entry.live_ms is not None:  # it was lost some time before
+            self._mark(entry, (entry.live_ms - _UNSURE_MS) // HOUR_MS, entry.live_ms // HOUR_MS)
+        entry.is_live = False
 
     def _mark(self, entry: _Entry, first: int, last: int) -> None:
         self.removed += entry.mark(first, last)

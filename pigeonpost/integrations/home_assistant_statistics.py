@@ -95,7 +95,7 @@ class HomeAssistantStatistics(Transport):
         self._token: str = settings["home_assistant", "token"]
         self._context, self._discovery = context, discovery
         self._hours = LateHours(os.path.join(context.data, HOME_ASSISTANT_HOURS), context.clock)
-        discovery.on_unseen = self._hours.mark_since
+        discovery.on_unseen, discovery.on_lost = self._hours.mark_since, self._hours.mark_lost
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="home assistant statistics", daemon=True)
         self._session: ApiSession | None = None

@@ -264,7 +264,7 @@ class Handshake(ServerCase):
             while True:
                 sock.sendall(b"x: y\r\n" * 1000)
 
-        with self.assertRaises(AnswerTooLong):
+        with self.assertRaisesRegex(AnswerTooLong, "longer than 65536 bytes"):
             self.connect(self.serve(talk, b"HTTP/1.1 101 OK\r\n"))
 
     def test_cut_ends_a_connection_that_is_being_made(self):

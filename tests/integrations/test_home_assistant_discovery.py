@@ -257,6 +257,17 @@ class Discovery(DiscoveryCase):
         self.part._on_message("homeassistant/status", b"online")
         self.assertEqual(since[1:], [self.context.clock.wall_ms() - 100_000])
 
+    def test_lost_connection_is_reported_at_once(self):
+        lost = []
+        self.part.on_lost = lambda: lost.append(1)
+        self.part._on_change()
+        self.part._on_message("homeassistant/status", b"online")
+        self.assertEqual(lost, [])
+        self.part._on_message("homeassistant/status", b"offline")
+        self.broker.connected = False
+        self.part._on_change()
+        self.assertEqual(lost, [1, 1])
+
     def test_fault_of_the_broker_is_shown(self):
         self.broker.fault = "user or password is wrong"
         self.assertEqual([status.fault for status in self.part.statuses()], ["user or password is wrong"])

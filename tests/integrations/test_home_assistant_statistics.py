@@ -84,6 +84,13 @@ class Hours(HoursCase):
         self.note(is_live=False)
         self.assertEqual(self.hours.count(), 2)
 
+    def test_samples_before_a_short_loss_between_two_commits_are_due(self):
+        self.note()
+        self.hours.mark_lost()
+        self.clock.sleep(1)
+        self.note()  # the connection is there again
+        self.assertEqual(self.hours.count(), 1)
+
     def test_hours_since_the_last_write_are_due_after_a_crash(self):
         self.note()
         self.hours.save(now=True)

@@ -66,7 +66,7 @@ class WebhookChannel(AlertChannel):
     def _post(self, target: str, headers: Mapping[str, str], body: bytes) -> HttpResponse:
         # An answer of the shape json may have any form, so it is not read.
         limit_bytes = None if self._channel.shape == "json" else _ANSWER_BYTES
-        connection = HttpConnection(self._channel.url, ANSWER_S)
+        connection = HttpConnection(self._channel.url, ANSWER_S, deadline_s=time.monotonic() + ANSWER_S)
         try:
             return connection.request(
                 "POST", target, headers, body, limit_bytes=limit_bytes, until_close=True, skip_success=True

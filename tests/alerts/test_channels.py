@@ -1,9 +1,12 @@
 """Tests of the channels: mails, webhooks, and which refusals are permanent."""
 
+import contextlib
 import email
 import email.policy
 import os
+import socketserver
 import ssl
+import threading
 import unittest
 import unittest.mock
 from base64 import b64encode
@@ -17,6 +20,7 @@ from pigeonpost.alerts.webhook_channel import WebhookChannel
 from pigeonpost.core.http_client import split_url
 from tests.alerts.fake_servers import Hook, serve, serve_mail
 from tests.page_support import for_class
+from tests.support import LIMIT_S
 
 HELLO = AlertMessage("Alert: it is 41 °C", "It is 41 °C.\n", {"kind": "alert"}, "a-1")
 
@@ -266,6 +270,24 @@ class Webhook(unittest.TestCase):
         self.assertNotIsInstance(caught.exception, Refused)
         self.assertNotIn("secret", str(caught.exception))
         self.assertEqual(webhook_channel.ANSWER_S, 20.0)
+
+    def test_answer_that_arrives_byte_by_byte_is_a_temporary_error(self):
+        ends = threading.Event()
+
+        class Slow(socketserver.BaseRequestHandler):
+            def handle(self):
+                with contextlib.suppress(ConnectionError):
+                    while not ends.wait(0.02):
+                        self.request.sendall(b"H")
+
+        _, port = serve(self, Slow)
+        self.addCleanup(ends.set)
+        giving_up = threading.Timer(LIMIT_S, ends.set)
+        giving_up.start()
+        self.addCleanup(giving_up.cancel)
+        with unittest.mock.patch.object(webhook_channel, "ANSWER_S", 0.2), self.assertRaisesRegex(NotSent, "timed out"):
+            webhook_to(f"http://127.0.0.1:{port}/").send(HELLO)
+        self.assertFalse(ends.is_set())
 
 
 if __name__ == "__main__":

@@ -247,7 +247,9 @@ PLAYS = {
     "docs/monitoring.md": Play(
         setup=_COLLECTING,
         steps={
-            "api-token prometheus": Step(shows=r"^\S{32,}$"),
+            "cp deploy/prometheus": Step(first="groupadd prometheus; mkdir /etc/prometheus"),
+            "api-token prometheus": Step(then="grep -E '^\\S{32,}$' /etc/prometheus/pigeonpost.token"),
+            "reload prometheus": Step(skip="the machine has no Prometheus"),
             "export --format sqlite readings.sqlite3": Step(then="test -s readings.sqlite3"),
         },
     ),

@@ -5,7 +5,7 @@ at or before the newest one of its node can be a repeat, so a live reading needs
 sent with an id gets the time of its first request again (see reading_ids). A new id with a time at which another value
 is stored is another reading: it gets the next free millisecond.
 
-Any thread may use it. `_stripes` guard the nodes: the lock of a node is held from the query to the end of the commit,
+Any thread may use it. `_stripes` guard the nodes: the locks of a node are held from the query to the end of the commit,
 so the same reading in two requests at the same time is found too. Two servers with one PostgreSQL database do not see
 each other's open requests: a client must send to one of them.
 Errors: NotStored, DiskError: all readings of the request may be sent again; BeyondLimit: they exceed a limit of the
@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.core.clock import FIRST_MS, LAST_MS
@@ -139,24 +139,31 @@ class TimedReadings:
         give_up_s = self._clock.monotonic() + limit_s
         for claim in readings:
             self._sources.check(claim)
-        nodes = {claim: self._ingestor.names.current(claim.node) for claim in readings}
-        with self._locked(nodes.values(), give_up_s):
-            self._settle(nodes.values(), give_up_s)
-            for claim, wanted in readings.items():
-                if self.surplus(nodes[claim], {name for reading in wanted for name in reading.values}):
-                    raise NotStored(f"other requests have added sensors to node {nodes[claim]} at the same time")
-            plans = {claim: self._plan(nodes[claim], wanted) for claim, wanted in readings.items()}
-            self._ids.add(entry for plan in plans.values() for entry in plan.ids)
-            batches = [
-                batch for claim, plan in plans.items() if plan.samples
-                for batch in self._sources.batches(self._external(claim, plan))
-            ]  # fmt: skip
-            self._uncertain.update(nodes.values())
-            waiter = CommitWaiter(self._ingestor, self._clock)
-            if not waiter.store(batches, max(0.0, give_up_s - self._clock.monotonic())):
-                raise NotStored(self._ingestor.fault or "the database is busy, or the server is stopping")
-            self._uncertain.difference_update(nodes.values())
+        while True:
+            nodes = self._nodes(readings)
+            with self._locked(nodes.values(), give_up_s):
+                self._settle(nodes.values(), give_up_s)
+                for claim, wanted in readings.items():
+                    if self.surplus(nodes[claim], {name for reading in wanted for name in reading.values}):
+                        raise NotStored(f"other requests have added sensors to node {nodes[claim]} at the same time")
+                plans = {claim: self._plan(nodes[claim], wanted) for claim, wanted in readings.items()}
+                self._ingestor.names.refresh()
+                if self._nodes(readings) == nodes:  # otherwise a node was renamed, and not found by its former name
+                    self._commit(plans, nodes.values(), give_up_s)
+                    break
         return Outcome(sum(plan.stored for plan in plans.values()), sum(plan.repeated for plan in plans.values()))
+
+    def _commit(self, plans: Mapping[Claim, _Plan], nodes: Collection[str], give_up_s: float) -> None:
+        self._ids.add(entry for plan in plans.values() for entry in plan.ids)
+        batches = [
+            batch for claim, plan in plans.items() if plan.samples
+            for batch in self._sources.batches(self._external(claim, plan))
+        ]  # fmt: skip
+        self._uncertain.update(nodes)
+        waiter = CommitWaiter(self._ingestor, self._clock)
+        if not waiter.store(batches, max(0.0, give_up_s - self._clock.monotonic())):
+            raise NotStored(self._ingestor.fault or "the database is busy, or the server is stopping")
+        self._uncertain.difference_update(nodes)
 
     # ------------------------------------------------------------------------------------------------- the plan
 
@@ -252,10 +259,16 @@ class TimedReadings:
 
     # ------------------------------------------------------------------------------------------------ the nodes
 
+    def _nodes(self, claims: Iterable[Claim]) -> dict[Claim, str]:
+        """Return the current names of the nodes of `claims`."""
+        return {claim: self._ingestor.names.current(claim.node) for claim in claims}
+
     @contextlib.contextmanager
     def _locked(self, nodes: Iterable[str], give_up_s: float) -> Iterator[None]:
+        # An open request may have locked a node by its former name.
+        names = {name for node in nodes for name in self._ingestor.names.names_of(node)}
         with contextlib.ExitStack() as held:
-            for stripe in sorted({hash(node) % _STRIPES for node in nodes}):  # in one order: no deadlock
+            for stripe in sorted({hash(name) % _STRIPES for name in names}):  # in one order: no deadlock
                 if not self._stripes[stripe].acquire(timeout=max(0.0, give_up_s - self._clock.monotonic())):
                     raise NotStored("another request of the same node takes too long")
                 held.callback(self._stripes[stripe].release)

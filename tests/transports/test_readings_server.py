@@ -166,6 +166,20 @@ class Repeated(InCase):
             self.again()
             self.assertEqual(self.post(content, token=token), (200, {"stored": 0, "repeated": 1}))
 
+    def test_repeat_is_found_when_the_node_is_renamed_at_the_same_time(self):
+        self.post([reading(), reading(2, WALL_MS + 1)])
+        newest = self.end._timed._newest
+        names = ["garden"]
+
+        def rename_first(node):
+            if names:
+                self.rename(node, names.pop())
+            return newest(node)
+
+        with mock.patch.object(self.end._timed, "_newest", rename_first):
+            self.assertEqual(self.post(reading()), (200, {"stored": 0, "repeated": 1}))
+        self.assertEqual(len(self.stored("garden")), 2)
+
     def test_id_that_was_written_before_a_crash_is_stored_at_its_first_time(self):
         """The crash came after the id was durable and before the commit."""
         content = {"node": "shed", "values": {"a": 1}, "id": 1}

@@ -346,7 +346,7 @@ def parse_form(text: str) -> dict[str, str]:
         name, _, value = part.partition("=")
         name, value = _unquoted(name), _unquoted(value)
         if name in found:
-            raise HTTPError(400, "A field of the query or form occurs twice.")
+            raise HTTPError(400, "A field of the query or form occurs twice. Lists are separated by commas.")
         found[name] = value
     return found
 

@@ -93,7 +93,9 @@ class Notes:
             tag.strip() and len(tag) <= LONGEST_TAG and tag.isprintable() for tag in note.tags
         ):
             raise Refused(f"a note may have at most {MOST_TAGS} tags of 1 to {LONGEST_TAG} printable characters")
-        if not FIRST_MS <= note.time_ms <= note.end_ms <= LAST_MS:
+        if not (FIRST_MS <= note.time_ms <= LAST_MS and FIRST_MS <= note.end_ms <= LAST_MS):
+            raise Refused("the times of a note must be in the years 1 to 9999")
+        if note.end_ms < note.time_ms:
             raise Refused("the end of a note must not be before its time")
         id = secrets.token_hex(8)
         with self._changing:

@@ -106,6 +106,10 @@ class AnnotationsOfTheServer(WebCase):
         self.assertEqual(self.json(f"{PATH}?kind=note"), [])
         self.post_json(PATH, {"remove": added["id"]}, 404)
 
+    def test_refused_time_of_a_note_has_its_own_reason(self):
+        for body, reason in (({"time": 10**15 - 1}, "years 1 to 9999"), ({"time": 5, "timeEnd": 4}, "before its time")):
+            self.assertIn(reason, self.post_json(PATH, {"text": "a", **body}, 400)["error"]["text"])
+
     def test_invalid_notes_are_refused(self):
         for body in (
             {}, {"text": ""}, {"text": " "}, {"text": "a\nb"}, {"text": "x" * 501}, {"text": 1},

@@ -231,6 +231,8 @@ class HomeAssistantDiscovery(Transport):
     def _on_published(self, number: int, refusal: str) -> None:
         if not refusal:
             self._acknowledged.append(number)
+            self._done += 1
+            self._success_ms = self._context.clock.wall_ms()
         elif not self._refusal:
             self._refusal = (
                 f"the broker refused a message: {refusal}; allow this user to publish to"
@@ -412,10 +414,7 @@ class HomeAssistantDiscovery(Transport):
             self._shown[topic] = payload
 
     def _publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> int:
-        number = self._broker.publish(topic, payload, is_retained=retain, qos=qos)
-        self._done += 1
-        self._success_ms = self._context.clock.wall_ms()
-        return number
+        return self._broker.publish(topic, payload, is_retained=retain, qos=qos)
 
     def _server_status(self) -> Mapping[str, Any]:
         context = self._context

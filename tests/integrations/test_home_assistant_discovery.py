@@ -281,6 +281,16 @@ class Discovery(DiscoveryCase):
         self.part._on_change()
         self.assertEqual(self.part.fault, "")
 
+    def test_success_is_what_the_broker_has_accepted(self):
+        self.broker.is_acknowledging = False
+        self.add_node()
+        self.work()
+        status = self.part.statuses()[0]
+        self.assertEqual((status.success_ms, status.done), (None, 0))
+        self.broker.acknowledge_all()
+        status = self.part.statuses()[0]
+        self.assertEqual((status.success_ms, status.done), (self.context.clock.wall_ms(), len(self.broker.messages)))
+
     def test_states_are_published_again_after_the_store_was_not_readable(self):
         self.add_node()
         self.context.store.nodes = mock.Mock(side_effect=NotStored("busy"))

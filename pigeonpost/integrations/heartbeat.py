@@ -158,7 +158,9 @@ class Heartbeat(Transport):
         if not faults and ingestor.is_blocked:
             faults.append("nothing can be stored")
         if not faults and ingestor.overdue_s > HANG_S:
-            faults.append(f"samples have waited for {ingestor.overdue_s:.0f} s: the database or its disk does not respond")
+            faults.append(
+                f"samples have waited for {ingestor.overdue_s:.0f} s: the database or its disk does not respond"
+            )
         faults += [ingestor.log_fault] if ingestor.log_fault else []
         faults += [f"{subject}: {text}" for subject, text in self._context.faults.present().items()]
         for name, part in self.parts.items():

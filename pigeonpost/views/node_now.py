@@ -143,7 +143,7 @@ def failing(now: NodeNow) -> Iterator[tuple[str, str]]:
 
 
 def fault_of(name: str, now: NodeNow) -> str:
-    """Return the reason why the sensor `name` has no value; empty if it has one.
+    """Return the reason why the sensor `name` of the node `now` has no value; empty if it has one.
 
     Each message of a client may contain other sensors, so one that it has not sent since this server's start has no
     fault.

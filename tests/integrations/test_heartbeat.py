@@ -238,7 +238,7 @@ class Storing(IngestCase):
             self.assertEqual(self.ping(), "success")
             self.clock.sleep(heartbeat.HANG_S + 2)
             self.assertEqual(self.ping(), "fail")
-            self.assertRegex(self.part.server_faults()[0], "samples have waited for 61 s: the database or its disk does not")
+            self.assertRegex(self.part.server_faults()[0], "samples have waited for 61 s: the database or its disk")
             release.set()
             self.assertTrue(self.answers.wait_for(lambda: self.answers.acks))
         self.assertEqual(self.ping(), "success")

@@ -298,15 +298,34 @@ class HttpConnection:
         self.close()
         try:
             with self._translated():
-                self._link.timeout = max(0.001, min(self._connect_timeout_s, self._deadline_s - time.monotonic()))
-                self._link.connect()
-                sock: Any = self._link.sock
+                timeout_s = max(0.001, min(self._connect_timeout_s, self._deadline_s - time.monotonic()))
+                sock = self._link.sock = self._connected(timeout_s)
                 if self._trust:
+                    sock = self._link.sock = self._trust.context.wrap_socket(
+                        sock, server_hostname=self._link.host, do_handshake_on_connect=False
+                    )
+                    sock.do_handshake()  # when `_link` has the new object, which `cut` can abort
                     self._trust.check(sock, self.server)
                 sock.settimeout(self._timeout_s)
         except HttpError:
             self.close()
             raise
+
+    def _connected(self, timeout_s: float) -> Any:
+        """Connect to the first address of the host that answers, within `timeout_s` for each, and return the socket."""
+        addresses = socket.getaddrinfo(self._link.host, self._link.port, type=socket.SOCK_STREAM)
+        for left, (family, kind, protocol, _, address) in zip(range(len(addresses) - 1, -1, -1), addresses):
+            sock = self._link.sock = socket.socket(family, kind, protocol)  # `cut` can abort it already
+            sock.settimeout(timeout_s)
+            try:
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            except OSError:
+                sock.close()
+                if not left:
+                    raise
+        raise OSError(f"{self._link.host} has no address")
 
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | str | Iterable[bytes] | None = None,
@@ -389,7 +408,7 @@ class HttpConnection:
         self._link.close()
 
     def cut(self) -> None:
-        """Abort the request of another thread. That request fails immediately, and then closes the connection."""
+        """Abort the request of another thread, also while it connects. It fails immediately, and then closes this."""
         sock = self._link.sock
         if sock is not None:
             with contextlib.suppress(OSError):  # the connection has ended

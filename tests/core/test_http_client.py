@@ -196,6 +196,25 @@ class Connections(ConnectionCase):
         self.assertIsNone(connection._link.sock)
         connection.cut()  # the connection has ended already
 
+    def test_another_thread_can_abort_the_connecting(self):
+        full = socket.create_server(("127.0.0.1", 0), backlog=0)  # it drops the first packet of further connections
+        silent = socket.create_server(("127.0.0.1", 0))  # it never answers the TLS handshake
+        for listener in (full, silent):
+            self.addCleanup(listener.close)
+        for _ in range(4):
+            waiting = socket.socket()
+            self.addCleanup(waiting.close)
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        for scheme, listener in (("http", full), ("https", silent)):
+            connection = HttpConnection(split_url(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"), LIMIT_S)
+            threading.Timer(0.05, connection.cut).start()
+            start_s = time.monotonic()
+            with self.subTest(scheme), self.assertRaises(HttpError) as caught:
+                connection.connect()
+            self.assertNotIsInstance(caught.exception, AnswerTimeout)
+            self.assertLess(time.monotonic() - start_s, LIMIT_S / 2)
+
 
 class TruncatedAnswers(ConnectionCase):
     def test_truncated_body_raises_answer_cut_off(self):
@@ -294,10 +313,11 @@ class TimeLimits(ConnectionCase):
             ({}, 60.0), ({"connect_timeout_s": 5.0}, 5.0), ({"connect_timeout_s": 90.0}, 60.0),
             ({"deadline_s": time.monotonic() - 1}, 0.001), ({"deadline_s": math.inf}, 60.0),
         ):  # fmt: skip
-            with self.subTest(limits), mock.patch("socket.create_connection", side_effect=TimeoutError) as connected:
+            with self.subTest(limits), mock.patch(f"{HTTP}.socket.socket") as made:
+                made.return_value.connect.side_effect = TimeoutError
                 with self.assertRaises(AnswerTimeout):
                     self.connect("http://192.0.2.1/", 60.0, **limits).connect()
-                self.assertEqual(connected.call_args.args[1], expected_s)
+                made.return_value.settimeout.assert_called_once_with(expected_s)
 
 
 @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate (apt install openssl)")

@@ -7,6 +7,7 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError
+from pigeonpost.core.http_client import HttpConnection
 from pigeonpost.core.json_fetch import LONGEST_ANSWER, JsonFetcher, decoded
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import dotted_path
@@ -85,7 +86,7 @@ class HttpAnswers(JsonAnswers):
     def check(self, data):
         sockets = []
 
-        def connection(address, timeout, source):
+        def connection(client, timeout_s):
             ours, theirs = socket.socketpair()
             sockets.append(theirs)
             theirs.setblocking(False)
@@ -95,7 +96,7 @@ class HttpAnswers(JsonAnswers):
             return PairedSocket(fileno=ours.detach())
 
         try:
-            with mock.patch("socket.create_connection", connection), self.bounded():
+            with mock.patch.object(HttpConnection, "_connected", connection), self.bounded():
                 try:
                     JsonFetcher(0.05).ask("http://127.0.0.1/x?secret-key", {"Authorization": "secret"})
                 except SensorError as error:

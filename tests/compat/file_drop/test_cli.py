@@ -256,7 +256,7 @@ class SendingToOtherServers(CommandCase):
             port = silent.getsockname()[1]
             said = f"http://127.0.0.1:{port} could not be reached\n"
             self.assertEqual(self.send(("127.0.0.1", port)), (1, "", said))
-        with mock.patch("socket.create_connection", side_effect=OSError):
+        with mock.patch("socket.getaddrinfo", side_effect=OSError):
             self.assertEqual(self.send("server")[2], "http://server:3500 could not be reached\n")
         self.assertEqual(self.left(), ["a.csv"])
 

@@ -21,6 +21,7 @@ import time
 from types import MappingProxyType
 
 from pigeonpost.core.addresses import join_address
+from pigeonpost.core.dial import connected
 from pigeonpost.core.errors import PigeonpostError
 from pigeonpost.core.light_typing import TYPE_CHECKING, NamedTuple
 from pigeonpost.core.redact import hide_these, secrets_in
@@ -299,7 +300,7 @@ class HttpConnection:
         try:
             with self._translated():
                 timeout_s = max(0.001, min(self._connect_timeout_s, self._deadline_s - time.monotonic()))
-                sock = self._link.sock = self._connected(timeout_s)
+                sock: Any = connected(self._link.host, self._link.port, timeout_s, self._set_sock)
                 if self._trust:
                     sock = self._link.sock = self._trust.context.wrap_socket(
                         sock, server_hostname=self._link.host, do_handshake_on_connect=False
@@ -311,21 +312,8 @@ class HttpConnection:
             self.close()
             raise
 
-    def _connected(self, timeout_s: float) -> Any:
-        """Connect to the first address of the host that answers, within `timeout_s` for each, and return the socket."""
-        addresses = socket.getaddrinfo(self._link.host, self._link.port, type=socket.SOCK_STREAM)
-        for left, (family, kind, protocol, _, address) in zip(range(len(addresses) - 1, -1, -1), addresses):
-            sock = self._link.sock = socket.socket(family, kind, protocol)  # `cut` can abort it already
-            sock.settimeout(timeout_s)
-            try:
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
-            except OSError:
-                sock.close()
-                if not left:
-                    raise
-        raise OSError(f"{self._link.host} has no address")
+    def _set_sock(self, sock: socket.socket) -> None:
+        self._link.sock = sock
 
     def request(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | str | Iterable[bytes] | None = None,

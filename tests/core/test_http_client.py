@@ -313,7 +313,7 @@ class TimeLimits(ConnectionCase):
             ({}, 60.0), ({"connect_timeout_s": 5.0}, 5.0), ({"connect_timeout_s": 90.0}, 60.0),
             ({"deadline_s": time.monotonic() - 1}, 0.001), ({"deadline_s": math.inf}, 60.0),
         ):  # fmt: skip
-            with self.subTest(limits), mock.patch(f"{HTTP}.socket.socket") as made:
+            with self.subTest(limits), mock.patch("socket.socket") as made:
                 made.return_value.connect.side_effect = TimeoutError
                 with self.assertRaises(AnswerTimeout):
                     self.connect("http://192.0.2.1/", 60.0, **limits).connect()

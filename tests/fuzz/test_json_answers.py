@@ -7,7 +7,6 @@ import unittest
 from unittest import mock
 
 from pigeonpost.core.errors import SensorError
-from pigeonpost.core.http_client import HttpConnection
 from pigeonpost.core.json_fetch import LONGEST_ANSWER, JsonFetcher, decoded
 from pigeonpost.sensors import json as json_kind
 from pigeonpost.sensors.contract import dotted_path
@@ -86,17 +85,19 @@ class HttpAnswers(JsonAnswers):
     def check(self, data):
         sockets = []
 
-        def connection(client, timeout_s):
+        def connection(host, port, timeout_s, made):
             ours, theirs = socket.socketpair()
             sockets.append(theirs)
             theirs.setblocking(False)
             theirs.send(data)  # at most the socket's buffer
             if len(data) % 2:
                 theirs.shutdown(socket.SHUT_WR)
-            return PairedSocket(fileno=ours.detach())
+            paired = PairedSocket(fileno=ours.detach())
+            made(paired)
+            return paired
 
         try:
-            with mock.patch.object(HttpConnection, "_connected", connection), self.bounded():
+            with mock.patch("pigeonpost.core.http_client.connected", connection), self.bounded():
                 try:
                     JsonFetcher(0.05).ask("http://127.0.0.1/x?secret-key", {"Authorization": "secret"})
                 except SensorError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,13 @@ if TYPE_CHECKING:
 
 BODY_BYTES = 8 << 20  # as received, and uncompressed
 MOST_LINES, MOST_VALUES = 10_000, 100_000  # in one request
+MOST_AT_ONCE = 4  # requests whose lines are in memory: the largest one takes about 30 MiB
 LONGEST_SERIES = 300  # characters of measurement and tags, and of a field, that the file of names keeps
 _PART = 40  # characters of each of their parts, and number of tags, from which the name of a sensor is made
 NODE_TAGS = ("node", "host", "device")  # the first of these tags in a line names the node
 NODE_TAGS_OF_A_NODE = ("node", "host")  # the same for a request with the token of a node, which otherwise names it
 _PRECISIONS_2 = frozenset(("ns", "us", "ms", "s"))
-_BUSY_S = 5  # Retry-After when nothing can be stored, in seconds
+_BUSY_S = 5  # Retry-After when nothing can be stored, and maximum wait for other requests, in seconds
 # Clients of InfluxDB 1 show this header, and some require it. It is not the version of this program.
 _PING = {"X-Influxdb-Version": "1.8-pigeonpost", "Cache-Control": "no-store"}
 _HEALTH = {"name": "influxdb", "message": "ready for queries and writes", "status": "pass", "version": "v2-pigeonpost"}
@@ -144,6 +146,7 @@ class LineProtocol:
         self._context = context
         self._timed = timed
         self._sensors = LineSensors(context.data, context.faults)
+        self._free = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._tally = Tally("line protocol", "influxdb", "POST /write", "lines", context.clock)
         self.endpoints: Sequence[Endpoint] = [
             Endpoint("POST", "/write", _no_body, BODY_BYTES, receive=self._receive, takes_encoded=True,
@@ -182,6 +185,14 @@ class LineProtocol:
         Raises:
             HTTPError: 400 if a line is not accepted (the others are stored); 503 if nothing can be stored now.
         """
+        if not self._free.acquire(timeout=_BUSY_S):
+            raise _not_stored("other requests take too long")
+        try:
+            return self._take(sender, request, data)
+        finally:
+            self._free.release()
+
+    def _take(self, sender: Sender, request: Request, data: bytearray) -> Response:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -195,8 +206,7 @@ class LineProtocol:
             self._tally.refused(1, str(error))
             raise HTTPError(422, f"{error}.", error.code) from None
         except (NotStored, DiskError, DamagedFile) as error:
-            retry = {"Retry-After": str(_BUSY_S)}
-            raise HTTPError(503, f"Not stored, try again: {error}.", "not-stored", retry) from None
+            raise _not_stored(str(error)) from None
         if write.bad:
             raise self._partial(write)
         self._tally.accepted(write.lines)
@@ -345,6 +355,10 @@ def _credentials(request: Request) -> Credentials | None:
     if scheme.lower() == "token":  # `Token T`, or `Token user:T` for InfluxDB 1.8 with clients of InfluxDB 2
         return Credentials("token", rest.strip().rpartition(":")[2])
     return read_credentials(request)
+
+
+def _not_stored(why: str) -> HTTPError:
+    return HTTPError(503, f"Not stored, try again: {why}.", "not-stored", {"Retry-After": str(_BUSY_S)})
 
 
 def _refusal_1(error: HTTPError) -> Response:

@@ -243,6 +243,18 @@ class Refused(LineCase):
     def test_text_that_is_not_utf_8_is_400(self):
         self.assertIn("UTF-8", self.write("", body=b"m,node=\xff f=1")[1]["error"])
 
+    def test_requests_over_the_limit_at_the_same_time_are_503(self):
+        free = self.end._lines._free
+        for _ in range(line_protocol_server.MOST_AT_ONCE):
+            free.acquire()
+        with mock.patch.object(line_protocol_server, "_BUSY_S", 0):
+            status, answer = self.write(line())
+        self.assertEqual((status, "try again" in answer["error"]), (503, True))
+        free.release()
+        for _ in range(3):  # the place is free again, also after a refusal
+            self.assertEqual(self.write(line("x"))[0], 400)
+            self.assertEqual(self.write(line())[0], 204)
+
     def test_failing_database_or_disk_is_503(self):
         with mock.patch.object(self.web.ingestor, "submit", return_value=False):
             status, answer = self.write_2(line())

@@ -14,8 +14,9 @@ module. Errors: HTTPError, with the status that answers the request.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pigeonpost.core.clock import rfc3339
@@ -39,6 +40,17 @@ log = logging.getLogger(__name__)
 
 STORE_S = 10.0  # longest wait until a body is durable; a node waits longer
 _BUSY_S = 5  # Retry-After when nothing can be stored, in seconds
+
+
+@contextlib.contextmanager
+def _http_errors() -> Iterator[None]:
+    """Convert the errors of UnnumberedSources to HTTPError."""
+    try:
+        yield
+    except AuthFailed as error:
+        raise HTTPError(403, f"{error}.", "token") from None
+    except NotStored as error:
+        raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
 
 
 class _Body:
@@ -230,7 +242,10 @@ class PushServerTransport(PassiveTransport):
         relay = query.get("relay", "")
         if relay and not NODE_NAME(relay):
             raise HTTPError(400, "relay must be the name of a server.", "relay")
-        self._record(node, {"true": True, "false": False}.get(query.get("on", "")), is_proven, relay)
+        if relay:  # it asks for each former name of a node too, and these are no nodes here
+            self._check_relayed(node, is_proven)
+        else:
+            self._record(node, {"true": True, "false": False}.get(query.get("on", "")), is_proven)
         top, marks = self._context.ingestor.marks(node, outbox, epochs)
         have, up_ms = marks.get(epochs[-1], (0, None))
         clock = self._context.clock
@@ -259,12 +274,8 @@ class PushServerTransport(PassiveTransport):
         if relay:
             self._check_relayed(node, is_proven)
         name = "relay" if relay else "push"
-        try:
+        with _http_errors():
             state = self._context.unnumbered_sources.caller(Claim(node, name, is_proven, is_listed=bool(relay)))
-        except AuthFailed as error:
-            raise HTTPError(403, f"{error}.", "token") from None
-        except NotStored as error:
-            raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
         self._refused_nodes.accepted(node)
         state.record_contact(self._context.clock.wall_ms(), self._context.clock.monotonic())
         if relay:  # a server that forwards delivers no commands
@@ -282,13 +293,15 @@ class PushServerTransport(PassiveTransport):
     def _check_relayed(self, node: str, is_proven: bool) -> None:
         """Raise HTTPError 403 if another server must not forward samples of `node`.
 
-        That is so with the token of a node, and for a node from which this server collects.
+        That is so with the token of a node, for a node that has a token, and for one from which this server collects.
         """
         if is_proven:
             raise HTTPError(403, "Forwarding needs an API token with the role writer, not the token of a node.", "role")
         if any(link.state.name == node and not link.state.calls_in for link in self._context.links):
             self._context.unnumbered_sources.forget_unproven(node)
             raise HTTPError(403, f"This server collects from node {node} itself.", "collected")
+        with _http_errors():
+            self._context.unnumbered_sources.check(Claim(node, "relay"))
 
     def _record_payload(self, batch_payload: BatchPayload, is_proven: bool, relay: str) -> None:
         state = self._record(batch_payload.node, batch_payload.fields.get("on"), is_proven, relay)

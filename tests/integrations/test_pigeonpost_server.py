@@ -127,6 +127,7 @@ class Forwarded(Case):
         self.assertEqual((self.seqs("old"), self.seqs("old", OTHER), self.gaps()), ([1, 2, 3, 4], [1], []))
         self.target().send([batch_of(some(1, 1), node="fresh")])
         self.assertEqual(self.seqs("fresh"), [1])
+        self.assertEqual({link.state.name for link in self.web.links}, {"old", "fresh"})  # not the names it asked for
 
 
 class Refused(Case):

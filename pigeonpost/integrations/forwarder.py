@@ -48,6 +48,7 @@ RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
 LONGEST_PAUSE_S = 86_400.0  # longest pause that a target may demand
 LOOK_S = 10.0  # interval between two queries for samples that other servers have stored
 CHECK_S = 15.0  # interval between two checks of the connection, while the target may lose samples
+STOP_S = 1.0  # longest wait for the thread, which may be connecting: the other components need the rest of the limit
 _UNREADABLE_S = 60.0  # time after which an epoch that cannot be read is tried again
 _LONGEST_WAIT_S = 3600.0
 _MOST_HELD = 16  # samples refused one by one, without any success in this run, until the settings are doubted
@@ -173,7 +174,7 @@ class Forwarder(Transport):
         self._wake.set()
         self._target.close()
         if self._thread.ident is not None:
-            self._thread.join(limit_s)
+            self._thread.join(min(limit_s, STOP_S))
         self._file.close()
         return f"forward {self._table.name}: its thread did not stop" if self._thread.is_alive() else None
 

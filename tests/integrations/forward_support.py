@@ -74,8 +74,9 @@ class ForwardCase:
         self.addCleanup(logging.disable, logging.NOTSET)
         self.folder, self.clock, self.faults = temp_folder(self), FakeClock(), Faults()
         self.store, self.target, self.forwarder = MemoryStore(), FakeTarget(), None
-        retry_s, forwarder.RETRY_S = forwarder.RETRY_S, 0.001
-        self.addCleanup(setattr, forwarder, "RETRY_S", retry_s)
+        for name, value in (("RETRY_S", 0.001), ("STOP_S", LIMIT_S)):
+            self.addCleanup(setattr, forwarder, name, getattr(forwarder, name))
+            setattr(forwarder, name, value)
         self.addCleanup(self.stop)
 
     def make(self, again_s=0.0, history=True, nodes=(), sensors=(), current=lambda node: node, most_queued=100):

@@ -321,6 +321,16 @@ class FaultTest(ForwardCase, unittest.TestCase):
         self.assertLess(time.monotonic() - began_s, 1.0)
         self.assertIsNone(self.forwarder.stop(LIMIT_S))
 
+    def test_target_that_cannot_be_aborted_uses_only_a_part_of_the_time_limit(self):
+        self.target.gate.clear()
+        self.target.close = lambda: None  # as while it connects
+        self.commit(batch(1, 3))
+        self.start()
+        wait_until(lambda: self.target.calls)
+        with mock.patch.object(forwarder, "STOP_S", 0.01):
+            self.assertIn("did not stop", self.forwarder.stop(1e6))
+        self.target.gate.set()
+
     def test_forwarder_that_was_not_started_can_be_stopped(self):
         self.assertIsNone(self.make().stop(0))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pigeonpost.alerts.contract import AlertChannel, AlertMessage, NotSent, Refused
 from pigeonpost.alerts.recipients import EVERYTHING, Filter
+from pigeonpost.core.redact import hide_these
 
 if TYPE_CHECKING:
     import smtplib
@@ -128,7 +129,7 @@ class EmailChannel(AlertChannel):
             raise NotSent(f'{self.place}: {error} Set [mail] tls = "tls" or "none", or remove [mail] user') from None
         except smtplib.SMTPAuthenticationError as error:
             connection.close()
-            said = _answer(error.smtp_code, error.smtp_error)
+            said = _answer(error.smtp_code, self._without_password(_bytes(error.smtp_error)))
             raise NotSent(f"{self.place}: {said}: check [mail] user and the password") from None
         except BaseException:
             connection.close()
@@ -156,6 +157,14 @@ class EmailChannel(AlertChannel):
             raise NotSent(f"{self.place}: it accepts only ASCII characters in [mail] user and the password")
         if code not in (_LOGGED_IN, _IS_LOGGED_IN):
             raise smtplib.SMTPAuthenticationError(code, text)
+
+    def _without_password(self, text: bytes) -> str:
+        """Return the response to a login, which may repeat the password, also in Base64 (RFC 4616; AUTH LOGIN)."""
+        from base64 import b64encode
+
+        user, password = self._server.user, self._server.password
+        coded = {b64encode(part.encode()).decode() for part in (password, f"\0{user}\0{password}")}
+        return hide_these(text.decode("utf-8", "replace"), {password, *coded})
 
     def _hand_over(self, connection: smtplib.SMTP, mail: EmailMessage) -> None:
         """Send `mail`. Raise Refused if the response is about it or its recipient, and is permanent."""

@@ -137,6 +137,14 @@ class Mail(unittest.TestCase):
         for kind in ("plain", "html"):
             self.assertIn("Küche: 41 °C", read.get_body((kind,)).get_content())
 
+    def test_password_that_the_server_repeats_is_hidden(self):
+        login = base64("\0pi\0canary-word")
+        for repeated in ("canary-word", base64("canary-word"), login, f"{'-' * 190} {login}"):
+            self.server.responses = {"EHLO": b"250-mail\r\n250 AUTH PLAIN", "AUTH": f"535 no: {repeated}".encode()}
+            with self.subTest(repeated), self.assertRaisesRegex(NotSent, r"535 no: -*( ?\*\*\*)+: check") as caught:
+                mail_to(self.port, user="pi", password="canary-word").send(HELLO)
+            self.assertNotIn(base64("canary")[:8], str(caught.exception))
+
     def test_password_is_sent_as_utf_8(self):
         for user, password, offered, line in (
             ("pi", "pässwört", b"PLAIN LOGIN", "AUTH PLAIN " + base64("\0pi\0pässwört")),

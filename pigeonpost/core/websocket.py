@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from pigeonpost.core.dial import connected
 from pigeonpost.core.http_client import (
     USER_AGENT,
     AnswerCutOff,
@@ -86,7 +87,8 @@ class WebSocket:
 
     Args:
         url: Address with scheme (http for ws, https for wss), host, port, path and query.
-        timeout_s: Time limit in seconds for connecting, and for sending one message.
+        timeout_s: Time limit in seconds for connecting to each address of the host, for the opening handshake, and for
+            sending one message.
         trust: Trusted servers for https; None for those that the system trusts.
         limit_bytes: Maximum length of a received message.
 
@@ -116,9 +118,9 @@ class WebSocket:
         """
         self.end()
         self._received.clear()
-        deadline_s = time.monotonic() + self._timeout_s
         with self._translated():
-            self._open(deadline_s)
+            connected(self._url.host, self._url.port, self._timeout_s, self._made)
+            deadline_s = time.monotonic() + self._timeout_s
             if self._trust is not None:
                 self._sock = self._trust.context.wrap_socket(
                     self._sock, server_hostname=self._url.host, do_handshake_on_connect=False
@@ -188,21 +190,9 @@ class WebSocket:
 
     # ---------------------------------------------------------------------------------------- opening handshake
 
-    def _open(self, deadline_s: float) -> None:
-        """Connect to the first address of the host that answers. Each one has an equal part of the time."""
-        addresses = socket.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
-        for left in range(len(addresses), 0, -1):
-            family, kind, protocol, _, address = addresses[-left]
-            self._sock = socket.socket(family, kind, protocol)
-            try:
-                now_s = time.monotonic()
-                self._set_timeout(now_s + (deadline_s - now_s) / left)
-                self._sock.connect(address)
-                return
-            except OSError:
-                self.end()
-                if left == 1:
-                    raise
+    def _made(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._check_cut()
 
     def _request(self, key: bytes) -> bytes:
         host = self.server.partition("://")[2]
@@ -329,12 +319,15 @@ class WebSocket:
     def _set_timeout(self, deadline_s: float) -> None:
         if self._sock is None:
             raise HttpError("there is no connection", self.server)
-        if self._is_cut:
-            raise HttpError("the connection is aborted", self.server)
+        self._check_cut()
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(left_s)
+
+    def _check_cut(self) -> None:
+        if self._is_cut:
+            raise HttpError("the connection is aborted", self.server)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

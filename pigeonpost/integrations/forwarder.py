@@ -193,7 +193,8 @@ class Forwarder(Transport):
                 pause_s = min(error.pause_s or 0.0, LONGEST_PAUSE_S)
                 # A connection that the target has closed, because it was idle, is not a fault.
                 if failures > 1 or pause_s:
-                    self._record("target", f"{self._target.place} does not accept samples: {error}")
+                    place = self._target.place
+                    self._record("target", f"{place} does not accept samples: {str(error).removeprefix(f'{place}: ')}")
             except (NotKept, NotStored, DiskError) as error:
                 failures += 1
                 self._record("data", f"this server's data cannot be read: {error}")

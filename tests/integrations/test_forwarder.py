@@ -269,10 +269,11 @@ class PositionTest(ForwardCase, unittest.TestCase):
 
 class FaultTest(ForwardCase, unittest.TestCase):
     def test_fault_of_the_target_is_shown_and_ends_with_the_next_success(self):
-        self.target.away = NotDelivered("no route")
+        self.target.away = NotDelivered("fake:1: no route")
         self.start()
         self.commit(batch(1, 25))
         wait_until(lambda: "no route" in self.status().fault, "the fault")
+        self.assertEqual(self.status().fault, "fake:1 does not accept samples: no route")
         self.assertEqual((self.status().backlog, self.status().success_ms), (25, None))
         self.target.away = None
         self.wait_for(*seqs(1, 25))

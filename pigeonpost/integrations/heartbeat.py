@@ -135,6 +135,10 @@ class Heartbeat(Transport):
             if not self._stopping.is_set():
                 self._note(f"{self._url.shown}: {error}")
             return min(RETRY_S, self._every_s)
+        except Exception as error:
+            log.exception("heartbeat")
+            self._note(f"internal error, see the log: {type(error).__name__}")
+            return min(RETRY_S, self._every_s)
         reason = self._reason(answer, bool(faults))
         self._note(reason)
         if not reason:

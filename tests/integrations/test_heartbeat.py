@@ -115,6 +115,16 @@ class Answers(HeartbeatCase):
             self.assertNotIn("canary", str(logged.output) + str(part.statuses()))
             self.assertIsNone(part.statuses()[0].success_ms)
 
+    def test_internal_error_is_a_fault_and_the_requests_continue(self):
+        with (
+            mock.patch.object(heartbeat, "make_request", side_effect=RuntimeError),
+            self.assertLogs("pigeonpost.integrations.heartbeat", "ERROR"),
+        ):
+            self.assertEqual(self.part.beat(), 60)
+        self.assertEqual(self.part.fault, "internal error, see the log: RuntimeError")
+        self.part.beat()
+        self.assertEqual(self.part.fault, "")
+
     def test_service_that_does_not_know_failures_is_explained(self):
         self.part.beat()
         self.part.parts = {"watch": SimpleNamespace(fault="away")}

@@ -84,7 +84,10 @@ class Lifecycle:
     def run(self, ready: Callable[[], object]) -> int:
         """Start all components, call `ready`, wait for the end, and stop all components. Return the exit status."""
         signal.set_wakeup_fd(self._wake_pipe.writer_fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not started by nohup(1): its terminal was closed
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, self._on_signal)
         threading.excepthook = self._on_lost_thread
         started: list[LifecycleComponent] = []
@@ -107,7 +110,7 @@ class Lifecycle:
         # `fail` has logged the reason of a failure.
         how = f" with exit status {self._status}" if self._status else f": {self.reason}" if self.reason else ""
         log.info("ended%s", how)
-        for number in (signal.SIGTERM, signal.SIGINT):  # a signal while Python ends would replace the exit status
+        for number in numbers:  # a signal while Python ends would replace the exit status
             signal.signal(number, signal.SIG_IGN)
         return self._status
 

@@ -61,11 +61,12 @@ class DemoTrials:
         return self._node.pid
 
     def kill_node(self) -> None:
-        """Send SIGKILL to the node."""
+        """Send SIGKILL to the node, if it is running."""
         with self._lock:
+            if self._node.pid is not None:
+                log.warning("demonstration: the node is killed")
             self._node.kill()
             self.relay.lead_to(None)
-        log.warning("demonstration: the node is killed")
 
     def start_node(self) -> None:
         """Start the node again with the same data. Does nothing if it is running.

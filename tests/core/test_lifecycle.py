@@ -21,7 +21,7 @@ class LifecycleCase(unittest.TestCase):
     """Base class. `run` belongs to the main thread, which also runs the tests; what it changes is restored."""
 
     def setUp(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.addCleanup(signal.set_wakeup_fd, -1)
         self.addCleanup(setattr, threading, "excepthook", threading.excepthook)
@@ -175,11 +175,18 @@ class Checks(LifecycleCase):
 
 
 class Signals(LifecycleCase):
-    def test_sigterm_and_sigint_end_the_program(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def test_signals_end_the_program(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the end of a program ignores it
             program = Lifecycle([self.part("a")])
             self.assertEqual(program.run(lambda number=number: os.kill(os.getpid(), number)), 0)
             self.assertEqual(program.reason, f"received {number.name}")
+
+    def test_closed_terminal_does_not_end_a_program_started_by_nohup(self):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        program = Lifecycle([])
+        program.run(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGHUP, signal.SIGTERM)])
+        self.assertEqual(program.reason, "received SIGTERM")
 
     def assert_ends(self, code, *arguments):
         """Assert that a new Python process runs `code` to its end."""

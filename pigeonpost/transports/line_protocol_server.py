@@ -22,7 +22,7 @@ from pigeonpost.core.errors import AuthFailed, BeyondLimit, DamagedFile, DiskErr
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.credentials import Credentials, read_credentials
 from pigeonpost.http.message import JSON, BodyConsumer, Endpoint, HTTPError, Request, Response, form_of
-from pigeonpost.http.unpacking import BodyCollector
+from pigeonpost.http.proven_body import ProvenBody, answered_by_consumer
 from pigeonpost.server.timed_readings import TimedReading
 from pigeonpost.transports.line_protocol import (
     PRECISIONS,
@@ -60,28 +60,6 @@ _CODES = {
     400: "invalid", 401: "unauthorized", 403: "forbidden", 413: "request too large", 422: "unprocessable entity",
     429: "too many requests", 503: "unavailable",
 }  # fmt: skip
-
-
-class _Body:
-    """Consumer of the request body, after the token has been checked."""
-
-    is_proven = True
-
-    def __init__(self, end: LineProtocol, request: Request) -> None:
-        self._end = end
-        self._request = request
-        is_gzip = request.headers.get("content-encoding", "identity").lower() == "gzip"
-        self._body = BodyCollector(is_gzip, BODY_BYTES)
-
-    def take(self, data: bytes) -> None:
-        self._body.take(data)
-
-    def finish(self) -> Response:
-        # Check the token again, since it may have been revoked.
-        return self._end.take(self._end.sender(self._request), self._request, self._body.finish())
-
-    def abandon(self) -> None:
-        self._body.clear()
 
 
 class _Head:
@@ -149,10 +127,11 @@ class LineProtocol:
         self._free = threading.BoundedSemaphore(MOST_AT_ONCE)
         self._tally = Tally("line protocol", "influxdb", "POST /write", "lines", context.clock)
         self.endpoints: Sequence[Endpoint] = [
-            Endpoint("POST", "/write", _no_body, BODY_BYTES, receive=self._receive, takes_encoded=True,
-                     refusal=_refusal_1),
-            Endpoint("POST", "/api/v2/write", _no_body, BODY_BYTES, receive=self._receive, takes_encoded=True,
-                     refusal=_refusal_2),
+            *(
+                Endpoint("POST", path, answered_by_consumer, BODY_BYTES, receive=self._receive, takes_encoded=True,
+                         refusal=refusal)
+                for path, refusal in (("/write", _refusal_1), ("/api/v2/write", _refusal_2))
+            ),
             *(Endpoint(method, "/query", self.query, refusal=_refusal_1) for method in ("GET", "POST")),
             *(Endpoint(method, "/ping", ping) for method in ("GET", "HEAD")),
             *(Endpoint(method, "/health", health) for method in ("GET", "HEAD")),
@@ -172,7 +151,8 @@ class LineProtocol:
         known = _PRECISIONS_2 if request.path.startswith("/api/") else PRECISIONS
         if "precision" in request.query and request.query["precision"] not in known:
             raise HTTPError(400, "precision must be ns, us, ms or s.", "precision")
-        return _Body(self, request)
+        is_gzip = request.headers.get("content-encoding", "identity").lower() == "gzip"
+        return ProvenBody(lambda data: self.take(self.sender(request), request, data), BODY_BYTES, is_gzip)
 
     def take(self, sender: Sender, request: Request, data: bytearray) -> Response:
         """Make the values of all valid lines durable, and return the response 204.
@@ -370,7 +350,3 @@ def _refusal_2(error: HTTPError) -> Response:
     headers = {"Cache-Control": "no-store", **error.headers}
     content = {"code": _CODES.get(error.status, "invalid"), "message": error.text}
     return Response(write_json(content).encode() + b"\n", JSON, error.status, headers)
-
-
-def _no_body(request: Request) -> Response:
-    raise AssertionError("the consumer reads the body")

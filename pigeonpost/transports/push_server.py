@@ -24,6 +24,7 @@ from pigeonpost.core.errors import AuthFailed, BeyondLimit, DiskError, NotStored
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.http.credentials import Credentials, is_browser, read_credentials
 from pigeonpost.http.message import JSON, BodyConsumer, Endpoint, HTTPError, Request, Response
+from pigeonpost.http.proven_body import ProvenBody, answered_by_consumer
 from pigeonpost.server.command_queue import CommandQueue
 from pigeonpost.server.commit_waiter import CommitWaiter
 from pigeonpost.server.unnumbered_sources import Claim
@@ -53,27 +54,6 @@ def _http_errors() -> Iterator[None]:
         raise HTTPError(503, f"{error}.", "busy", {"Retry-After": str(_BUSY_S)}) from None
 
 
-class _Body:
-    """Consumer of the request body, after the token has been checked."""
-
-    is_proven = True
-
-    def __init__(self, end: PushServerTransport, request: Request) -> None:
-        self._end = end
-        self._request = request
-        self._data = bytearray()
-
-    def take(self, data: bytes) -> None:
-        self._data += data
-
-    def finish(self) -> Response:
-        # Check the token again, since it may have been revoked.
-        return self._end.take(self._end.node_of(self._request), self._data)
-
-    def abandon(self) -> None:
-        self._data.clear()
-
-
 class PushServerTransport(PassiveTransport):
     """The endpoints `POST /api/v1/samples` and `GET /api/v1/samples/resume`.
 
@@ -88,17 +68,14 @@ class PushServerTransport(PassiveTransport):
         if context.names is not None:
             context.names.on_rename.append(self._commands.on_rename)
         self.endpoints: Sequence[Endpoint] = [
-            Endpoint("POST", "/api/v1/samples", self._no_body, PAYLOAD_BYTES, receive=self._receive),
+            Endpoint("POST", "/api/v1/samples", answered_by_consumer, PAYLOAD_BYTES, receive=self._receive),
             Endpoint("GET", "/api/v1/samples/resume", self.resume),
         ]
 
     def _receive(self, request: Request, length: int) -> BodyConsumer:
         """Check the token before the body is read: only an authenticated client may send a long body."""
         self.node_of(request)
-        return _Body(self, request)
-
-    def _no_body(self, request: Request) -> Response:
-        raise AssertionError("the consumer reads the body")
+        return ProvenBody(lambda data: self.take(self.node_of(request), data), PAYLOAD_BYTES)
 
     def node_of(self, request: Request) -> str:
         """Return the node whose token `request` contains, or an empty string for the token of a program that may write.

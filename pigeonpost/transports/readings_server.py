@@ -19,6 +19,7 @@ from pigeonpost.core.errors import AuthFailed, BadArgument, BeyondLimit, NotStor
 from pigeonpost.core.strict_json import read_json, write_json
 from pigeonpost.http.credentials import read_credentials
 from pigeonpost.http.message import JSON, BodyConsumer, Endpoint, HTTPError, Request, Response
+from pigeonpost.http.proven_body import ProvenBody, answered_by_consumer
 from pigeonpost.link.checks import check_value
 from pigeonpost.server.timed_readings import TimedReading, TimedReadings
 from pigeonpost.transports.contract import IntegrationStatus, PassiveTransport
@@ -45,29 +46,6 @@ class _Item:
         self.where, self.node, self.reading = where, node, reading
 
 
-class _Body:
-    """Consumer of the request body, after the token has been checked."""
-
-    is_proven = True
-
-    def __init__(self, end: ReadingsServerTransport, request: Request) -> None:
-        self._end = end
-        self._request = request
-        self._data = bytearray()
-
-    def take(self, data: bytes) -> None:
-        self._data += data
-
-    def finish(self) -> Response:
-        # Check the token again, since it may have been revoked.
-        return self._end.take(
-            find_sender(self._end.context, self._request, read_credentials(self._request)), self._data
-        )
-
-    def abandon(self) -> None:
-        self._data.clear()
-
-
 class ReadingsServerTransport(PassiveTransport):
     """The endpoints `POST /api/v1/readings`, and those of the line protocol.
 
@@ -85,7 +63,7 @@ class ReadingsServerTransport(PassiveTransport):
         self._tally = Tally("readings", "http", "POST /api/v1/readings", "readings", context.clock)
         self._lines = LineProtocol(context, self._timed)
         self.endpoints: Sequence[Endpoint] = [
-            Endpoint("POST", "/api/v1/readings", self._no_body, BODY_BYTES, receive=self._receive),
+            Endpoint("POST", "/api/v1/readings", answered_by_consumer, BODY_BYTES, receive=self._receive),
             *self._lines.endpoints,
         ]
 
@@ -94,11 +72,11 @@ class ReadingsServerTransport(PassiveTransport):
 
     def _receive(self, request: Request, length: int) -> BodyConsumer:
         """Check the token before the body is read: only an authenticated client may send a long body."""
-        find_sender(self.context, request, read_credentials(request))
-        return _Body(self, request)
+        self._sender(request)
+        return ProvenBody(lambda data: self.take(self._sender(request), data), BODY_BYTES)
 
-    def _no_body(self, request: Request) -> Response:
-        raise AssertionError("the consumer reads the body")
+    def _sender(self, request: Request) -> Sender:
+        return find_sender(self.context, request, read_credentials(request))
 
     def take(self, sender: Sender, data: bytes | bytearray) -> Response:
         """Make the readings in the body `data` durable, and return the response with their number.

@@ -105,7 +105,7 @@ class Stored(PushCase):
         """Refused bodies of 1 MB once took 2 MB each: exceptions referred to frames, and those to the bodies."""
 
         def kept():
-            kinds = ("Request", "_Body", "CommitWaiter")
+            kinds = ("Request", "ProvenBody", "CommitWaiter")
             return [one for one in gc.get_objects() if type(one).__name__ in kinds and id(one) not in others]
 
         others = set()

@@ -13,11 +13,13 @@ import math
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pigeonpost.core.config import matching
+from pigeonpost.core.config import Option, matching, text
+from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.http_client import USER_AGENT, HttpConnection, HttpError, HttpResponse, ServerTrust, split_url
 from pigeonpost.core.redact import hide_secrets, hide_these, secrets_in
 from pigeonpost.core.retry_after import retry_after_s
@@ -44,6 +46,39 @@ def _is_base_url(url: str) -> bool:
 
 
 base_url = matching(_is_base_url, "an address such as http://HOST:PORT, without a query")
+
+
+LOGIN_OPTIONS = (
+    Option("token", text, "", "token for the header Authorization: Bearer"),
+    Option("user", text, "", "user for Basic authentication"),
+    Option("password", text, "", "password of this user"),
+    Option("ca", text, "", "PEM file of the authority that signed the certificate of the server"),
+)
+
+
+def make_poster(values: Mapping[str, Any], where: str, example: str, **more: Any) -> HttpPoster:
+    """Return the sender for the keys of a [[forward]] table.
+
+    Args:
+        values: The key `url`, and those of LOGIN_OPTIONS or `certificate` that the kind has.
+        where: File and table, for errors.
+        example: Usual address of such a target, for the error if `url` is missing.
+        more: Further arguments of HttpPoster.
+
+    Raises:
+        SettingsError: `url` is missing or invalid.
+    """
+    if values["url"] is None:
+        raise SettingsError(f'{where}: url is missing, for example "{example}"')
+    try:
+        return HttpPoster(**values, **more)
+    except ValueError as error:
+        raise SettingsError(f"{where}: url {error}") from None
+
+
+def headers_in(lines: Iterable[str]) -> dict[str, str]:
+    """Return the headers in `lines` of the form `NAME: VALUE`."""
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def gzip(content: bytes) -> bytes:

@@ -14,15 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pigeonpost.core.config import Option, matching, text
-from pigeonpost.core.errors import BadArgument, SettingsError
+from pigeonpost.core.config import Option, matching
+from pigeonpost.core.errors import BadArgument
 from pigeonpost.core.http_client import HttpResponse
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.core.tolerant_json import read_tolerant_json
 from pigeonpost.core.version import VERSION
 from pigeonpost.integration_settings import HEADER_TAKES, is_header
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget, RefusedData
-from pigeonpost.integrations.forward_http import HttpPoster, base_url, gzip
+from pigeonpost.integrations.forward_http import LOGIN_OPTIONS, HttpPoster, base_url, gzip, headers_in, make_poster
 from pigeonpost.integrations.forward_settings import list_of, own_keys
 from pigeonpost.transports.contract import ServerContext
 
@@ -30,11 +30,8 @@ PATH = "/v1/metrics"
 _is_prefix = re.compile(r"[A-Za-z][A-Za-z0-9_.]*|").fullmatch
 OPTIONS = (
     Option("url", base_url, None, "address of the receiver, without /v1/metrics"),
-    Option("token", text, "", "token for the header Authorization: Bearer"),
-    Option("user", text, "", "user for Basic authentication"),
-    Option("password", text, "", "password of this user"),
+    *LOGIN_OPTIONS,
     Option("headers", list_of(matching(is_header, HEADER_TAKES)), (), "additional HTTP headers"),
-    Option("ca", text, "", "PEM file of the authority that signed the certificate of the receiver"),
     Option("prefix", matching(_is_prefix, "the beginning of a metric name, such as pigeonpost_"), "",
            "prefix of the metric names"),
 )  # fmt: skip
@@ -63,11 +60,8 @@ def make(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwar
         SettingsError: A key is unknown or missing, or a value is invalid.
     """
     found = own_keys(table, OPTIONS, where)
-    if found["url"] is None:
-        raise SettingsError(f'{where}: url is missing, for example "http://localhost:4318"')
-    prefix, pairs = found.pop("prefix"), [header.partition(":") for header in found.pop("headers")]
-    headers = {name: value.strip() for name, _, value in pairs}
-    return OtlpTarget(HttpPoster(**found), context.name, headers, prefix)
+    prefix, headers = found.pop("prefix"), headers_in(found.pop("headers"))
+    return OtlpTarget(make_poster(found, where, "http://localhost:4318"), context.name, headers, prefix)
 
 
 class OtlpTarget(ForwardTarget):

@@ -19,7 +19,7 @@ from pigeonpost.core.config import Option, text
 from pigeonpost.core.errors import BadArgument, SettingsError
 from pigeonpost.core.strict_json import read_json
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget, NotDelivered, RefusedData
-from pigeonpost.integrations.forward_http import IDLE_S, HttpPoster, base_url
+from pigeonpost.integrations.forward_http import IDLE_S, HttpPoster, base_url, make_poster
 from pigeonpost.integrations.forward_settings import own_keys
 from pigeonpost.link.checks import COLUMN_SAMPLES
 from pigeonpost.link.sample_text import columns_text, steps_text
@@ -57,11 +57,10 @@ def make(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwar
         SettingsError: A key is unknown or missing, or a value is invalid.
     """
     found = own_keys(table, OPTIONS, where)
-    if found["url"] is None:
-        raise SettingsError(f'{where}: url is missing, for example "http://192.168.1.10:8080"')
+    poster = make_poster(found, where, "http://192.168.1.10:8080", idle_s=IDLE_S)
     if not found["token"]:
         raise SettingsError(f"{where}: token is missing; {_REMEDIES[401]}")
-    return PigeonpostTarget(HttpPoster(**found, idle_s=IDLE_S), context)
+    return PigeonpostTarget(poster, context)
 
 
 class _Progress:

@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pigeonpost.core.config import Option, matching, text
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.config import Option, matching
 from pigeonpost.integration_settings import is_url
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget
-from pigeonpost.integrations.forward_http import HttpPoster, gzip
+from pigeonpost.integrations.forward_http import LOGIN_OPTIONS, HttpPoster, gzip, make_poster
 from pigeonpost.integrations.forward_settings import own_keys
 from pigeonpost.transports.contract import ServerContext
 
@@ -28,10 +27,7 @@ _HEADERS = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
 
 OPTIONS = (
     Option("url", matching(is_url, "a URL that begins with https:// or http://"), None, "address of VictoriaMetrics"),
-    Option("token", text, "", "token for the header Authorization: Bearer"),
-    Option("user", text, "", "user for Basic authentication"),
-    Option("password", text, "", "password of this user"),
-    Option("ca", text, "", "PEM file of the authority that signed the certificate of the server"),
+    *LOGIN_OPTIONS,
     Option("prefix", matching(_is_prefix, "the beginning of a metric name, such as pigeonpost_"), "",
            "prefix of the metric names"),
 )  # fmt: skip
@@ -49,13 +45,8 @@ def make(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwar
         SettingsError: A key is unknown or missing, or a value is invalid.
     """
     found = own_keys(table, OPTIONS, where)
-    if found["url"] is None:
-        raise SettingsError(f'{where}: url is missing, for example "http://localhost:8428"')
     prefix = found.pop("prefix")
-    try:
-        return VictoriaMetricsTarget(HttpPoster(**found), prefix)
-    except ValueError as error:
-        raise SettingsError(f"{where}: url {error}") from None
+    return VictoriaMetricsTarget(make_poster(found, where, "http://localhost:8428"), prefix)
 
 
 class VictoriaMetricsTarget(ForwardTarget):

@@ -18,22 +18,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.config import Option, matching, text
-from pigeonpost.core.errors import SettingsError
+from pigeonpost.core.config import Option, matching
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.integration_settings import HEADER_TAKES, is_header, is_url
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget
-from pigeonpost.integrations.forward_http import IDLE_S, HttpPoster
+from pigeonpost.integrations.forward_http import IDLE_S, LOGIN_OPTIONS, HttpPoster, headers_in, make_poster
 from pigeonpost.integrations.forward_settings import list_of, own_keys
 from pigeonpost.transports.contract import ServerContext
 
 OPTIONS = (
     Option("url", matching(is_url, "a URL that begins with https:// or http://"), None, "address of the receiver"),
-    Option("token", text, "", "token for the header Authorization: Bearer"),
-    Option("user", text, "", "user for Basic authentication"),
-    Option("password", text, "", "password of this user"),
+    *LOGIN_OPTIONS,
     Option("headers", list_of(matching(is_header, HEADER_TAKES)), (), "additional HTTP headers"),
-    Option("ca", text, "", "PEM file of the authority that signed the certificate of the receiver"),
 )
 
 
@@ -49,14 +45,9 @@ def make(table: Mapping[str, Any], where: str, context: ServerContext) -> Forwar
         SettingsError: A key is unknown or missing, or a value is invalid.
     """
     found = own_keys(table, OPTIONS, where)
-    if found["url"] is None:
-        raise SettingsError(f'{where}: url is missing, for example "https://example.org/readings"')
-    pairs = [header.partition(":") for header in found.pop("headers")]
-    headers = {name: value.strip() for name, _, value in pairs}
-    try:
-        return WebhookTarget(HttpPoster(**found, idle_s=IDLE_S), context.name, headers)
-    except ValueError as error:
-        raise SettingsError(f"{where}: url {error}") from None
+    headers = headers_in(found.pop("headers"))
+    poster = make_poster(found, where, "https://example.org/readings", idle_s=IDLE_S)
+    return WebhookTarget(poster, context.name, headers)
 
 
 class WebhookTarget(ForwardTarget):

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pigeonpost.core.clock import rfc3339
-from pigeonpost.core.config import Option, matching, number, one_of, switch, text
+from pigeonpost.core.config import Option, matching, one_of, switch, text
 from pigeonpost.core.errors import SettingsError
 from pigeonpost.core.mqtt_client import MqttConnection
+from pigeonpost.core.mqtt_options import BROKER_OPTIONS
 from pigeonpost.core.strict_json import write_json
 from pigeonpost.integrations.contract import ForwardBatch, ForwardTarget, NotDelivered
 from pigeonpost.integrations.forward_settings import own_keys
@@ -41,11 +42,7 @@ def _version(value: Any) -> int:
 
 OPTIONS = (
     Option("host", text, "localhost", "host of the MQTT broker"),
-    Option("port", number(0, 65_535, whole=True), 0, "port of the broker; 0 is 1883, or 8883 with tls"),
-    Option("user", text, "", "user at the broker"),
-    Option("password", text, "", "password of this user"),
-    Option("tls", switch, False, "encrypt the connection"),
-    Option("ca", text, "", "PEM file of the authority that signed the certificate of the broker"),
+    *BROKER_OPTIONS,
     Option("version", _version, 5, "version of MQTT: 5, or 3 for MQTT 3.1.1"),
     Option("topic", matching(_is_topic, "a topic with {sensor}, and {node} before it, such as home/{node}/{sensor}"),
            "pigeonpost/{node}/{sensor}", "topic of a sensor"),

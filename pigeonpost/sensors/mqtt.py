@@ -35,8 +35,9 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options, switch, text
+from pigeonpost.core.config import Option, a_table, matching, number, one_of, read_options, text
 from pigeonpost.core.errors import MissingLibrary, SensorError, SettingsError
+from pigeonpost.core.mqtt_options import BROKER_OPTIONS
 from pigeonpost.sensors.chips import described
 from pigeonpost.sensors.contract import (
     CALIBRATION,
@@ -73,13 +74,7 @@ def one_topic(value: Any) -> str:
 OPTIONS = (
     Option("channels", a_table, None, "one table per channel, by channel name"),
     Option("host", text, "127.0.0.1", "host name or address of the broker"),
-    Option("port", number(0, 65_535, whole=True), 0, "port of the broker; 0: 1883, or 8883 with TLS"),
-    Option("user", text, "", "user name for the broker"),
-    Option("password", text, "", "password for the broker"),
-    Option("tls", switch, False, "encrypt the connection and verify the certificate of the broker"),
-    Option(
-        "ca", text, "", "PEM file of the authority that signed the broker's certificate (default: those of this system)"
-    ),
+    *BROKER_OPTIONS,
     Option("keepalive", number(5, 3600, whole=True), 60, "seconds without data after which the connection is checked"),
     Option("preset", one_of(*PRESETS), None, "program or firmware whose topics, paths and units are predefined"),
     Option("device", one_topic, None, "name of the device in the topics of the preset"),

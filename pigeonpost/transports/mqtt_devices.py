@@ -27,10 +27,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pigeonpost.core.config import Option as Key
-from pigeonpost.core.config import a_table, matching, number, one_of, read_options, switch, text
+from pigeonpost.core.config import Option, a_table, matching, one_of, read_options, text
 from pigeonpost.core.errors import NeverStored, NotStored, SensorError, SettingsError, WireError
 from pigeonpost.core.mqtt_client import MqttConnection
+from pigeonpost.core.mqtt_options import BROKER_OPTIONS
 from pigeonpost.core.rare_log import RareLog
 from pigeonpost.sensors.contract import CALIBRATION, calibrated, dotted_path, name_of
 from pigeonpost.sensors.mqtt import LONGEST_PAYLOAD, one_topic, read_channels, value_of
@@ -48,24 +48,18 @@ OLDEST_MS = 7 * 86_400_000  # greatest age of a time in a message that is used
 AHEAD_MS = 60_000  # how far a time in a message may be in the future
 
 OPTIONS = (
-    Key("name", matching(NODE_NAME, NODE_NAME_TAKES), None, "name of the node"),
-    Key("preset", one_of(*PRESETS), None, "program or firmware whose topics, paths and units are predefined"),
-    Key("device", one_topic, None, "name of the device in the topics of the preset (default: the name of the node)"),
-    Key("channels", a_table, None, "one table per channel, by channel name; without it: all values of the preset"),
-    Key("host", text, "", "host name or address of the broker (default: the broker of [mqtt])"),
-    Key("port", number(0, 65_535, whole=True), 0, "port of the broker; 0: 1883, or 8883 with TLS"),
-    Key("user", text, "", "user name for the broker"),
-    Key("password", text, "", "password for the broker"),
-    Key("tls", switch, False, "encrypt the connection and verify the certificate of the broker"),
-    Key(
-        "ca", text, "", "PEM file of the authority that signed the broker's certificate (default: those of this system)"
-    ),
+    Option("name", matching(NODE_NAME, NODE_NAME_TAKES), None, "name of the node"),
+    Option("preset", one_of(*PRESETS), None, "program or firmware whose topics, paths and units are predefined"),
+    Option("device", one_topic, None, "name of the device in the topics of the preset (default: the name of the node)"),
+    Option("channels", a_table, None, "one table per channel, by channel name; without it: all values of the preset"),
+    Option("host", text, "", "host name or address of the broker (default: the broker of [mqtt])"),
+    *BROKER_OPTIONS,
 )
 CHANNEL_OPTIONS = (
-    Key("topic", one_topic, None, "topic to which the server subscribes"),
-    Key("value", text, None, "name of a value of the preset (default: the name of the channel)"),
-    Key("path", dotted_path, (), "path of the number in a JSON message; without it, the message is the number"),
-    Key("unit", matching(UNIT, "a text up to 32 characters"), None, "unit of the value"),
+    Option("topic", one_topic, None, "topic to which the server subscribes"),
+    Option("value", text, None, "name of a value of the preset (default: the name of the channel)"),
+    Option("path", dotted_path, (), "path of the number in a JSON message; without it, the message is the number"),
+    Option("unit", matching(UNIT, "a text up to 32 characters"), None, "unit of the value"),
     *CALIBRATION,
 )
 _BROKER_KEYS = ("host", "port", "user", "password", "tls", "ca")

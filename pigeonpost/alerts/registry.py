@@ -172,10 +172,13 @@ def report_plans(settings: Settings) -> list[ReportPlan]:
     Raises:
         SettingsError: A key of [report], or of a [[recipient]] or [[channel]] table is invalid.
     """
-    from pigeonpost.alerts.channel_settings import read_channels
     from pigeonpost.alerts.recipients import general_plan, read_recipients
 
-    recipients, channels = read_recipients(settings), read_channels(settings)
+    recipients, channels = read_recipients(settings), []
+    if settings.tables.get("channel"):
+        from pigeonpost.alerts.channel_settings import read_channels
+
+        channels = read_channels(settings)
     own = {one.to for one in recipients}
     general = [f"mail:{to}" for to in dict.fromkeys(settings["mail", "to"]) if to not in own]
     if settings["webhook", "url"]:

@@ -138,7 +138,7 @@ class HomeAssistantDiscovery(Transport):
         self._is_replaced = False  # True if another client has published to the topic `online` of this server
         self._looked_s = -LOOK_S
         self._done, self._success_ms = 0, None  # type: tuple[int, int | None]
-        self._file_fault = self._refusal = ""
+        self._file_fault = self._refusal = self._internal_fault = ""
         self._warned: set[str] = set()
         self.is_home_assistant_on = True  # until it reports that it ends
         self._is_heard = False  # True once Home Assistant has reported its state since the last connection
@@ -180,9 +180,9 @@ class HomeAssistantDiscovery(Transport):
 
     @property
     def fault(self) -> str:  # type: ignore[override]
-        """The fault of the broker or of the file, or an empty string."""
+        """The fault of the broker, of this part or of the file, or an empty string."""
         broker = "" if self._broker.fault == NOT_YET else self._broker.fault
-        return broker or self._refusal or self._file_fault
+        return broker or self._internal_fault or self._refusal or self._file_fault
 
     def expire_s(self, node: str) -> float:
         """Return the seconds after which a value of `node` is no longer current in Home Assistant."""
@@ -283,15 +283,24 @@ class HomeAssistantDiscovery(Transport):
             self._wake.wait(EVERY_S)
             self._wake.clear()
             if self._broker.connected:
-                try:
-                    self._work(clock.monotonic())
-                except (NotStored, DiskError) as error:
-                    self._is_new = True
-                    log.debug("Home Assistant: %s; trying again", error)
-                except Exception:  # a fault of this part must not end it
-                    self._is_new = True
-                    log.exception("Home Assistant: internal error; trying again")
+                self._try_to_work(clock.monotonic())
             self._stopping.wait(EVERY_S)
+
+    def _try_to_work(self, now_s: float) -> None:
+        """Publish all that has changed. An error does not end this part: everything is published again."""
+        try:
+            self._work(now_s)
+        except (NotStored, DiskError) as error:
+            self._is_new = True
+            log.debug("Home Assistant: %s; trying again", error)
+        except Exception as error:
+            self._is_new = True
+            text = f"internal error, see the log: {type(error).__name__}: {error}"
+            if text != self._internal_fault:
+                log.exception("Home Assistant: internal error; trying again")
+            self._internal_fault = text
+        else:
+            self._internal_fault = ""
 
     def _work(self, now_s: float) -> None:
         """Publish all that has changed."""

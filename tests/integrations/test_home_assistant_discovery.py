@@ -300,6 +300,18 @@ class Discovery(DiscoveryCase):
         self.work()
         self.assertEqual(self.state(), "21.5")
 
+    def test_internal_error_is_a_fault_until_it_is_over_and_logged_once(self):
+        self.add_node()
+        failing = mock.patch.object(self.part, "_look", side_effect=ZeroDivisionError("one"))
+        with failing, self.assertLogs("pigeonpost.integrations.home_assistant_discovery", "ERROR") as logged:
+            for _ in range(3):
+                self.part._try_to_work(self.context.clock.monotonic())
+        self.assertEqual(len(logged.output), 1)
+        self.assertIn("ZeroDivisionError: one", self.part.statuses()[0].fault)
+        self.part._try_to_work(self.context.clock.monotonic())
+        self.assertEqual(self.part.fault, "")
+        self.assertEqual(self.state(), "21.5")
+
     def test_broker_is_required(self):
         self.context.settings["mqtt", "host"] = ""
         with self.assertRaisesRegex(SettingsError, r"\[mqtt\] host"):

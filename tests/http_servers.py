@@ -12,6 +12,20 @@ from tests.support import LIMIT_S
 from tests.web.test_tls import make_certificate
 
 
+def unanswering_ports(test):
+    """Return (scheme, port) of servers with which a connection is never complete: one for http and one for https."""
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)  # it drops the first packet of further connections
+    silent = socket.create_server(("127.0.0.1", 0))  # it never answers the TLS handshake
+    for listener in (full, silent):
+        test.addCleanup(listener.close)
+    for _ in range(4):
+        waiting = socket.socket()
+        test.addCleanup(waiting.close)
+        waiting.setblocking(False)
+        waiting.connect_ex(full.getsockname())
+    return ("http", full.getsockname()[1]), ("https", silent.getsockname()[1])
+
+
 class Server:
     """A web server on its own port. `answers` maps paths to responses, as JSON or (status, headers, bytes)."""
 

@@ -108,6 +108,15 @@ class CertificateNotTrusted(HttpError):
         self.why = why
 
 
+def network_error(error: OSError | ValueError, server: str) -> HttpError:
+    """Return the HttpError for an `error` of a socket or of the TLS library with `server`."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        return AnswerTimeout(text, server)
+    why = getattr(error, "verify_message", "")  # of ssl.SSLCertVerificationError
+    return CertificateNotTrusted(text, why, server) if why else HttpError(text, server)
+
+
 class CertificateMismatch(HttpError):
     """The server's certificate differs from the pinned one.
 
@@ -381,13 +390,7 @@ class HttpConnection:
         except OverflowError:
             raise AnswerTooLong(limit_bytes, self.server, None) from None
         except OSError as error:  # before ValueError, because SSLCertVerificationError is both
-            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            if isinstance(error, TimeoutError):
-                raise AnswerTimeout(text, self.server) from None
-            why = getattr(error, "verify_message", "")  # of ssl.SSLCertVerificationError
-            if why:
-                raise CertificateNotTrusted(text, why, self.server) from None
-            raise HttpError(text, self.server) from None
+            raise network_error(error, self.server) from None
         except ValueError as error:  # its text contains the header
             raise HttpError(f"the host name or a header is invalid ({type(error).__name__})", self.server) from None
 

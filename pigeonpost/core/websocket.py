@@ -22,12 +22,11 @@ from pigeonpost.core.dial import connected
 from pigeonpost.core.http_client import (
     USER_AGENT,
     AnswerCutOff,
-    AnswerTimeout,
     AnswerTooLong,
-    CertificateNotTrusted,
     HttpError,
     ServerTrust,
     Url,
+    network_error,
 )
 
 MOST_SENT_BYTES = 4 << 20  # longest message that Home Assistant accepts (the default of its library aiohttp)
@@ -349,13 +348,7 @@ class WebSocket:
             raise AnswerTooLong(self._limit_bytes, self.server, None) from None
         except (OSError, ValueError) as error:  # ValueError: an invalid host name
             self.end()
-            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            if isinstance(error, TimeoutError):
-                raise AnswerTimeout(text, self.server) from None
-            why = getattr(error, "verify_message", "")  # of ssl.SSLCertVerificationError
-            if why:
-                raise CertificateNotTrusted(text, why, self.server) from None
-            raise HttpError(text, self.server) from None
+            raise network_error(error, self.server) from None
 
 
 def _frame(opcode: int, payload: bytes) -> bytes:

@@ -30,7 +30,7 @@ from pigeonpost.core.http_client import (
     split_url,
 )
 from pigeonpost.web.tls import fingerprint_of
-from tests.http_servers import Server, certificates, raw_server, says
+from tests.http_servers import Server, certificates, raw_server, says, unanswering_ports
 from tests.support import LIMIT_S, free_port, wait_until
 from tests.test_layers import FILES, info
 
@@ -197,17 +197,8 @@ class Connections(ConnectionCase):
         connection.cut()  # the connection has ended already
 
     def test_another_thread_can_abort_the_connecting(self):
-        full = socket.create_server(("127.0.0.1", 0), backlog=0)  # it drops the first packet of further connections
-        silent = socket.create_server(("127.0.0.1", 0))  # it never answers the TLS handshake
-        for listener in (full, silent):
-            self.addCleanup(listener.close)
-        for _ in range(4):
-            waiting = socket.socket()
-            self.addCleanup(waiting.close)
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        for scheme, listener in (("http", full), ("https", silent)):
-            connection = HttpConnection(split_url(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"), LIMIT_S)
+        for scheme, port in unanswering_ports(self):
+            connection = HttpConnection(split_url(f"{scheme}://127.0.0.1:{port}"), LIMIT_S)
             threading.Timer(0.05, connection.cut).start()
             start_s = time.monotonic()
             with self.subTest(scheme), self.assertRaises(HttpError) as caught:

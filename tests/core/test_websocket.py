@@ -21,7 +21,7 @@ from pigeonpost.core.http_client import (
 )
 from pigeonpost.core.websocket import MOST_SENT_BYTES, WebSocket, WebSocketClosed, WebSocketRefused
 from pigeonpost.web.tls import fingerprint_of
-from tests.http_servers import certificates
+from tests.http_servers import certificates, unanswering_ports
 from tests.support import LIMIT_S
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -268,17 +268,8 @@ class Handshake(ServerCase):
             self.connect(self.serve(talk, b"HTTP/1.1 101 OK\r\n"))
 
     def test_cut_ends_a_connection_that_is_being_made(self):
-        full = socket.create_server(("127.0.0.1", 0), backlog=0)  # it drops the first packet of further connections
-        silent = socket.create_server(("127.0.0.1", 0))  # it never answers the TLS handshake
-        for listener in (full, silent):
-            self.addCleanup(listener.close)
-        for _ in range(4):
-            waiting = socket.socket()
-            self.addCleanup(waiting.close)
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        for scheme, listener in (("http", full), ("https", silent)):
-            client = WebSocket(split_url(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"), 10 * LIMIT_S)
+        for scheme, port in unanswering_ports(self):
+            client = WebSocket(split_url(f"{scheme}://127.0.0.1:{port}/"), 10 * LIMIT_S)
             cut = threading.Timer(0.05, client.cut)
             cut.start()
             with self.assertRaises(HttpError):

@@ -192,7 +192,7 @@ class DemoPage:
             _Trial(
                 "Server", "running", (),
                 "A button cannot kill the server, because this page would end with it. Start the demonstration with"
-                " --data FOLDER, and run `kill -9` with the process id of server.py.",
+                " --data FOLDER, and end server.py with SIGKILL (kill -9, and its process id).",
                 "The node ends too. Start the demonstration again with the same folder: the held samples are stored,"
                 " and the count is complete.",
             ),
